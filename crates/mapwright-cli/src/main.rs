@@ -1,0 +1,2 @@
+//! The `mapwright` command.
+fn main() {}

@@ -1,0 +1,198 @@
+//! What the engine asks of the kernel: threads, time, waiting, faults, and frames with their mappings.
+//!
+//! Two implementations: `host` (Linux) and the simulator's. Every call may be a point where another thread runs: the engine
+//! makes none of them while it holds one of its own locks.
+
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use crate::error::Result;
+
+/// Which of a file's two address ranges is meant. Offsets are the same in both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum View {
+    /// What `Deref` and `get` show.
+    Plain,
+    /// What a `checked` scope shows: a block that cannot be filled reads as zeros here, and only here.
+    Checked,
+}
+
+/// Who serves the faults of slices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum FaultMode {
+    /// A thread of the pager. Also serves system calls that are handed a pointer to an absent page. The default.
+    #[default]
+    Thread,
+    /// The faulting thread itself, in a SIGBUS handler: several times faster, but a system call that is handed a pointer to
+    /// an absent page gets EFAULT.
+    InThread,
+}
+
+/// A touch of an absent page, to be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The address touched.
+    pub address: usize,
+}
+
+/// What became of a fault served in the faulting thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultOutcome {
+    /// The page is there: touch it again.
+    Served,
+    /// It could not be filled, and a message was printed: the thread gets SIGBUS.
+    Failed,
+    /// The address is none of this engine's.
+    NotOurs,
+}
+
+/// Serves faults in the faulting thread: the engine.
+pub trait FaultSink: Send + Sync {
+    /// Serves one fault. Called in a signal handler of the faulting thread, which may hold any lock but the engine's.
+    fn serve_in_thread(&self, fault: Fault) -> FaultOutcome;
+}
+
+/// What a file's frames are to be like.
+pub struct FrameSpec {
+    /// Address space to reserve, in bytes: a multiple of the block size.
+    pub capacity: u64,
+    /// Whether slices may be written through, and so writes be tracked.
+    pub writable: bool,
+    /// Who serves faults.
+    pub mode: FaultMode,
+    /// The engine, for `FaultMode::InThread`.
+    pub sink: Weak<dyn FaultSink>,
+}
+
+/// The kernel as the engine sees it.
+pub trait Kernel: Send + Sync + 'static {
+    /// Time since some fixed point; never goes back.
+    fn now(&self) -> Duration;
+
+    /// Runs `work` in a new thread.
+    ///
+    /// # Errors
+    /// When no thread can be had.
+    fn spawn(&self, name: &'static str, work: Box<dyn FnOnce() + Send>) -> io::Result<()>;
+
+    /// Sleeps while `word` holds `expected`, until woken or until `timeout` has passed. May return early for no reason.
+    fn wait(&self, word: &AtomicU32, expected: u32, timeout: Option<Duration>);
+
+    /// Wakes every thread that waits on `word`.
+    fn wake(&self, word: &AtomicU32);
+
+    /// Makes the frames of one file: address space and memory, all absent.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`](crate::Error::Unsupported) with the remedy where the machine lacks a facility.
+    fn frames(&self, spec: FrameSpec) -> Result<Arc<dyn Frames>>;
+
+    /// Waits for faults of `FaultMode::Thread` and appends them to `faults`; returns with none when `interrupt_faults` was
+    /// called.
+    ///
+    /// # Errors
+    /// When the kernel refuses: the caller stops serving.
+    fn wait_faults(&self, faults: &mut Vec<Fault>) -> io::Result<()>;
+
+    /// Makes `wait_faults` return, now or at its next call.
+    fn interrupt_faults(&self);
+}
+
+/// The memory of one file's resident blocks and the address ranges that show it.
+///
+/// A page of the file is *absent* (no frame), *stored* (a frame, shown nowhere) or *mapped* in one or both views. Ranges are
+/// byte offsets in the file, multiples of the page size.
+///
+/// | from → to | by |
+/// | --- | --- |
+/// | absent → stored | `store` |
+/// | stored → mapped, clean and write-protected | `map` |
+/// | mapped clean → mapped written | a write through the view: no call, no fault that anybody sees |
+/// | mapped written → mapped clean | `take_written` |
+/// | mapped → stored | `unmap`; what was written is still told by `written` until the next `map` of that page |
+/// | stored or mapped → absent | `release` |
+///
+/// A touch of a page that is not mapped in that view is a fault. This is the whole interface to memory: frames that move
+/// between a pool and their place can stand behind it as well as frames that are shared.
+pub trait Frames: Send + Sync {
+    /// Address of offset 0 in a view.
+    ///
+    /// # Errors
+    /// When the view does not exist yet and cannot be made.
+    fn address(&self, view: View) -> Result<usize>;
+
+    /// Makes `bytes` the contents of the absent or stored pages from `at` on.
+    ///
+    /// # Errors
+    /// When memory is short; the pages may then be stored in part.
+    fn store(&self, at: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Copies the contents of stored or mapped pages out, by the frame and not by the mapping.
+    ///
+    /// # Errors
+    /// Never in practice; whatever the kernel says.
+    fn load(&self, at: u64, into: &mut [u8]) -> io::Result<()>;
+
+    /// Shows stored pages in a view, clean and write-protected, and wakes the threads that wait for them there. Pages that
+    /// are mapped already stay as they are.
+    ///
+    /// # Errors
+    /// When page tables can't be had.
+    fn map(&self, view: View, range: Range<u64>) -> io::Result<()>;
+
+    /// Shows the ranges in no view any more; contents stay.
+    ///
+    /// # Errors
+    /// Whatever the kernel says.
+    fn unmap(&self, ranges: &[Range<u64>]) -> io::Result<()>;
+
+    /// Appends the parts of `range` written through `view` since they were mapped or last taken, also if unmapped since.
+    /// Tells nothing useful about pages that were never mapped in this view.
+    ///
+    /// # Errors
+    /// Whatever the kernel says.
+    fn written(&self, view: View, range: Range<u64>, out: &mut Vec<Range<u64>>) -> io::Result<()>;
+
+    /// As `written`, and in the same step makes those pages clean and write-protected again.
+    ///
+    /// # Errors
+    /// Whatever the kernel says.
+    fn take_written(&self, view: View, range: Range<u64>, out: &mut Vec<Range<u64>>) -> io::Result<()>;
+
+    /// Drops the contents of ranges and returns their memory; they are absent, in every view.
+    ///
+    /// # Errors
+    /// Whatever the kernel says.
+    fn release(&self, ranges: &[Range<u64>]) -> io::Result<()>;
+
+    /// Makes threads that wait for pages of `range` in any view touch them again.
+    fn wake(&self, range: Range<u64>);
+
+    /// Copies bytes out through the plain view. All pages are mapped and held there by the caller.
+    fn copy_out(&self, at: u64, into: &mut [u8]);
+
+    /// Copies bytes in through the plain view, so that they count as written. All pages are mapped and held there.
+    fn copy_in(&self, at: u64, bytes: &[u8]);
+
+    /// Shows zeros for `range` in the checked view, until `restore`.
+    ///
+    /// # Errors
+    /// Whatever the kernel says.
+    fn zero(&self, range: Range<u64>) -> io::Result<()>;
+
+    /// Makes `range` of the checked view an ordinary, unmapped part of the view again.
+    ///
+    /// # Errors
+    /// Whatever the kernel says; the range still shows zeros then.
+    fn restore(&self, range: Range<u64>) -> io::Result<()>;
+
+    /// Lets every thread that touches `range` in the plain view get SIGBUS, until the range is mapped.
+    ///
+    /// # Errors
+    /// Whatever the kernel says.
+    fn poison(&self, range: Range<u64>) -> io::Result<()>;
+}

@@ -1,0 +1,188 @@
+//! The one error type of the library.
+//!
+//! Every variant carries the values a caller needs to act (path, offset, length, errno) and its message ends with what to
+//! do. Errors are cheap to clone because one failed fill may have many waiters.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Result of a mapwright operation.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What another program did to a file while it was mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Change {
+    /// The file is shorter than when it was opened (both in bytes).
+    Truncated {
+        /// Length in bytes when the map was made or last refreshed.
+        was: u64,
+        /// Length in bytes now.
+        now: u64,
+    },
+    /// The contents were modified: the modification time or the length differs.
+    Modified,
+    /// The store now names another object.
+    Replaced,
+}
+
+impl std::fmt::Display for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Truncated { was, now } => write!(f, "it was truncated from {was} to {now} bytes"),
+            Self::Modified => f.write_str("its contents were modified"),
+            Self::Replaced => f.write_str("it was replaced by another file"),
+        }
+    }
+}
+
+/// Why an operation failed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The store returned an error.
+    #[error("{path}: {operation} at offset {offset} ({len} bytes): {source}")]
+    Io {
+        /// What was being done: `"read"`, `"write"`, `"sync"`, `"set length"`, `"open"`, …
+        operation: &'static str,
+        /// The store's name, a path for files.
+        path: String,
+        /// First byte concerned.
+        offset: u64,
+        /// Number of bytes concerned; 0 where the operation has no range.
+        len: u64,
+        /// The error as the kernel or the store gave it.
+        source: Arc<io::Error>,
+    },
+    /// The file was changed by somebody else since it was opened; what was read since would mix two versions.
+    #[error("{path}: changed while mapped: {change} (seen at offset {offset}); open it again, or map it writable to lock it")]
+    Changed {
+        /// The store's name.
+        path: String,
+        /// Where the change was noticed.
+        offset: u64,
+        /// What changed.
+        change: Change,
+    },
+    /// The store did not answer within the deadline.
+    #[error("{path}: no answer for offset {offset} ({len} bytes) within {waited:?}; raise MapOptions::deadline or check the device")]
+    TimedOut {
+        /// The store's name.
+        path: String,
+        /// First byte waited for.
+        offset: u64,
+        /// Number of bytes waited for.
+        len: u64,
+        /// How long the operation waited.
+        waited: Duration,
+    },
+    /// Everything in the budget is pinned or could not be written back.
+    #[error("the pager's budget of {budget} bytes is exhausted ({needed} more needed): {remedy}")]
+    BudgetExhausted {
+        /// Bytes that were asked for.
+        needed: u64,
+        /// The pager's budget in bytes.
+        budget: u64,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A range reaches past the end.
+    #[error("{path}: range {offset}..{end} reaches past the end at {file_len}")]
+    OutOfRange {
+        /// The store's name.
+        path: String,
+        /// First byte asked for.
+        offset: u64,
+        /// One past the last byte asked for.
+        end: u64,
+        /// Length in bytes of what is mapped.
+        file_len: u64,
+    },
+    /// An option or argument makes no sense.
+    #[error("{what}: {remedy}")]
+    Invalid {
+        /// What was wrong, values included.
+        what: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The machine does not offer what the operation needs.
+    #[error("{feature} is not available here ({source}): {remedy}")]
+    Unsupported {
+        /// The facility that is missing.
+        feature: &'static str,
+        /// What to do about it.
+        remedy: &'static str,
+        /// What the kernel answered.
+        source: Arc<io::Error>,
+    },
+    /// Somebody holds the file: another writer, or a mapping of the other kind in this pager.
+    #[error("{path}: already open for writing ({holder}); close it there first")]
+    Locked {
+        /// The store's name.
+        path: String,
+        /// Who holds it, as far as is known.
+        holder: &'static str,
+    },
+    /// The store cannot be written.
+    #[error("{path}: not writable; open it with Map::open, or give yourself write permission")]
+    ReadOnly {
+        /// The store's name.
+        path: String,
+    },
+    /// This kind of file cannot be mapped.
+    #[error("{path}: {kind} cannot be mapped: {remedy}")]
+    NotMappable {
+        /// The path.
+        path: String,
+        /// What it is: `"a directory"`, `"a pipe"`, …
+        kind: &'static str,
+        /// What to do instead.
+        remedy: &'static str,
+    },
+    /// An earlier write-back or sync failed and was not acknowledged yet. Nothing was dropped: the pages are still dirty.
+    #[error("{path}: an earlier write-back failed and is not acknowledged: {source}")]
+    Latched {
+        /// The store's name.
+        path: String,
+        /// The first failure.
+        source: Arc<Error>,
+    },
+}
+
+impl Error {
+    /// An [`Error::Io`] for a range of a store.
+    pub fn io(operation: &'static str, path: impl Into<String>, offset: u64, len: u64, source: io::Error) -> Self {
+        Self::Io { operation, path: path.into(), offset, len, source: Arc::new(source) }
+    }
+
+    /// An [`Error::Invalid`].
+    pub fn invalid(what: impl Into<String>, remedy: &'static str) -> Self {
+        Self::Invalid { what: what.into(), remedy }
+    }
+
+    /// The kernel's error number behind this error, where there is one.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Io { source, .. } | Self::Unsupported { source, .. } => source.raw_os_error(),
+            Self::Latched { source, .. } => source.errno(),
+            _ => None,
+        }
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        let kind = match &error {
+            Error::Io { source, .. } | Error::Unsupported { source, .. } => source.kind(),
+            Error::TimedOut { .. } => io::ErrorKind::TimedOut,
+            Error::OutOfRange { .. } | Error::Invalid { .. } | Error::NotMappable { .. } => io::ErrorKind::InvalidInput,
+            Error::Locked { .. } => io::ErrorKind::WouldBlock,
+            Error::ReadOnly { .. } => io::ErrorKind::PermissionDenied,
+            Error::BudgetExhausted { .. } => io::ErrorKind::OutOfMemory,
+            Error::Changed { .. } | Error::Latched { .. } => io::ErrorKind::Other,
+        };
+        io::Error::new(kind, error)
+    }
+}

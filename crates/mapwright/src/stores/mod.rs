@@ -1,0 +1,122 @@
+//! Stores: where bytes come from and go to.
+//!
+//! A store is a flat array of bytes with a length. The engine calls it from many threads at once, never under a lock, and
+//! never through a mapping that the same pager serves. [`conformance`] checks a store against the contract below.
+
+use std::io;
+
+pub mod conformance;
+mod file;
+mod memory;
+
+pub use file::{FileOptions, FileStore};
+pub use memory::MemoryStore;
+
+/// What a store's contents were when it was looked at. Two equal versions mean: not one byte differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Version {
+    /// Length in bytes.
+    pub len: u64,
+    /// Which object this is: device and inode for files, a hash of bucket and key for objects. Never changes while open.
+    pub identity: u128,
+    /// Changes whenever the contents may have changed: modification time for files, a hash of the ETag for objects.
+    pub modification: u128,
+}
+
+/// One read of a batch: see [`Store::read_many`].
+#[derive(Debug)]
+pub struct Read<'a> {
+    /// Where in the store to read, in bytes; a multiple of 4096.
+    pub offset: u64,
+    /// Where to put the bytes. Its address and length are multiples of 4096.
+    pub buf: &'a mut [u8],
+}
+
+/// Called once for each read of a batch as it ends: index of the read, its buffer, and the number of bytes read.
+pub type ReadDone<'a> = dyn FnMut(usize, &mut [u8], io::Result<usize>) + 'a;
+
+/// A flat array of bytes that a pager can map.
+///
+/// # Contract
+/// 1. *Positions.* `read_at(o, buf)` returns the bytes at `o..o + n`. `n < buf.len()` says nothing (a short read: the
+///    caller asks again for the rest) unless `n == 0`, which means that `o` is at or past the end.
+/// 2. *What was written is read.* After `write_at(o, b)` returned `Ok(n)`, every read that starts later sees `b[..n]`, in
+///    this process, synced or not.
+/// 3. *Durability.* After `sync` returned `Ok`, all writes and length changes that returned before it began survive a crash
+///    of the machine. After it returned `Err`, nothing is promised of writes since the last `Ok`: the caller writes again.
+/// 4. *Length.* `set_len(n)` cuts or extends; new bytes read as zeros. A write past the end extends; the gap reads as zeros.
+/// 5. *Versions.* `version` changes whenever somebody else may have changed the contents, and its `identity` never does.
+/// 6. *Threads.* All methods may be called at the same time from many threads, on overlapping ranges.
+/// 7. *Errors.* `Interrupted` and `WouldBlock` and `TimedOut` are transient: the engine tries again until the map's
+///    deadline. Every other kind is final for that call. A store never panics.
+/// 8. *Time.* A store whose calls may take long or hang returns `false` from [`is_local`](Store::is_local); the engine then
+///    calls it only from threads it can spare, and gives up waiting at the deadline.
+pub trait Store: Send + Sync + 'static {
+    /// What to call this store in messages: a path, a URL.
+    fn name(&self) -> String;
+
+    /// Length and version now.
+    ///
+    /// # Errors
+    /// Whatever the store meets when it asks.
+    fn version(&self) -> io::Result<Version>;
+
+    /// Reads at a position: see the contract.
+    ///
+    /// # Errors
+    /// Whatever the store meets; nothing may be assumed of `buf` then.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
+
+    /// Reads a batch, with as much in flight at once as the store can; calls `done` once for each read, in any order, as
+    /// it ends, and returns when all have ended. The default reads one after the other.
+    fn read_many(&self, reads: &mut [Read<'_>], done: &mut ReadDone<'_>) {
+        for (index, read) in reads.iter_mut().enumerate() {
+            let result = self.read_at(read.offset, read.buf);
+            done(index, read.buf, result);
+        }
+    }
+
+    /// Whether `write_at`, `set_len` and `sync` can work. The default is `false`.
+    fn is_writable(&self) -> bool {
+        false
+    }
+
+    /// Writes at a position: see the contract. May write less than asked, never `Ok(0)` for a buffer that is not empty.
+    ///
+    /// # Errors
+    /// Whatever the store meets; any part of the range may then have been written. The default: `PermissionDenied`.
+    fn write_at(&self, _offset: u64, _buf: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+
+    /// Cuts or extends the store to `len` bytes.
+    ///
+    /// # Errors
+    /// Whatever the store meets. The default: `PermissionDenied`.
+    fn set_len(&self, _len: u64) -> io::Result<()> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+
+    /// Makes everything written so far durable.
+    ///
+    /// # Errors
+    /// Whatever the store meets. The default, for stores that can't be written: `Ok`.
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Whether calls end promptly without outside help (local disk, memory), so that any thread may make them. The default
+    /// is `false`: the engine uses threads it can spare.
+    fn is_local(&self) -> bool {
+        false
+    }
+
+    /// Excludes other writers for as long as this store is open, or says that somebody else has done so. The default does
+    /// nothing.
+    ///
+    /// # Errors
+    /// `WouldBlock` when somebody else holds the lock.
+    fn lock(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
