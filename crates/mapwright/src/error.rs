@@ -56,7 +56,9 @@ pub enum Error {
         source: Arc<io::Error>,
     },
     /// The file was changed by somebody else since it was opened; what was read since would mix two versions.
-    #[error("{path}: changed while mapped: {change} (seen at offset {offset}); open it again, or map it writable to lock it")]
+    #[error(
+        "{path}: changed while mapped: {change} (seen at offset {offset}); open it again, or map it writable to lock it"
+    )]
     Changed {
         /// The store's name.
         path: String,
@@ -66,7 +68,9 @@ pub enum Error {
         change: Change,
     },
     /// The store did not answer within the deadline.
-    #[error("{path}: no answer for offset {offset} ({len} bytes) within {waited:?}; raise MapOptions::deadline or check the device")]
+    #[error(
+        "{path}: no answer for offset {offset} ({len} bytes) within {waited:?}; raise MapOptions::deadline or check the device"
+    )]
     TimedOut {
         /// The store's name.
         path: String,
@@ -153,7 +157,13 @@ pub enum Error {
 
 impl Error {
     /// An [`Error::Io`] for a range of a store.
-    pub fn io(operation: &'static str, path: impl Into<String>, offset: u64, len: u64, source: io::Error) -> Self {
+    pub fn io(
+        operation: &'static str,
+        path: impl Into<String>,
+        offset: u64,
+        len: u64,
+        source: io::Error,
+    ) -> Self {
         Self::Io { operation, path: path.into(), offset, len, source: Arc::new(source) }
     }
 
@@ -177,7 +187,9 @@ impl From<Error> for io::Error {
         let kind = match &error {
             Error::Io { source, .. } | Error::Unsupported { source, .. } => source.kind(),
             Error::TimedOut { .. } => io::ErrorKind::TimedOut,
-            Error::OutOfRange { .. } | Error::Invalid { .. } | Error::NotMappable { .. } => io::ErrorKind::InvalidInput,
+            Error::OutOfRange { .. } | Error::Invalid { .. } | Error::NotMappable { .. } => {
+                io::ErrorKind::InvalidInput
+            }
             Error::Locked { .. } => io::ErrorKind::WouldBlock,
             Error::ReadOnly { .. } => io::ErrorKind::PermissionDenied,
             Error::BudgetExhausted { .. } => io::ErrorKind::OutOfMemory,

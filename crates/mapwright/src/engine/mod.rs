@@ -1,0 +1,5 @@
+//! The pager's engine. Not part of the public interface: the simulator uses it.
+
+pub mod kernel;
+pub mod policy;
+pub mod read_ahead;

@@ -1,0 +1,1 @@
+//! What to read before it is asked for.

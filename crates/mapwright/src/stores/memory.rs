@@ -1,0 +1,5 @@
+//! Bytes in memory.
+
+/// A store in memory.
+#[derive(Debug)]
+pub struct MemoryStore {}
