@@ -1,16 +1,29 @@
 //! The unsafe half of mapwright.
 //!
-//! Every `unsafe` block of the engine's path to the kernel lives in this crate, behind functions that are safe to call or
-//! that state what the caller must hold. It knows system calls, addresses and buffers; it knows nothing of files, blocks,
-//! budgets or mappings: that is `mapwright`.
+//! Every `unsafe` block of the engine's path to the kernel lives in this crate, behind functions that are safe to call. It
+//! knows system calls, addresses and buffers; it knows nothing of files, blocks, budgets or policies: that is `mapwright`.
 //!
-//! The rule on aliasing, which the rest relies on: memory that user code may see through a slice is never turned into a
-//! Rust reference here. It is reached by system calls (`pread`, `pwrite` of the memfd) or by raw copies.
+//! The rule on aliasing, which the rest relies on: memory that user code may see through a slice is turned into a Rust
+//! reference in one place only, [`window`], whose types make shared and exclusive access exclude each other. Everything
+//! else reaches it by system calls or by raw copies.
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("mapwright runs on 64-bit Linux only");
 
 pub mod buffer;
+pub mod frames;
+pub mod futex;
+pub mod mapping;
+pub mod pagemap;
+pub mod signals;
+pub mod table;
+pub mod uffd;
+pub mod window;
 
 /// Bytes in a page: the unit of dirt, protection and mapping.
 pub const PAGE_SIZE: usize = 4096;
+
+/// The last system call's error, as a result for `-1`.
+fn check(result: libc::c_long) -> std::io::Result<libc::c_long> {
+    if result == -1 { Err(std::io::Error::last_os_error()) } else { Ok(result) }
+}

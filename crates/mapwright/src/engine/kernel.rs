@@ -125,6 +125,11 @@ pub trait Frames: Send + Sync {
     /// When the view does not exist yet and cannot be made.
     fn address(&self, view: View) -> Result<usize>;
 
+    /// The memory behind the views, for slices of it; `None` in the simulator, which has none.
+    fn memory(&self) -> Option<Arc<dyn mapwright_sys::window::AddressRange>> {
+        None
+    }
+
     /// Makes `bytes` the contents of the absent or stored pages from `at` on.
     ///
     /// # Errors

@@ -1,5 +1,297 @@
 //! The pager's engine. Not part of the public interface: the simulator uses it.
+//!
+//! One [`Engine`] is one pager: a budget, an eviction policy, threads, and the files opened under it. The walks of a fault,
+//! a fill, an eviction and a write-back are each told by one function, in `fault`, `fill`, `evict` and `write_back`.
+//!
+//! # Concurrency
+//! The state of a block is one atomic word ([`block`]), and its transitions settle who may touch its frame. For pairs of
+//! operations on one block:
+//!
+//! | | pin (get, read, write) | fault | fill | evict | write back | resize |
+//! | --- | --- | --- | --- | --- | --- | --- |
+//! | **pin** | count | count | waits for Filling | pins exclude Evicting | count | `&mut` excludes |
+//! | **fault** | | both map; the second skips | joins | waits for Evicting | pin | `&mut` excludes |
+//! | **fill** | | | one claimant | only Resident is evicted | only Resident is pinned | waits for Filling |
+//! | **evict** | | | | one claimant | pins exclude Evicting | waits for Evicting |
+//! | **write back** | | | | | the file's turn | the file's turn |
+//!
+//! Locks, all leaves but for the order given, none held over a call into the kernel or a store:
+//! `policy` → `files`; and each alone: a file's `dirty`, `read_ahead`, `wakers`, `latch`, `scopes`, `version`; the pool's and
+//! the buffers' state.
+//!
+//! Fault service may run in a signal handler of any thread that touches a slice. It takes these locks, allocates, and does
+//! I/O. That is sound because the signal is synchronous: the thread was executing a load or store of the program's, so it
+//! holds none of these locks (the engine never touches a slice while it holds one) and is not inside the allocator.
 
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+
+pub mod block;
+pub mod budget;
+mod checked;
+pub mod evict;
+pub mod fault;
+pub mod file;
+mod fill;
+mod gate;
+mod ghost;
+pub mod host;
 pub mod kernel;
+mod page_set;
 pub mod policy;
+pub mod pool;
 pub mod read_ahead;
+pub mod request;
+mod resize;
+pub mod stats;
+mod watch;
+pub mod write_back;
+
+use budget::{Budget, Buffers};
+use file::{File, FileSpec};
+use kernel::{Fault, FaultMode, FaultOutcome, FaultSink, Kernel, View};
+use policy::Policy;
+use pool::Pool;
+use stats::{Counters, Stats};
+
+/// Bytes in a page.
+pub const PAGE: u64 = mapwright_sys::PAGE_SIZE as u64;
+
+/// Locks, also after a panic of another holder: every critical section leaves its data consistent at each step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One pager.
+pub struct Engine {
+    pub(crate) kernel: Arc<dyn Kernel>,
+    pub(crate) budget: Budget,
+    pub(crate) buffers: Arc<Buffers>,
+    pub(crate) policy: Mutex<Policy>,
+    files: RwLock<Files>,
+    pub(crate) pool: Pool,
+    pub(crate) counters: Counters,
+    evictor_runs: AtomicBool,
+    serving: AtomicBool,
+    /// Requests that could not get all their blocks at once go on one at a time.
+    pub(crate) hungry: gate::Gate,
+    pub(crate) watch: watch::Watch,
+    weak: Weak<Engine>,
+}
+
+/// The files of a pager by every key they are looked up with.
+#[derive(Default)]
+struct Files {
+    by_slot: HashMap<u32, Weak<File>>,
+    /// Start of a view → its end.
+    by_address: BTreeMap<usize, (usize, View, Weak<File>)>,
+    next_slot: u32,
+}
+
+/// Keeps a pager open; the last one closes it.
+pub struct Handle(Arc<Engine>);
+
+impl std::ops::Deref for Handle {
+    type Target = Arc<Engine>;
+    fn deref(&self) -> &Arc<Engine> {
+        &self.0
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.pool.close(&self.0);
+        self.0.watch.close(&self.0);
+        self.0.kernel.interrupt_faults();
+    }
+}
+
+impl Engine {
+    /// A pager with a budget of `budget_bytes` on `kernel`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the budget is below eight pages.
+    pub fn open(kernel: Arc<dyn Kernel>, budget_bytes: u64) -> Result<Arc<Handle>> {
+        let least = budget::MIN_BLOCKS * PAGE;
+        if budget_bytes < least {
+            return Err(Error::invalid(
+                format!("a budget of {budget_bytes} bytes"),
+                "give the pager at least 32 KiB, and at least eight blocks of every file it opens",
+            ));
+        }
+        let budget = Budget::new(budget_bytes);
+        let blocks = usize::try_from(budget.limit() / (PAGE + budget::BLOCK_METADATA)).unwrap_or(usize::MAX);
+        let engine = Arc::new_cyclic(|weak| Self {
+            kernel,
+            buffers: Arc::new(Buffers::new(budget_bytes)),
+            budget,
+            policy: Mutex::new(Policy::new(blocks.max(1))),
+            files: RwLock::default(),
+            pool: Pool::default(),
+            counters: Counters::default(),
+            evictor_runs: AtomicBool::new(false),
+            serving: AtomicBool::new(false),
+            hungry: gate::Gate::default(),
+            watch: watch::Watch::default(),
+            weak: weak.clone(),
+        });
+        Ok(Arc::new(Handle(engine)))
+    }
+
+    /// Opens a store as a file of this pager, or shares the file if it is open for reading in the same way.
+    ///
+    /// # Errors
+    /// See [`File::open`]; [`Error::Locked`] if one of the two openings writes.
+    pub fn open_file(handle: &Arc<Handle>, spec: FileSpec) -> Result<Arc<File>> {
+        let version = spec.store.version().map_err(|e| Error::io("open", spec.store.name(), 0, 0, e))?;
+        if let Some(file) = handle.shareable(&spec, version)? {
+            return Ok(file);
+        }
+        let slot = {
+            let mut files = handle.files.write().unwrap_or_else(PoisonError::into_inner);
+            files.next_slot += 1;
+            files.next_slot
+        };
+        let file = File::open(Arc::clone(handle), spec, slot, version)?;
+        if file.mode == FaultMode::Thread {
+            handle.serve_faults()?;
+        }
+        let address = file
+            .frames
+            .address(View::Plain)
+            .map_err(|e| Error::io("map", file.name.clone(), 0, file.capacity, e))?;
+        let mut files = handle.files.write().unwrap_or_else(PoisonError::into_inner);
+        let conflicts = |other: &Weak<File>| {
+            other.upgrade().is_some_and(|o| o.identity() == file.identity() && (o.writable || file.writable))
+        };
+        if files.by_slot.values().any(conflicts) {
+            drop(files);
+            return Err(Error::Locked { path: file.name.clone(), holder: "opened at the same time" });
+        }
+        files.by_slot.insert(slot, Arc::downgrade(&file));
+        let end = address + file.capacity as usize;
+        files.by_address.insert(address, (end, View::Plain, Arc::downgrade(&file)));
+        Ok(file)
+    }
+
+    fn shareable(&self, spec: &FileSpec, version: crate::stores::Version) -> Result<Option<Arc<File>>> {
+        let candidates: Vec<Arc<File>> = {
+            let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+            files.by_slot.values().filter_map(Weak::upgrade).collect()
+        };
+        let same = |file: &&Arc<File>| file.identity() == version.identity;
+        for file in candidates.iter().filter(same) {
+            if file.writable || spec.writable {
+                let holder = if file.writable { "another MapMut of this pager" } else { "a Map of this pager" };
+                return Err(Error::Locked { path: file.name.clone(), holder });
+            }
+            if file.is_shareable(spec, version) {
+                return Ok(Some(Arc::clone(file)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Makes the checked view of a file findable by its addresses.
+    pub(crate) fn register_checked(&self, file: &Arc<File>, address: usize) {
+        let end = address + file.capacity as usize;
+        let entry = (end, View::Checked, Arc::downgrade(file));
+        self.files.write().unwrap_or_else(PoisonError::into_inner).by_address.insert(address, entry);
+    }
+
+    /// Forgets a file that is being dropped.
+    pub(crate) fn forget(&self, slot: u32) {
+        let mut removed = Vec::new();
+        {
+            let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
+            removed.extend(files.by_slot.remove(&slot));
+            files.by_address.retain(|_, (_, _, file)| file.strong_count() > 0);
+        }
+        lock(&self.policy).forget_file(slot);
+    }
+
+    /// The file in a slot.
+    pub(crate) fn file(&self, slot: u32) -> Option<Arc<File>> {
+        self.files.read().unwrap_or_else(PoisonError::into_inner).by_slot.get(&slot)?.upgrade()
+    }
+
+    /// What is mapped at an address: file, view, byte offset in the file.
+    pub(crate) fn locate(&self, address: usize) -> Option<(Arc<File>, View, u64)> {
+        let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+        let (start, (end, view, file)) = files.by_address.range(..=address).next_back()?;
+        let file = file.upgrade().filter(|_| address < *end)?;
+        Some((file, *view, (address - start) as u64))
+    }
+
+    /// Starts the service of thread-mode faults, once.
+    fn serve_faults(&self) -> Result<()> {
+        if !self.serving.swap(true, Ordering::AcqRel) {
+            self.pool.submit(&self.this(), Box::new(fault::lead));
+            if self.pool.threads() == 0 {
+                self.serving.store(false, Ordering::Release);
+                let source = std::io::Error::from(std::io::ErrorKind::WouldBlock).into();
+                let remedy = "raise the limit on threads (ulimit -u, pids cgroup), or use FaultMode::InThread";
+                return Err(Error::Unsupported { feature: "a pager thread", remedy, source });
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes room in the background when little is left.
+    pub(crate) fn evict_ahead(&self) {
+        let low = self.budget.limit() / 64;
+        if low < 64 * PAGE || self.budget.free() >= low || self.evictor_runs.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.pool.submit(&self.this(), Box::new(evict::run_evictor));
+    }
+
+    pub(crate) fn evictor_ended(&self) {
+        self.evictor_runs.store(false, Ordering::Release);
+    }
+
+    /// This engine, to be held by a job.
+    pub(crate) fn this(&self) -> Arc<Engine> {
+        self.weak.upgrade().expect("the engine lives while it is used")
+    }
+
+    /// Time since some fixed point.
+    pub(crate) fn now(&self) -> Duration {
+        self.kernel.now()
+    }
+
+    /// A snapshot of the counters.
+    pub fn stats(&self) -> Stats {
+        let counters = &self.counters;
+        let load = |atomic: &std::sync::atomic::AtomicU64| atomic.load(Ordering::Relaxed);
+        Stats {
+            faults: counters.faults.get(),
+            hits: counters.hits.get(),
+            fills: counters.fills.get(),
+            filled_bytes: counters.filled_bytes.get(),
+            read_ahead_bytes: counters.read_ahead_bytes.get(),
+            failed_fills: counters.failed_fills.get(),
+            retries: counters.retries.get(),
+            evictions: counters.evictions.get(),
+            refaults: counters.refaults.get(),
+            write_backs: counters.write_backs.get(),
+            written_back_bytes: counters.written_back_bytes.get(),
+            queue_depth: load(&counters.fills_in_flight),
+            max_queue_depth: load(&counters.max_fills_in_flight),
+            fault_latency: std::array::from_fn(|bucket| load(&counters.fault_latency[bucket])),
+            used_bytes: self.budget.used(),
+            budget_bytes: self.budget.total(),
+        }
+    }
+}
+
+impl FaultSink for Engine {
+    fn serve_in_thread(&self, fault: Fault) -> FaultOutcome {
+        fault::serve_in_thread(self, fault)
+    }
+}

@@ -1,0 +1,235 @@
+//! Ranges of address space of one's own, and the kernel's own file mappings.
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+
+use rustix::mm::{
+    Advice, MapFlags, MsyncFlags, ProtFlags, madvise, mmap, mmap_anonymous, msync, munmap,
+};
+
+use crate::PAGE_SIZE;
+use crate::window::{AddressRange, Claims};
+
+/// A reserved range of addresses. Whatever is mapped into it is unmapped with it.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    start: usize,
+    len: usize,
+}
+
+impl Reservation {
+    /// Reserves `len` bytes, a multiple of the page size, that fault with SIGSEGV until something is mapped there.
+    pub(crate) fn new(len: usize) -> io::Result<Self> {
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+        let start = unsafe { mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::empty(), flags) }?;
+        Ok(Self { start: start as usize, len })
+    }
+
+    pub(crate) fn start(&self) -> usize {
+        self.start
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The addresses of a range of this reservation.
+    ///
+    /// # Panics
+    /// If the range is not inside.
+    pub(crate) fn addresses(&self, range: &Range<u64>) -> Range<usize> {
+        assert!(range.start <= range.end && range.end <= self.len as u64, "{range:?} of {} bytes", self.len);
+        self.start + range.start as usize..self.start + range.end as usize
+    }
+
+    /// Maps `fd` from offset `range.start` on over that range of the reservation; not inherited by fork, not dumped.
+    pub(crate) fn map_file(&self, fd: BorrowedFd<'_>, range: Range<u64>, writable: bool) -> io::Result<()> {
+        let at = self.addresses(&range);
+        let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE;
+        // SAFETY: the range lies inside this reservation, which nothing but its owner uses; live slices of it see the
+        // file's bytes change places only where the owner says that it is unmapped.
+        unsafe {
+            mmap(at.start as *mut _, at.len(), protection(writable), flags, fd, range.start)
+        }?;
+        Ok(())
+    }
+
+    /// Lets a range read as zeros: private anonymous memory over whatever is mapped there.
+    pub(crate) fn map_zeros(&self, range: Range<u64>, writable: bool) -> io::Result<()> {
+        let at = self.addresses(&range);
+        let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+        // SAFETY: as in `map_file`.
+        unsafe { mmap_anonymous(at.start as *mut _, at.len(), protection(writable), flags) }?;
+        Ok(())
+    }
+
+    /// Keeps a range from children and from core dumps.
+    pub(crate) fn keep_private(&self, range: Range<u64>) -> io::Result<()> {
+        self.advise(&range, Advice::LinuxDontFork)?;
+        self.advise(&range, Advice::LinuxDontDump)
+    }
+
+    /// madvise(2) on a range. Callers pass advice that keeps contents.
+    pub(crate) fn advise(&self, range: &Range<u64>, advice: Advice) -> io::Result<()> {
+        let at = self.addresses(range);
+        // SAFETY: the range lies inside this reservation; on a shared mapping no advice used here changes contents.
+        unsafe { madvise(at.start as *mut _, at.len(), advice) }?;
+        Ok(())
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        // SAFETY: the reservation is the owner's; slices of it borrow from the owner and are gone.
+        let _ = unsafe { munmap(self.start as *mut _, self.len) };
+    }
+}
+
+fn protection(writable: bool) -> ProtFlags {
+    if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ }
+}
+
+/// A file mapped by the kernel: mmap(2), shared, with a second view for checked access.
+///
+/// Its bytes are the kernel's page cache: another process that writes the file changes them under a slice. That is the
+/// kernel strategy's documented weakness and the reason why it is not the first choice.
+#[derive(Debug)]
+pub struct FileMapping {
+    plain: Reservation,
+    checked: Reservation,
+    mapped: std::sync::atomic::AtomicU64,
+    claims: Claims,
+    writable: bool,
+}
+
+impl FileMapping {
+    /// Reserves `capacity` bytes and maps the first `len` bytes of `fd` there; both are rounded up to whole pages.
+    ///
+    /// # Errors
+    /// Whatever mmap(2) says: `ENODEV` for files that can't be mapped, `ENOMEM`, `EACCES`.
+    pub fn new(fd: BorrowedFd<'_>, len: u64, capacity: u64, writable: bool) -> io::Result<Self> {
+        let capacity = whole_pages(capacity.max(len).max(1))?;
+        let mapping = Self {
+            plain: Reservation::new(capacity as usize)?,
+            checked: Reservation::new(capacity as usize)?,
+            mapped: 0.into(),
+            claims: Claims::new(writable),
+            writable,
+        };
+        mapping.extend(fd, len)?;
+        Ok(mapping)
+    }
+
+    /// Maps the file as far as `len`, if that is further than before. The addresses stay.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new); `OutOfMemory` past the capacity.
+    pub fn extend(&self, fd: BorrowedFd<'_>, len: u64) -> io::Result<()> {
+        use std::sync::atomic::Ordering;
+        let end = whole_pages(len)?;
+        let from = self.mapped.load(Ordering::Acquire);
+        if end > self.plain.len() as u64 {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        if end > from {
+            self.plain.map_file(fd, from..end, self.writable)?;
+            self.checked.map_file(fd, from..end, self.writable)?;
+            self.mapped.store(end, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// msync(2), synchronous, of the pages that hold `range`.
+    ///
+    /// # Errors
+    /// Whatever msync(2) says.
+    pub fn flush(&self, range: Range<u64>) -> io::Result<()> {
+        let start = range.start / PAGE_SIZE as u64 * PAGE_SIZE as u64;
+        let at = self.plain.addresses(&(start..range.end));
+        // SAFETY: the range is mapped, being inside the file's mapping.
+        unsafe { msync(at.start as *mut _, at.len(), MsyncFlags::SYNC) }?;
+        Ok(())
+    }
+
+    /// madvise(2) on both views, by an advice that keeps contents.
+    ///
+    /// # Errors
+    /// Whatever madvise(2) says.
+    pub fn advise(&self, range: Range<u64>, advice: KernelAdvice) -> io::Result<()> {
+        let start = range.start / PAGE_SIZE as u64 * PAGE_SIZE as u64;
+        let range = start..range.end;
+        let advice = match advice {
+            KernelAdvice::Normal => Advice::Normal,
+            KernelAdvice::Sequential => Advice::Sequential,
+            KernelAdvice::Random => Advice::Random,
+            KernelAdvice::WillNeed => Advice::WillNeed,
+            KernelAdvice::Populate => Advice::LinuxPopulateRead,
+        };
+        self.plain.advise(&range, advice)?;
+        if matches!(advice, Advice::WillNeed | Advice::LinuxPopulateRead) {
+            return Ok(()); // once fills the page cache for both
+        }
+        self.checked.advise(&range, advice)
+    }
+
+    /// Addresses of the two views: plain, checked.
+    pub fn views(&self) -> [Range<usize>; 2] {
+        [&self.plain, &self.checked].map(|view| view.start()..view.start() + view.len())
+    }
+
+    /// Lets the page of the checked view at `address` read as zeros, until [`restore`](Self::restore).
+    ///
+    /// # Errors
+    /// Whatever mmap(2) says.
+    pub fn zero(&self, address: usize) -> io::Result<()> {
+        let page = ((address - self.checked.start()) / PAGE_SIZE * PAGE_SIZE) as u64;
+        self.checked.map_zeros(page..page + PAGE_SIZE as u64, self.writable)
+    }
+
+    /// Shows the file again in the whole checked view.
+    ///
+    /// # Errors
+    /// Whatever mmap(2) says.
+    pub fn restore(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let mapped = self.mapped.load(std::sync::atomic::Ordering::Acquire);
+        if mapped > 0 { self.checked.map_file(fd, 0..mapped, self.writable) } else { Ok(()) }
+    }
+}
+
+/// Advice that a kernel mapping passes on: see madvise(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelAdvice {
+    /// MADV_NORMAL
+    Normal,
+    /// MADV_SEQUENTIAL
+    Sequential,
+    /// MADV_RANDOM
+    Random,
+    /// MADV_WILLNEED
+    WillNeed,
+    /// MADV_POPULATE_READ: an error instead of SIGBUS
+    Populate,
+}
+
+fn whole_pages(bytes: u64) -> io::Result<u64> {
+    let page = PAGE_SIZE as u64;
+    bytes.checked_next_multiple_of(page).filter(|end| *end <= 1 << 47).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+}
+
+// SAFETY: both views stay mapped while `self` lives. That the bytes may be changed by other processes is the documented
+// exception of this kind of mapping.
+unsafe impl AddressRange for FileMapping {
+    fn base(&self, checked: bool) -> io::Result<usize> {
+        Ok(if checked { self.checked.start() } else { self.plain.start() })
+    }
+
+    fn len(&self) -> usize {
+        self.plain.len()
+    }
+
+    fn claims(&self) -> &Claims {
+        &self.claims
+    }
+}

@@ -1,0 +1,120 @@
+//! PAGEMAP_SCAN: which pages of a range were written (Linux 6.7; Documentation/admin-guide/mm/pagemap.rst).
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+
+use crate::{PAGE_SIZE, check};
+
+const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+const PAGE_IS_WRITTEN: u64 = 1 << 1;
+const PM_SCAN_WP_MATCHING: u64 = 1 << 0;
+const PM_SCAN_CHECK_WPASYNC: u64 = 1 << 1;
+/// Regions fetched a call. One call tells of this many runs of written pages.
+const REGIONS: usize = 256;
+
+#[repr(C)]
+struct ScanArgument {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Region {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+/// This process's page tables, as `/proc/self/pagemap` shows them.
+#[derive(Debug)]
+pub struct Pagemap(File);
+
+impl Pagemap {
+    /// Opens the page map of this process.
+    ///
+    /// # Errors
+    /// When `/proc` is not mounted.
+    pub fn open() -> io::Result<Self> {
+        Ok(Self(File::open("/proc/self/pagemap")?))
+    }
+
+    /// Whether this kernel has PAGEMAP_SCAN.
+    ///
+    /// # Errors
+    /// `ENOTTY` where it does not.
+    pub fn probe(&self) -> io::Result<()> {
+        let mut nothing = Vec::new();
+        self.scan(0..PAGE_SIZE, 0, &mut nothing)
+    }
+
+    /// Appends the address ranges inside `range` that were written since they were write-protected, merged where they
+    /// touch. A page without a page-table entry counts as written unless a write-protect marker stands there.
+    ///
+    /// # Errors
+    /// Whatever the kernel says: `ENOTTY` before Linux 6.7.
+    pub fn written(&self, range: Range<usize>, out: &mut Vec<Range<usize>>) -> io::Result<()> {
+        self.scan(range, PM_SCAN_CHECK_WPASYNC, out)
+    }
+
+    /// As [`written`](Self::written), and write-protects what it reports in the same step: a write that is not in this
+    /// report is in the next one.
+    ///
+    /// # Errors
+    /// As for [`written`](Self::written).
+    pub fn take_written(&self, range: Range<usize>, out: &mut Vec<Range<usize>>) -> io::Result<()> {
+        self.scan(range, PM_SCAN_CHECK_WPASYNC | PM_SCAN_WP_MATCHING, out)
+    }
+
+    fn scan(&self, range: Range<usize>, flags: u64, out: &mut Vec<Range<usize>>) -> io::Result<()> {
+        let mut regions = [Region::default(); REGIONS];
+        let mut start = range.start as u64;
+        while start < range.end as u64 {
+            let mut argument = ScanArgument {
+                size: size_of::<ScanArgument>() as u64,
+                flags,
+                start,
+                end: range.end as u64,
+                walk_end: 0,
+                vec: regions.as_mut_ptr() as u64,
+                vec_len: REGIONS as u64,
+                max_pages: 0,
+                category_inverted: 0,
+                category_mask: PAGE_IS_WRITTEN,
+                category_anyof_mask: 0,
+                return_mask: PAGE_IS_WRITTEN,
+            };
+            // SAFETY: the argument has the kernel's layout and size, and `regions` has room for `vec_len` regions.
+            let found = unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN, &mut argument) };
+            let found = match check(found.into()) {
+                Ok(found) => found as usize,
+                Err(error) if error.raw_os_error() == Some(libc::EINTR) => 0,
+                Err(error) => return Err(error),
+            };
+            for region in &regions[..found] {
+                push_merged(out, region.start as usize..region.end as usize);
+            }
+            start = argument.walk_end.max(start);
+        }
+        Ok(())
+    }
+}
+
+fn push_merged(out: &mut Vec<Range<usize>>, range: Range<usize>) {
+    match out.last_mut() {
+        Some(last) if last.end == range.start => last.end = range.end,
+        _ => out.push(range),
+    }
+}

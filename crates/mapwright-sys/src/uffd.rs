@@ -1,0 +1,336 @@
+//! userfaultfd(2): being asked for pages (Documentation/admin-guide/mm/userfaultfd.rst).
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+
+use crate::{PAGE_SIZE, check};
+
+const UFFD_API: u64 = 0xaa;
+const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
+const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
+const UFFDIO_WAKE: libc::c_ulong = 0x8010_aa02;
+const UFFDIO_WRITEPROTECT: libc::c_ulong = 0xc018_aa06;
+const UFFDIO_CONTINUE: libc::c_ulong = 0xc020_aa07;
+const UFFDIO_POISON: libc::c_ulong = 0xc020_aa08;
+const USERFAULTFD_IOC_NEW: libc::c_ulong = 0xaa00;
+const UFFD_USER_MODE_ONLY: libc::c_int = 1;
+const UFFD_EVENT_PAGEFAULT: u8 = 0x12;
+const CONTINUE_MODE_WP: u64 = 1 << 1;
+
+/// A set of `UFFD_FEATURE_*` bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Features(pub u64);
+
+impl Features {
+    /// Faults on absent pages of shared memory.
+    pub const MISSING_SHMEM: Self = Self(1 << 5);
+    /// A signal instead of an event.
+    pub const SIGBUS: Self = Self(1 << 7);
+    /// Faults on pages of shared memory that exist but are not mapped.
+    pub const MINOR_SHMEM: Self = Self(1 << 10);
+    /// Write protection of shared memory.
+    pub const WP_HUGETLBFS_SHMEM: Self = Self(1 << 12);
+    /// Pages that raise SIGBUS when touched.
+    pub const POISON: Self = Self(1 << 14);
+    /// Write-protect faults that the kernel resolves itself and PAGEMAP_SCAN reports.
+    pub const WP_ASYNC: Self = Self(1 << 15);
+
+    /// Every feature bit with its name, lowest first.
+    pub const NAMES: [(&'static str, u64); 17] = [
+        ("PAGEFAULT_FLAG_WP", 1),
+        ("EVENT_FORK", 1 << 1),
+        ("EVENT_REMAP", 1 << 2),
+        ("EVENT_REMOVE", 1 << 3),
+        ("MISSING_HUGETLBFS", 1 << 4),
+        ("MISSING_SHMEM", 1 << 5),
+        ("EVENT_UNMAP", 1 << 6),
+        ("SIGBUS", 1 << 7),
+        ("THREAD_ID", 1 << 8),
+        ("MINOR_HUGETLBFS", 1 << 9),
+        ("MINOR_SHMEM", 1 << 10),
+        ("EXACT_ADDRESS", 1 << 11),
+        ("WP_HUGETLBFS_SHMEM", 1 << 12),
+        ("WP_UNPOPULATED", 1 << 13),
+        ("POISON", 1 << 14),
+        ("WP_ASYNC", 1 << 15),
+        ("MOVE", 1 << 16),
+    ];
+
+    /// Both sets together.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether all of `other` is in this set.
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// How a userfaultfd was obtained, which decides what it serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// userfaultfd(2) with the right to serve system calls too (root, CAP_SYS_PTRACE or `vm.unprivileged_userfaultfd=1`).
+    SystemCall,
+    /// `/dev/userfaultfd`: serves system calls too.
+    Device,
+    /// userfaultfd(2) restricted to faults of user code: a system call that meets an absent page gets EFAULT.
+    UserModeOnly,
+}
+
+#[repr(C)]
+struct Api {
+    api: u64,
+    features: u64,
+    ioctls: u64,
+}
+
+#[repr(C)]
+struct Register {
+    start: u64,
+    len: u64,
+    mode: u64,
+    ioctls: u64,
+}
+
+#[repr(C)]
+struct Wake {
+    start: u64,
+    len: u64,
+}
+
+#[repr(C)]
+struct WriteProtect {
+    start: u64,
+    len: u64,
+    mode: u64,
+}
+
+/// `struct uffdio_continue` and `struct uffdio_poison`, which have the same shape.
+#[repr(C)]
+struct Resolve {
+    start: u64,
+    len: u64,
+    mode: u64,
+    done: i64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Message {
+    event: u8,
+    reserved: [u8; 7],
+    flags: u64,
+    address: u64,
+    thread: u64,
+}
+
+/// A userfaultfd and the means to stop waiting on it.
+#[derive(Debug)]
+pub struct Uffd {
+    fd: OwnedFd,
+    interrupt: OwnedFd,
+    source: Source,
+    features: Features,
+}
+
+impl Uffd {
+    /// Opens a userfaultfd with the given features, by the most capable way that this process is allowed.
+    ///
+    /// # Errors
+    /// `EPERM` where policy forbids it (seccomp, sysctl), `ENOSYS` where the kernel lacks it, `EINVAL` where it lacks one
+    /// of the features.
+    pub fn open(features: Features) -> io::Result<Self> {
+        let (fd, source) = open_descriptor()?;
+        let mut api = Api { api: UFFD_API, features: features.0, ioctls: 0 };
+        // SAFETY: `api` has the kernel's layout of `struct uffdio_api`.
+        let answer = unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, &mut api) };
+        check(answer.into())?;
+        let interrupt = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { fd, interrupt, source, features })
+    }
+
+    /// The features that this kernel offers, and how a userfaultfd was obtained to ask.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn offered() -> io::Result<(Features, Source)> {
+        let (fd, source) = open_descriptor()?;
+        let mut api = Api { api: UFFD_API, features: 0, ioctls: 0 };
+        // SAFETY: `api` has the kernel's layout of `struct uffdio_api`.
+        let answer = unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, &mut api) };
+        check(answer.into())?;
+        Ok((Features(api.features), source))
+    }
+
+    /// How this userfaultfd was obtained.
+    pub fn source(&self) -> Source {
+        self.source
+    }
+
+    /// The features it was opened with.
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
+    /// Makes touches of absent and of unmapped pages in `range` faults of this userfaultfd, and tracks writes if asked.
+    ///
+    /// # Errors
+    /// `EBUSY` if another userfaultfd has the range, `EINVAL` if the mapping is of a kind that can't be registered.
+    pub(crate) fn register(&self, range: Range<usize>, track_writes: bool) -> io::Result<()> {
+        const MISSING: u64 = 1;
+        const WP: u64 = 2;
+        const MINOR: u64 = 4;
+        let mode = MISSING | MINOR | if track_writes { WP } else { 0 };
+        let mut register =
+            Register { start: range.start as u64, len: (range.end - range.start) as u64, mode, ioctls: 0 };
+        // SAFETY: `register` has the kernel's layout of `struct uffdio_register`.
+        let answer = unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_REGISTER, &mut register) };
+        check(answer.into()).map(drop)
+    }
+
+    /// Maps existing pages of shared memory at `range`, write-protected if asked, and wakes who waits for them.
+    pub(crate) fn resume(&self, range: Range<usize>, write_protect: bool) -> io::Result<()> {
+        let mode = if write_protect { CONTINUE_MODE_WP } else { 0 };
+        self.resolve(UFFDIO_CONTINUE, range, mode)
+    }
+
+    /// Makes every touch of `range` raise SIGBUS, and wakes who waits there.
+    pub(crate) fn poison(&self, range: Range<usize>, write_protected: bool) -> io::Result<()> {
+        if write_protected {
+            self.clear_markers(range.clone())?; // POISON gives EEXIST over a write-protect marker
+        }
+        self.resolve(UFFDIO_POISON, range, 0)
+    }
+
+    /// Takes write-protect markers, and protection, off a range.
+    fn clear_markers(&self, range: Range<usize>) -> io::Result<()> {
+        loop {
+            let mut argument = WriteProtect { start: range.start as u64, len: range.len() as u64, mode: 0 };
+            // SAFETY: `argument` has the kernel's layout of `struct uffdio_writeprotect`.
+            let answer = unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_WRITEPROTECT, &mut argument) };
+            match check(answer.into()) {
+                Ok(_) => return Ok(()),
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Runs CONTINUE or POISON over a range, stepping over pages that are mapped already.
+    fn resolve(&self, request: libc::c_ulong, range: Range<usize>, mode: u64) -> io::Result<()> {
+        let mut start = range.start;
+        while start < range.end {
+            let mut argument =
+                Resolve { start: start as u64, len: (range.end - start) as u64, mode, done: 0 };
+            // SAFETY: `argument` has the kernel's layout of `struct uffdio_continue` and `struct uffdio_poison`.
+            let answer = unsafe { libc::ioctl(self.fd.as_raw_fd(), request, &mut argument) };
+            let Err(error) = check(answer.into()) else { return Ok(()) };
+            if argument.done > 0 {
+                start += argument.done as usize; // EAGAIN: it got this far
+                continue;
+            }
+            match error.raw_os_error() {
+                Some(libc::EEXIST) => {
+                    self.wake(start..start + PAGE_SIZE); // mapped already; who waits there may look again
+                    start += PAGE_SIZE;
+                }
+                Some(libc::EAGAIN | libc::EINTR) => {} // the address space was changing
+                _ => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes threads that wait for a page of `range` touch it again.
+    pub(crate) fn wake(&self, range: Range<usize>) {
+        let mut wake = Wake { start: range.start as u64, len: (range.end - range.start) as u64 };
+        // SAFETY: `wake` has the kernel's layout of `struct uffdio_range`. Its only error is a bad range, which a
+        // registered range is not.
+        let _ = unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_WAKE, &mut wake) };
+    }
+
+    /// Waits for faults and appends their addresses; returns with none once [`interrupt`](Self::interrupt) was called.
+    ///
+    /// # Errors
+    /// Whatever the kernel says.
+    pub fn wait_faults(&self, addresses: &mut Vec<usize>) -> io::Result<()> {
+        loop {
+            if self.read_faults(addresses)? > 0 {
+                return Ok(());
+            }
+            let mut fds =
+                [PollFd::new(&self.fd, PollFlags::IN), PollFd::new(&self.interrupt, PollFlags::IN)];
+            match poll(&mut fds, None) {
+                Ok(_) if fds[1].revents().contains(PollFlags::IN) => return Ok(()),
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn read_faults(&self, addresses: &mut Vec<usize>) -> io::Result<usize> {
+        let mut messages = [Message::default(); 16];
+        let room = size_of_val(&messages);
+        // SAFETY: `messages` is plain data with room for `room` bytes.
+        let read = unsafe { libc::read(self.fd.as_raw_fd(), messages.as_mut_ptr().cast(), room) };
+        let read = match check(read as libc::c_long) {
+            Ok(bytes) => bytes as usize / size_of::<Message>(),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => 0,
+            Err(error) => return Err(error),
+        };
+        let faults = messages[..read].iter().filter(|message| message.event == UFFD_EVENT_PAGEFAULT);
+        addresses.extend(faults.map(|message| message.address as usize));
+        Ok(read)
+    }
+
+    /// Makes every `wait_faults`, now and later, return without faults.
+    pub fn interrupt(&self) {
+        // Fails only when the counter is about to overflow: then it is set already.
+        let _ = rustix::io::write(&self.interrupt, &1u64.to_ne_bytes());
+    }
+}
+
+impl AsFd for Uffd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn open_descriptor() -> io::Result<(OwnedFd, Source)> {
+    let refusal = match userfaultfd(0) {
+        Ok(fd) => return Ok((fd, Source::SystemCall)),
+        Err(error) => error,
+    };
+    if let Ok(fd) = from_device() {
+        return Ok((fd, Source::Device));
+    }
+    match userfaultfd(UFFD_USER_MODE_ONLY) {
+        Ok(fd) => Ok((fd, Source::UserModeOnly)),
+        Err(_) => Err(refusal),
+    }
+}
+
+fn userfaultfd(extra: libc::c_int) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes flags only and returns a descriptor or an error.
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK | extra) };
+    let fd = check(fd)?;
+    // SAFETY: the kernel just returned this descriptor and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+fn from_device() -> io::Result<OwnedFd> {
+    let device = File::options().read(true).write(true).open("/dev/userfaultfd")?;
+    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+    // SAFETY: USERFAULTFD_IOC_NEW takes flags by value and returns a descriptor or an error.
+    let fd = unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW, flags) };
+    let fd = check(fd.into())?;
+    // SAFETY: the kernel just returned this descriptor and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}

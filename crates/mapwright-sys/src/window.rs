@@ -1,0 +1,127 @@
+//! The one place where mapped memory becomes a Rust slice.
+//!
+//! | who holds | may make | so |
+//! | --- | --- | --- |
+//! | [`Reader`]s of a range, any number | `&[u8]` | nobody has a [`Writer`] of it |
+//! | the [`Writer`] of a range, one at most | `&[u8]` from `&self`, `&mut [u8]` from `&mut self` | nobody has a `Reader` |
+//!
+//! The claim is kept in the range itself ([`Claims`]), so that the rule holds however the pieces are put together.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// An address range that stays mapped for as long as the value lives.
+///
+/// # Safety
+/// `base(checked)` must return the start of `len()` bytes that stay mapped at that address while `self` lives, and whose
+/// bytes change only through a [`Writer`]'s slices, through [`Writer::copy_in`], or by eviction and refill with the same
+/// bytes. Two views of one range may show the same memory.
+pub unsafe trait AddressRange: Send + Sync {
+    /// Start of the range, or of its second view for checked access.
+    ///
+    /// # Errors
+    /// When the checked view cannot be made.
+    fn base(&self, checked: bool) -> io::Result<usize>;
+    /// Length in bytes.
+    fn len(&self) -> usize;
+    /// Whether the length is zero.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Who may make slices.
+    fn claims(&self) -> &Claims;
+}
+
+/// Whether a range is for readers or for one writer.
+#[derive(Debug)]
+pub struct Claims {
+    writable: bool,
+    writer: AtomicBool,
+}
+
+impl Claims {
+    /// For a range that is never written, or for one that has a writer.
+    #[must_use]
+    pub const fn new(writable: bool) -> Self {
+        Self { writable, writer: AtomicBool::new(false) }
+    }
+}
+
+/// Shared access to a range that nobody writes.
+#[derive(Clone)]
+pub struct Reader(Arc<dyn AddressRange>);
+
+impl Reader {
+    /// Claims shared access; `None` if the range is one that is written.
+    pub fn claim(range: Arc<dyn AddressRange>) -> Option<Self> {
+        (!range.claims().writable).then_some(Self(range))
+    }
+
+    /// The bytes at `range`.
+    ///
+    /// # Panics
+    /// If the range reaches past the end, or the checked view can't be made: callers have made it before.
+    pub fn slice(&self, checked: bool, range: Range<usize>) -> &[u8] {
+        let (start, len) = locate(&*self.0, checked, range);
+        // SAFETY: the range is mapped while `self.0` lives, and by `Claims` nobody has a `Writer` of it.
+        unsafe { std::slice::from_raw_parts(start, len) }
+    }
+}
+
+/// Exclusive access to a range.
+pub struct Writer(Arc<dyn AddressRange>);
+
+impl Writer {
+    /// Claims exclusive access; `None` if somebody has it, or the range is one that is never written.
+    pub fn claim(range: Arc<dyn AddressRange>) -> Option<Self> {
+        let claims = range.claims();
+        let won = claims.writable && !claims.writer.swap(true, Ordering::Acquire);
+        won.then(|| Self(range))
+    }
+
+    /// The bytes at `range`.
+    ///
+    /// # Panics
+    /// As for [`Reader::slice`].
+    pub fn slice(&self, checked: bool, range: Range<usize>) -> &[u8] {
+        let (start, len) = locate(&*self.0, checked, range);
+        // SAFETY: the range is mapped while `self.0` lives; this is the only `Writer`, and it is borrowed shared.
+        unsafe { std::slice::from_raw_parts(start, len) }
+    }
+
+    /// The bytes at `range`, to be written.
+    ///
+    /// # Panics
+    /// As for [`Reader::slice`].
+    pub fn slice_mut(&mut self, checked: bool, range: Range<usize>) -> &mut [u8] {
+        let (start, len) = locate(&*self.0, checked, range);
+        // SAFETY: as in `slice`, and the only `Writer` is borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(start.cast_mut(), len) }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.0.claims().writer.store(false, Ordering::Release);
+    }
+}
+
+impl std::fmt::Debug for Reader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reader").field("len", &self.0.len()).finish()
+    }
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").field("len", &self.0.len()).finish()
+    }
+}
+
+fn locate(range: &dyn AddressRange, checked: bool, bytes: Range<usize>) -> (*const u8, usize) {
+    assert!(bytes.start <= bytes.end && bytes.end <= range.len(), "slice {bytes:?} of {} bytes", range.len());
+    let base = range.base(checked).expect("the checked view was made before it is shown");
+    ((base + bytes.start) as *const u8, bytes.end - bytes.start)
+}

@@ -1,0 +1,234 @@
+//! The hard limit: frames and metadata on one side, I/O buffers on the other.
+//!
+//! An eighth of the budget, 8 MiB at most, is set aside for the buffers of fills and write-backs; frames and metadata share
+//! the rest. A thread that holds a buffer never waits for a frame, so buffers always come back.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use mapwright_sys::PAGE_SIZE;
+use mapwright_sys::buffer::Buffer;
+
+use super::kernel::Kernel;
+use super::lock;
+
+/// Bytes charged for each resident block beside its contents: its place in the eviction policy's queues and ghost.
+pub const BLOCK_METADATA: u64 = 16;
+/// A budget holds at least this many blocks of every file opened under it.
+pub const MIN_BLOCKS: u64 = 8;
+const MAX_BUFFER_RESERVE: u64 = 8 << 20;
+const MAX_RUN: u64 = 1 << 20;
+
+/// Bytes of frames and metadata in use, never above the limit.
+#[derive(Debug)]
+pub struct Budget {
+    total: u64,
+    limit: u64,
+    used: AtomicU64,
+    waiters: AtomicU32,
+    /// Changes whenever something became free or evictable while somebody waited.
+    progress: AtomicU32,
+}
+
+impl Budget {
+    /// A budget of `total` bytes, buffers included.
+    pub fn new(total: u64) -> Self {
+        let limit = total - buffer_reserve(total);
+        Self { total, limit, used: 0.into(), waiters: 0.into(), progress: 0.into() }
+    }
+
+    /// The whole budget in bytes.
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// The part for frames and metadata, in bytes.
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// Bytes of frames and metadata in use.
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that are free.
+    pub fn free(&self) -> u64 {
+        self.limit.saturating_sub(self.used())
+    }
+
+    /// Takes `bytes` if they are free.
+    pub fn try_reserve(&self, bytes: u64) -> bool {
+        self.used
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |used| {
+                used.checked_add(bytes).filter(|used| *used <= self.limit)
+            })
+            .is_ok()
+    }
+
+    /// Gives `bytes` back.
+    pub fn release(&self, kernel: &dyn Kernel, bytes: u64) {
+        let before = self.used.fetch_sub(bytes, Ordering::AcqRel);
+        debug_assert!(before >= bytes, "released {bytes} of {before}");
+        self.progressed(kernel);
+    }
+
+    /// Tells waiters that something became free or evictable.
+    pub fn progressed(&self, kernel: &dyn Kernel) {
+        if self.waiters.load(Ordering::SeqCst) > 0 {
+            self.progress.fetch_add(1, Ordering::SeqCst);
+            kernel.wake(&self.progress);
+        }
+    }
+
+    /// Registers as a waiter; look for what is free after this and before [`Waiter::wait`].
+    pub fn waiter(&self) -> Waiter<'_> {
+        self.waiters.fetch_add(1, Ordering::SeqCst);
+        Waiter { budget: self, seen: self.progress.load(Ordering::SeqCst) }
+    }
+}
+
+/// A thread that waits for room.
+pub struct Waiter<'a> {
+    budget: &'a Budget,
+    seen: u32,
+}
+
+impl Waiter<'_> {
+    /// Sleeps until there was progress since this waiter was made, or for `timeout`.
+    pub fn wait(&mut self, kernel: &dyn Kernel, timeout: std::time::Duration) {
+        kernel.wait(&self.budget.progress, self.seen, Some(timeout));
+        self.seen = self.budget.progress.load(Ordering::SeqCst);
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.budget.waiters.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+fn buffer_reserve(total: u64) -> u64 {
+    (total / MIN_BLOCKS).clamp(PAGE_SIZE as u64, MAX_BUFFER_RESERVE)
+}
+
+/// Page-aligned buffers in sizes of powers of two, reused.
+#[derive(Debug)]
+pub struct Buffers {
+    state: Mutex<BufferState>,
+    reserve: u64,
+    returned: AtomicU32,
+}
+
+#[derive(Debug, Default)]
+struct BufferState {
+    /// Free buffers by the logarithm of their size in pages.
+    free: Vec<Vec<Buffer>>,
+    /// Bytes in free and lent buffers together; at most the reserve.
+    allocated: u64,
+    waiters: u32,
+}
+
+impl Buffers {
+    /// Buffers for a budget of `total` bytes.
+    pub fn new(total: u64) -> Self {
+        Self { state: Mutex::default(), reserve: buffer_reserve(total), returned: 0.into() }
+    }
+
+    /// Bytes that one fill or write-back may move at once: a power of two.
+    pub fn max_run(&self) -> u64 {
+        let quarter = (self.reserve / 4).max(PAGE_SIZE as u64).min(MAX_RUN);
+        1 << quarter.ilog2()
+    }
+
+    /// Takes a buffer of at least `len` bytes, waiting for one to come back if all are lent.
+    ///
+    /// # Panics
+    /// If `len` is above the reserve: callers cut their runs.
+    pub fn take(self: &Arc<Self>, kernel: &Arc<dyn Kernel>, len: usize) -> Lent {
+        loop {
+            if let Some(buffer) = self.try_take(kernel, len) {
+                return buffer;
+            }
+            let seen = self.returned.load(Ordering::SeqCst);
+            lock(&self.state).waiters += 1;
+            let retry = self.try_take(kernel, len);
+            if retry.is_none() {
+                kernel.wait(&self.returned, seen, None);
+            }
+            lock(&self.state).waiters -= 1;
+            if let Some(buffer) = retry {
+                return buffer;
+            }
+        }
+    }
+
+    /// As [`take`](Self::take), without waiting.
+    pub fn try_take(self: &Arc<Self>, kernel: &Arc<dyn Kernel>, len: usize) -> Option<Lent> {
+        let class = len.div_ceil(PAGE_SIZE).next_power_of_two().ilog2() as usize;
+        let size = (PAGE_SIZE << class) as u64;
+        assert!(size <= self.reserve.next_power_of_two(), "a buffer of {len} bytes from {}", self.reserve);
+        let size = size.min(self.reserve);
+        let reused = {
+            let state = &mut *lock(&self.state);
+            if state.free.len() <= class {
+                state.free.resize_with(class + 1, Vec::new);
+            }
+            let reused = state.free[class].pop();
+            if reused.is_none() {
+                let mut classes = state.free.iter_mut().enumerate();
+                while state.allocated + size > self.reserve {
+                    let Some((_, list)) = classes.find(|(_, list)| !list.is_empty()) else { return None };
+                    state.allocated -= list.drain(..).map(|buffer| buffer.len() as u64).sum::<u64>();
+                }
+                state.allocated += size;
+            }
+            reused
+        };
+        let buffer = reused.unwrap_or_else(|| Buffer::zeroed(size as usize));
+        Some(Lent {
+            buffer: Some(buffer),
+            len,
+            class,
+            home: Arc::clone(self),
+            kernel: Arc::clone(kernel),
+        })
+    }
+}
+
+/// A buffer on loan: the bytes asked for, contents undefined. Goes back when dropped.
+pub struct Lent {
+    buffer: Option<Buffer>,
+    len: usize,
+    class: usize,
+    home: Arc<Buffers>,
+    kernel: Arc<dyn Kernel>,
+}
+
+impl Deref for Lent {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.buffer.as_ref().expect("present until drop")[..self.len]
+    }
+}
+
+impl DerefMut for Lent {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.buffer.as_mut().expect("present until drop")[..self.len]
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let waiters = {
+            let mut state = lock(&self.home.state);
+            state.free[self.class].extend(self.buffer.take());
+            state.waiters
+        };
+        if waiters > 0 {
+            self.home.returned.fetch_add(1, Ordering::SeqCst);
+            self.kernel.wake(&self.home.returned);
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Checked scopes: a slice whose failed pages read as zeros, and whose error comes back at the end of the scope.
+//!
+//! Scopes look at a view of their own, so that zeros are never seen by anybody who will not get the error: every thread
+//! that touches a zeroed page does so through the view, and so inside a scope; a scope during which anything was or became
+//! zero returns the error, even if it did not touch that page. When the last scope ends, the zeros are taken away.
+//!
+//! `failures` is counted before the zeros are shown, so a scope that saw them sees the count.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::file::File;
+use super::kernel::View;
+use super::lock;
+use crate::error::{Error, Result};
+
+/// The checked scopes of a file.
+#[derive(Debug, Default)]
+pub(crate) struct Scopes {
+    /// Whether the view was ever made.
+    pub(crate) view_exists: bool,
+    active: usize,
+    failures: u64,
+    error: Option<Error>,
+    zeroed: Vec<Range<u64>>,
+    /// The last scope has ended and takes the zeros away: new scopes wait.
+    restoring: bool,
+}
+
+/// One checked scope. Ends when dropped; [`end`](Scope::end) tells how it went.
+pub struct Scope {
+    file: Arc<File>,
+    failures_before: u64,
+    ended: bool,
+}
+
+impl Scope {
+    /// Enters a scope.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the view can't be made.
+    pub fn enter(file: &Arc<File>) -> Result<Self> {
+        let address = file
+            .frames
+            .address(View::Checked)
+            .map_err(|e| Error::io("make the checked view", file.name.clone(), 0, file.len(), e))?;
+        file.pager.register_checked(file, address);
+        loop {
+            let seen = file.scopes_changed.load(Ordering::Acquire);
+            {
+                let mut scopes = lock(&file.scopes);
+                scopes.view_exists = true;
+                if !scopes.restoring {
+                    scopes.active += 1;
+                    let failures_before = scopes.failures;
+                    return Ok(Self { file: Arc::clone(file), failures_before, ended: false });
+                }
+            }
+            file.pager.kernel.wait(&file.scopes_changed, seen, None);
+        }
+    }
+
+    /// Leaves the scope.
+    ///
+    /// # Errors
+    /// The error of the first page that read as zeros while this scope was active.
+    pub fn end(mut self) -> Result<()> {
+        self.leave()
+    }
+
+    fn leave(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.ended, true) {
+            return Ok(());
+        }
+        let file = &self.file;
+        let (outcome, zeroed) = {
+            let mut scopes = lock(&file.scopes);
+            scopes.active -= 1;
+            let failed = scopes.failures > self.failures_before || !scopes.zeroed.is_empty();
+            let outcome = scopes.error.clone().filter(|_| failed).map_or(Ok(()), Err);
+            let mut zeroed = Vec::new();
+            if scopes.active == 0 {
+                zeroed = std::mem::take(&mut scopes.zeroed);
+                scopes.restoring = !zeroed.is_empty();
+                scopes.error = None;
+            }
+            (outcome, zeroed)
+        };
+        if zeroed.is_empty() {
+            return outcome;
+        }
+        let kept: Vec<_> = zeroed.into_iter().filter(|range| file.frames.restore(range.clone()).is_err()).collect();
+        {
+            let mut scopes = lock(&file.scopes);
+            scopes.restoring = false;
+            if let (false, Err(error)) = (kept.is_empty(), &outcome) {
+                // Zeros that could not be taken away: later scopes must fail until they are.
+                scopes.zeroed = kept;
+                scopes.error = Some(error.clone());
+            }
+        }
+        file.scopes_changed.fetch_add(1, Ordering::AcqRel);
+        file.pager.kernel.wake(&file.scopes_changed);
+        outcome
+    }
+}
+
+impl Drop for Scope {
+    fn drop(&mut self) {
+        // The closure panicked: that is reported already.
+        let _ = self.leave();
+    }
+}
+
+impl File {
+    /// Records the error of a page touched in a scope, then lets the page read as zeros.
+    pub(super) fn latch_in_scope(&self, bytes: Range<u64>, error: &Error) -> std::io::Result<()> {
+        {
+            let mut scopes = lock(&self.scopes);
+            scopes.failures += 1;
+            scopes.error.get_or_insert_with(|| error.clone());
+            scopes.zeroed.push(bytes.clone());
+        }
+        self.frames.zero(bytes)
+    }
+}

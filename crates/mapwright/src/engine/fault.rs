@@ -1,0 +1,194 @@
+//! Faults of slices: see docs/life-of-a-fault.md.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::block::{Pin, TRIGGER};
+use super::file::File;
+use super::fill::{self, Patience, Purpose};
+use super::kernel::{Fault, FaultMode, FaultOutcome, View};
+use super::request;
+use super::{Engine, lock};
+use crate::error::{Error, Result};
+
+/// Serves the faults of `FaultMode::Thread` until the pager closes. The thread that waits for faults is the leader; before
+/// it serves one that needs I/O it hands the lead to another thread, so that no fault waits for another's I/O.
+pub(crate) fn lead(engine: &Arc<Engine>) {
+    let mut faults = Vec::new();
+    while !engine.pool.is_closing() {
+        if let Err(error) = engine.kernel.wait_faults(&mut faults) {
+            let text = format!("mapwright: the kernel refused to report faults ({error}); slices will hang\n");
+            mapwright_sys::signals::print_raw(&text);
+            return;
+        }
+        let slow: Vec<Fault> = faults.drain(..).filter(|fault| !serve_resident(engine, *fault)).collect();
+        let Some((last, others)) = slow.split_last() else { continue };
+        engine.pool.submit(engine, Box::new(lead));
+        for &fault in others {
+            engine.pool.submit(engine, Box::new(move |engine| serve_in_pager(engine, fault)));
+        }
+        return serve_in_pager(engine, *last);
+    }
+}
+
+/// Serves a fault that needs no I/O and no waiting; whether it did.
+fn serve_resident(engine: &Engine, fault: Fault) -> bool {
+    let started = engine.now();
+    let Some((file, view, offset)) = engine.locate(fault.address) else { return true };
+    let block = offset >> file.block_shift;
+    let Pin::Held(bits) = file.word(block).pin() else { return false };
+    if bits & TRIGGER != 0 {
+        file.unpin(block); // the pager thread plans the next read-ahead
+        return false;
+    }
+    let shown = file.map(view, block..block + 1);
+    file.unpin(block);
+    engine.counters.fault_served(engine.now() - started);
+    shown.is_ok()
+}
+
+fn serve_in_pager(engine: &Arc<Engine>, fault: Fault) {
+    let started = engine.now();
+    let Some((file, view, offset)) = engine.locate(fault.address) else { return };
+    if let Err(error) = serve(&file, view, offset) {
+        deliver(&file, view, offset, error);
+    }
+    engine.counters.fault_served(engine.now() - started);
+}
+
+/// Serves a fault in the thread that met it. Runs in a signal handler: see the rules in `engine`.
+pub(crate) fn serve_in_thread(engine: &Engine, fault: Fault) -> FaultOutcome {
+    let started = engine.now();
+    let Some((file, view, offset)) = engine.locate(fault.address) else { return FaultOutcome::NotOurs };
+    let outcome = match serve(&file, view, offset) {
+        Ok(()) => FaultOutcome::Served,
+        Err(error) => deliver(&file, view, offset, error),
+    };
+    engine.counters.fault_served(engine.now() - started);
+    outcome
+}
+
+/// One fault, from the touched page to the page shown. The walk:
+/// block → pinned if resident, joined if another thread fills it, else filled → shown in the view → read-ahead told.
+fn serve(file: &Arc<File>, view: View, offset: u64) -> Result<()> {
+    let block = offset >> file.block_shift;
+    let since = file.pager.now();
+    let deadline = since + file.deadline;
+    loop {
+        match file.word(block).pin() {
+            Pin::Held(bits) => {
+                let shown = file.map(view, block..block + 1);
+                file.unpin(block);
+                if bits & TRIGGER != 0 && file.word(block).clear(TRIGGER) & TRIGGER != 0 {
+                    read_ahead(file, block);
+                }
+                return shown;
+            }
+            Pin::Absent if file.word(block).claim() => {
+                read_ahead(file, block);
+                fill_block(file, block, since, deadline)?;
+            }
+            Pin::Absent => {} // another thread was faster
+            Pin::Busy => {
+                let filler_wakes = file.mode == FaultMode::Thread && file.local;
+                if filler_wakes && file.word(block).announce_waiter().is_some() {
+                    return Ok(()); // whoever settles the block makes the faulting thread touch it again
+                }
+                file.wait_settled(block, since, deadline)?;
+            }
+            Pin::Overflow => return Err(file.too_many_pins()),
+        }
+    }
+}
+
+/// Fills one claimed block: here if the store is local, else on a thread that can be spared.
+fn fill_block(file: &Arc<File>, block: u64, since: Duration, deadline: Duration) -> Result<()> {
+    let run = block..block + 1;
+    if file.local {
+        let purpose = Purpose { patience: Patience::Until(deadline), pin: None, read_ahead: None };
+        return fill::fill(file, &[run], purpose);
+    }
+    let outcome = request::fill_elsewhere(file, vec![run], deadline);
+    file.wait_settled(block, since, deadline)?;
+    outcome.error().map_or(Ok(()), Err)
+}
+
+/// Tells read-ahead of a miss or of a touched trigger, and starts what it plans.
+pub(crate) fn read_ahead(file: &Arc<File>, block: u64) {
+    let count = file.block_count();
+    let Some(plan) = lock(&file.read_ahead).touched(block, count) else { return };
+    let own = Arc::clone(file);
+    file.pager.pool.submit(
+        &file.pager,
+        Box::new(move |_| {
+            for run in split(&own, plan.blocks) {
+                prefetch_run(&own, run, plan.trigger);
+            }
+        }),
+    );
+}
+
+/// Cuts planned runs so that the first of them is shown early.
+fn split(file: &File, runs: Vec<Range<u64>>) -> impl Iterator<Item = Vec<Range<u64>>> {
+    let most = ((1 << 20) >> file.block_shift).max(1);
+    let mut groups: Vec<Vec<Range<u64>>> = Vec::new();
+    let mut size = u64::MAX;
+    for run in runs {
+        let mut start = run.start;
+        while start < run.end {
+            if size >= most {
+                groups.push(Vec::new());
+                size = 0;
+            }
+            let end = run.end.min(start + most - size);
+            size += end - start;
+            if let Some(group) = groups.last_mut() {
+                group.push(start..end);
+            }
+            start = end;
+        }
+    }
+    groups.into_iter()
+}
+
+/// Fills what is absent of some runs, as far as there is room. Failures are left to whoever touches the block.
+fn prefetch_run(file: &Arc<File>, runs: Vec<Range<u64>>, trigger: Option<u64>) {
+    let claimed = request::claim_absent(file, &runs);
+    let purpose = Purpose { patience: Patience::Never, pin: None, read_ahead: Some(trigger) };
+    let _ = fill::fill(file, &claimed, purpose);
+}
+
+/// Brings a failed fill to whoever touched the page: a checked scope reads zeros and returns the error at its end; outside
+/// of one the message is printed and the thread gets SIGBUS.
+fn deliver(file: &Arc<File>, view: View, offset: u64, error: Error) -> FaultOutcome {
+    let block = offset >> file.block_shift;
+    let bytes = file.bytes_of(&(block..block + 1));
+    match view {
+        View::Checked => match file.latch_in_scope(bytes, &error) {
+            Ok(()) => FaultOutcome::Served,
+            Err(cause) => fatal(file, offset, &format!("{error}; zeros could not be shown: {cause}")),
+        },
+        View::Plain => {
+            let text = format!(
+                "mapwright: a slice was touched at a page that cannot be read; SIGBUS follows \
+                 (use Map::get or Map::checked to get the error as a value): {error}\n"
+            );
+            mapwright_sys::signals::print_raw(&text);
+            if file.mode == FaultMode::InThread {
+                return FaultOutcome::Failed;
+            }
+            match file.frames.poison(bytes) {
+                Ok(()) => FaultOutcome::Failed,
+                Err(cause) => fatal(file, offset, &format!("{error}; SIGBUS could not be raised: {cause}")),
+            }
+        }
+    }
+}
+
+/// The last way out: a thread waits for a page that will never come, and nothing can tell it.
+fn fatal(file: &File, offset: u64, what: &str) -> ! {
+    mapwright_sys::signals::print_raw(&format!("mapwright: {} at offset {offset}: {what}\n", file.name));
+    std::process::abort()
+}
+

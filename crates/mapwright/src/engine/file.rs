@@ -1,0 +1,452 @@
+//! A file: one store opened by a pager, its blocks, and what is known of them.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::task::Waker;
+use std::time::Duration;
+
+use mapwright_sys::table::Table;
+
+use super::block::{self, DIRTY, MAPPED, MAPPED_CHECKED, Pin, QUEUED, State, TOUCHED, TRIGGER, WAITERS, Word};
+use super::budget::MIN_BLOCKS;
+use super::gate::Gate;
+use super::checked::Scopes;
+use super::kernel::{FaultMode, FaultSink, FrameSpec, Frames, View};
+use super::page_set::PageSet;
+use super::read_ahead::{Advice, ReadAhead};
+use super::{Engine, Handle, PAGE, lock};
+use crate::error::{Error, Result};
+use crate::stores::{Store, Version};
+
+/// Words of the block table in a page of memory: the unit in which the table is charged to the budget and searched.
+pub const CHUNK: u64 = PAGE / size_of::<AtomicU32>() as u64;
+const MAX_BLOCK: u64 = 2 << 20;
+
+/// How to open a file.
+pub struct FileSpec {
+    /// Where its bytes are.
+    pub store: Arc<dyn Store>,
+    /// Whether it will be written.
+    pub writable: bool,
+    /// Who serves its faults.
+    pub mode: FaultMode,
+    /// Bytes in a block: a power of two from 4 KiB to 2 MiB.
+    pub block_size: u64,
+    /// Address space to reserve in bytes, for growth; at least the store's length is reserved.
+    pub reserve: u64,
+    /// How long operations wait for the store and for room.
+    pub deadline: Duration,
+    /// What is known of the access pattern.
+    pub advice: Advice,
+}
+
+/// The three lengths of a file. `backed <= stored`, and after a flush all three are equal.
+#[derive(Clone, Copy, Debug)]
+pub struct Lengths {
+    /// What the mapping shows, in bytes.
+    pub mapped: u64,
+    /// The prefix of the store whose bytes are this file's; beyond it the file reads as zeros until written back.
+    pub backed: u64,
+    /// What the store was last set to.
+    pub stored: u64,
+}
+
+/// One store opened by a pager.
+pub struct File {
+    pub(crate) pager: Arc<Handle>,
+    pub(crate) slot: u32,
+    pub(crate) store: Arc<dyn Store>,
+    /// The store's name, for messages.
+    pub name: String,
+    pub(crate) frames: Arc<dyn Frames>,
+    pub(crate) block_shift: u32,
+    pub(crate) writable: bool,
+    pub(crate) mode: FaultMode,
+    pub(crate) capacity: u64,
+    pub(crate) deadline: Duration,
+    pub(crate) local: bool,
+    blocks: Table,
+    /// A bit for each chunk of the table that was ever used.
+    used_chunks: Table,
+    charged: AtomicU64,
+    resident: AtomicU64,
+    pub(crate) lengths: Mutex<Lengths>,
+    version: Version,
+    pub(crate) dirty: Mutex<PageSet>,
+    pub(crate) read_ahead: Mutex<ReadAhead>,
+    wakers: Mutex<HashMap<u64, Vec<Waker>>>,
+    pub(crate) latch: Mutex<Option<Arc<Error>>>,
+    pub(crate) scopes: Mutex<Scopes>,
+    /// Changes when a checked scope may go on; see `checked`.
+    pub(crate) scopes_changed: AtomicU32,
+    /// Held over a write-back or a resize.
+    pub(crate) turn: Gate,
+}
+
+impl File {
+    /// Opens a store.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a bad block size, reserve or a budget too small for it; [`Error::ReadOnly`];
+    /// [`Error::Locked`]; [`Error::Unsupported`] where the machine lacks a facility.
+    pub(crate) fn open(pager: Arc<Handle>, spec: FileSpec, slot: u32, version: Version) -> Result<Arc<Self>> {
+        let name = spec.store.name();
+        check_block_size(spec.block_size, pager.budget.total())?;
+        if spec.writable && !spec.store.is_writable() {
+            return Err(Error::ReadOnly { path: name });
+        }
+        let wanted = version.len.max(spec.reserve).max(1);
+        let capacity = wanted.checked_next_multiple_of(spec.block_size).filter(|bytes| *bytes < 1 << 46);
+        let capacity = capacity.ok_or_else(|| {
+            Error::invalid(format!("{wanted} bytes of address space"), "reserve less than 64 TiB")
+        })?;
+        let sink: Weak<dyn FaultSink> = Weak::<Engine>::clone(&pager.weak);
+        let frames =
+            pager.kernel.frames(FrameSpec { capacity, writable: spec.writable, mode: spec.mode, sink })?;
+        let blocks = capacity / spec.block_size;
+        let no_memory = |e| Error::io("reserve the block table", name.clone(), 0, capacity, e);
+        let table = Table::new(blocks as usize).map_err(no_memory)?;
+        let chunks = Table::new(blocks.div_ceil(CHUNK * 32) as usize).map_err(no_memory)?;
+        let mut read_ahead = ReadAhead::new((max_read_ahead(pager.budget.limit()) / spec.block_size).max(1));
+        read_ahead.advise(spec.advice);
+        let len = version.len;
+        Ok(Arc::new(Self {
+            slot,
+            local: spec.store.is_local(),
+            store: spec.store,
+            frames,
+            block_shift: spec.block_size.trailing_zeros(),
+            writable: spec.writable,
+            mode: spec.mode,
+            capacity,
+            deadline: spec.deadline,
+            blocks: table,
+            used_chunks: chunks,
+            charged: 0.into(),
+            resident: 0.into(),
+            lengths: Mutex::new(Lengths { mapped: len, backed: len, stored: len }),
+            version,
+            dirty: Mutex::default(),
+            read_ahead: Mutex::new(read_ahead),
+            wakers: Mutex::default(),
+            latch: Mutex::default(),
+            scopes: Mutex::default(),
+            scopes_changed: 0.into(),
+            turn: Gate::default(),
+            name,
+            pager,
+        }))
+    }
+
+    /// Whether an opening may share this file instead of making its own.
+    pub(crate) fn is_shareable(&self, spec: &FileSpec, version: Version) -> bool {
+        self.version == version && self.mode == spec.mode && self.block_size() == spec.block_size
+    }
+
+    /// Which object this is.
+    pub(crate) fn identity(&self) -> u128 {
+        self.version.identity
+    }
+
+    /// What the store was when this file was opened.
+    pub(crate) fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Bytes in a block.
+    pub fn block_size(&self) -> u64 {
+        1 << self.block_shift
+    }
+
+    /// Length in bytes of what is mapped.
+    pub fn len(&self) -> u64 {
+        lock(&self.lengths).mapped
+    }
+
+    /// Whether the length is zero.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The frames, for those who make slices of them.
+    pub fn frames(&self) -> &Arc<dyn Frames> {
+        &self.frames
+    }
+
+    /// Checks that `offset..offset + len` is inside the file.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`].
+    pub fn check_range(&self, offset: u64, len: u64) -> Result<()> {
+        let file_len = self.len();
+        match offset.checked_add(len) {
+            Some(end) if end <= file_len => Ok(()),
+            end => {
+                let end = end.unwrap_or(u64::MAX);
+                Err(Error::OutOfRange { path: self.name.clone(), offset, end, file_len })
+            }
+        }
+    }
+
+    /// The word of a block.
+    #[inline]
+    pub(crate) fn word(&self, block: u64) -> Word<'_> {
+        Word(&self.blocks[block as usize])
+    }
+
+    /// Number of blocks that hold the file's bytes now.
+    pub(crate) fn block_count(&self) -> u64 {
+        self.len().div_ceil(self.block_size())
+    }
+
+    /// The blocks that hold a byte range.
+    #[inline]
+    pub(crate) fn blocks_of(&self, bytes: Range<u64>) -> Range<u64> {
+        if bytes.is_empty() {
+            return bytes.start >> self.block_shift..bytes.start >> self.block_shift;
+        }
+        bytes.start >> self.block_shift..((bytes.end - 1) >> self.block_shift) + 1
+    }
+
+    /// The bytes of a run of blocks.
+    pub(crate) fn bytes_of(&self, blocks: &Range<u64>) -> Range<u64> {
+        blocks.start << self.block_shift..blocks.end << self.block_shift
+    }
+
+    /// The pages of a block.
+    pub(crate) fn pages_of(&self, block: u64) -> Range<u64> {
+        let bytes = self.bytes_of(&(block..block + 1));
+        bytes.start / PAGE..bytes.end / PAGE
+    }
+
+    /// Shows pinned blocks in a view. The bit is set before the page tables change: invariant (3) of `block`.
+    pub(crate) fn map(&self, view: View, blocks: Range<u64>) -> Result<()> {
+        let bit = mapped_bit(view);
+        for block in blocks.clone() {
+            self.word(block).set(bit);
+        }
+        let bytes = self.bytes_of(&blocks);
+        self.frames
+            .map(view, bytes.clone())
+            .map_err(|e| Error::io("map", self.name.clone(), bytes.start, bytes.end - bytes.start, e))
+    }
+
+    /// Ends the transition of a block and wakes everybody who waited for that.
+    pub(crate) fn settle(&self, block: u64, to: State, pins: u32, set: u32, clear: u32) {
+        let before = self.word(block).settle(to, pins, set, clear);
+        if before & WAITERS != 0 {
+            self.wake_waiters(block);
+        }
+    }
+
+    fn wake_waiters(&self, block: u64) {
+        self.pager.kernel.wake(self.word(block).0);
+        let wakers = lock(&self.wakers).remove(&block);
+        wakers.into_iter().flatten().for_each(Waker::wake);
+        if self.mode == FaultMode::Thread {
+            self.frames.wake(self.bytes_of(&(block..block + 1)));
+        }
+    }
+
+    /// Gives a pin back.
+    #[inline]
+    pub(crate) fn unpin(&self, block: u64) {
+        if self.word(block).unpin() {
+            self.pager.budget.progressed(&*self.pager.kernel);
+        }
+    }
+
+    /// Sleeps until a block that is being filled or evicted settles, or until `deadline`.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`].
+    pub(crate) fn wait_settled(&self, block: u64, since: Duration, deadline: Duration) -> Result<()> {
+        while let Some(bits) = self.word(block).announce_waiter() {
+            let now = self.pager.now();
+            if now >= deadline {
+                let bytes = self.bytes_of(&(block..block + 1));
+                return Err(self.timed_out(bytes, now - since));
+            }
+            self.pager.kernel.wait(self.word(block).0, bits, Some(deadline - now));
+        }
+        Ok(())
+    }
+
+    /// An [`Error::TimedOut`] for a byte range of this file.
+    pub(crate) fn timed_out(&self, bytes: Range<u64>, waited: Duration) -> Error {
+        Error::TimedOut { path: self.name.clone(), offset: bytes.start, len: bytes.end - bytes.start, waited }
+    }
+
+    /// Pins a block that may be in transition, waiting for it; `false` if it is absent.
+    pub(crate) fn pin_settled(&self, block: u64) -> Result<bool> {
+        let since = self.pager.now();
+        loop {
+            match self.word(block).pin_untouched() {
+                Pin::Held(_) => return Ok(true),
+                Pin::Absent => return Ok(false),
+                Pin::Overflow => return Err(self.too_many_pins()),
+                Pin::Busy => self.wait_settled(block, since, since + self.deadline)?,
+            }
+        }
+    }
+
+    pub(crate) fn too_many_pins(&self) -> Error {
+        Error::invalid(format!("{}: one block is pinned 16383 times", self.name), "drop pins that are no longer needed")
+    }
+
+    /// Registers a task to be woken when a block settles; `false` if it is not in transition.
+    pub(crate) fn wake_when_settled(&self, block: u64, waker: &Waker) -> bool {
+        lock(&self.wakers).entry(block).or_default().push(waker.clone());
+        if self.word(block).announce_waiter().is_some() {
+            return true;
+        }
+        // It settled meanwhile, perhaps before it could see the waker: the caller looks again by itself.
+        if let Some(wakers) = lock(&self.wakers).get_mut(&block) {
+            wakers.retain(|other| !other.will_wake(waker));
+        }
+        false
+    }
+
+    /// Ends a successful fill of one block: it becomes resident and the policy learns of it.
+    pub(crate) fn filled(&self, block: u64, pins: u32, mapped: bool, trigger: bool, touched: bool) {
+        let bit = |on: bool, bit: u32| if on { bit } else { 0 };
+        let set = bit(mapped, MAPPED) | bit(trigger, TRIGGER) | bit(touched && pins > 0, TOUCHED);
+        self.resident.fetch_add(1, Ordering::Relaxed);
+        {
+            let mut policy = lock(&self.pager.policy);
+            if self.word(block).set(QUEUED) & QUEUED == 0 {
+                policy.insert(super::policy::Key::new(self.slot, block));
+            }
+        }
+        self.settle(block, State::Resident, pins, set, 0);
+    }
+
+    /// Ends the dropping of one block; the caller has released its frame.
+    pub(crate) fn dropped(&self, block: u64) {
+        self.resident.fetch_sub(1, Ordering::Relaxed);
+        self.settle(block, State::Absent, 0, 0, MAPPED | MAPPED_CHECKED | TOUCHED | TRIGGER);
+    }
+
+    /// Bytes charged to the budget for one block.
+    pub(crate) fn block_charge(&self) -> u64 {
+        self.block_size() + super::budget::BLOCK_METADATA
+    }
+
+    /// Marks a chunk of the table as used; whether it was not.
+    pub(crate) fn use_chunk(&self, chunk: u64) -> bool {
+        let word = &self.used_chunks[(chunk / 32) as usize];
+        let bit = 1 << (chunk % 32);
+        word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::AcqRel) & bit == 0
+    }
+
+    /// Takes that mark back, when the chunk could not be charged.
+    pub(crate) fn unuse_chunk(&self, chunk: u64) {
+        self.used_chunks[(chunk / 32) as usize].fetch_and(!(1 << (chunk % 32)), Ordering::AcqRel);
+    }
+
+    /// Notes that a chunk of the table is charged.
+    pub(crate) fn chunk_charged(&self) {
+        self.charged.fetch_add(PAGE, Ordering::Relaxed);
+    }
+
+    /// The runs of blocks inside `blocks` whose chunks of the table were ever used: all others are absent.
+    pub(crate) fn used_runs(&self, blocks: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
+        let chunks = blocks.start / CHUNK..blocks.end.div_ceil(CHUNK);
+        let words = chunks.start / 32..chunks.end.div_ceil(32);
+        words
+            .filter(|&word| self.used_chunks[word as usize].load(Ordering::Acquire) != 0)
+            .flat_map(|word| word * 32..word * 32 + 32)
+            .filter(|chunk| {
+                self.used_chunks[(chunk / 32) as usize].load(Ordering::Acquire) & 1 << (chunk % 32) != 0
+            })
+            .map(move |chunk| (chunk * CHUNK).max(blocks.start)..((chunk + 1) * CHUNK).min(blocks.end))
+            .filter(|run| !run.is_empty())
+    }
+
+    /// The views that exist.
+    pub(crate) fn views(&self) -> impl Iterator<Item = View> + use<> {
+        let checked = lock(&self.scopes).view_exists.then_some(View::Checked);
+        std::iter::once(View::Plain).chain(checked)
+    }
+
+    /// Adds pages to the dirty set.
+    pub(crate) fn mark_dirty(&self, pages: Range<u64>) {
+        let mut dirty = lock(&self.dirty);
+        let pages_in_block = self.block_size() / PAGE;
+        for block in pages.start / pages_in_block..pages.end.div_ceil(pages_in_block) {
+            self.word(block).set(DIRTY);
+        }
+        dirty.insert(pages);
+    }
+
+    /// Takes the pages of a block out of the dirty set.
+    pub(crate) fn take_dirty(&self, block: u64) -> Vec<Range<u64>> {
+        if self.word(block).bits() & DIRTY == 0 {
+            return Vec::new();
+        }
+        let mut dirty = lock(&self.dirty);
+        self.word(block).clear(DIRTY);
+        dirty.take(self.pages_of(block))
+    }
+
+    /// Sets the pattern that read-ahead assumes.
+    pub fn advise(&self, advice: Advice) {
+        lock(&self.read_ahead).advise(advice);
+    }
+
+    /// Bytes of blocks resident now.
+    pub fn resident_bytes(&self) -> u64 {
+        self.resident.load(Ordering::Relaxed) << self.block_shift
+    }
+
+    /// Whether the block that holds `offset` is resident, for tests and reports.
+    pub fn is_resident(&self, offset: u64) -> bool {
+        block::state(self.word(offset >> self.block_shift).bits()) == State::Resident
+    }
+}
+
+/// The bit that says that a view shows a block.
+pub(crate) fn mapped_bit(view: View) -> u32 {
+    match view {
+        View::Plain => MAPPED,
+        View::Checked => MAPPED_CHECKED,
+    }
+}
+
+fn check_block_size(block_size: u64, budget: u64) -> Result<()> {
+    if !block_size.is_power_of_two() || !(PAGE..=MAX_BLOCK).contains(&block_size) {
+        return Err(Error::invalid(
+            format!("a block size of {block_size} bytes"),
+            "use a power of two from 4096 (4 KiB) to 2097152 (2 MiB)",
+        ));
+    }
+    if budget / MIN_BLOCKS < block_size {
+        return Err(Error::invalid(
+            format!("a budget of {budget} bytes for blocks of {block_size} bytes"),
+            "give the pager at least eight blocks, or use smaller blocks",
+        ));
+    }
+    Ok(())
+}
+
+/// The furthest that one stream is read ahead, in bytes.
+fn max_read_ahead(limit: u64) -> u64 {
+    (limit / 8).clamp(PAGE, 4 << 20)
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        self.pager.forget(self.slot);
+        let blocks = self.resident.load(Ordering::Acquire) * self.block_charge();
+        let tables = self.charged.load(Ordering::Acquire);
+        self.pager.budget.release(&*self.pager.kernel, blocks + tables);
+    }
+}
+
+impl std::fmt::Debug for File {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("File").field("name", &self.name).finish_non_exhaustive()
+    }
+}

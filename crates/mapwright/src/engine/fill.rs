@@ -1,0 +1,402 @@
+//! Filling: from claimed blocks to resident ones.
+//!
+//! The caller has claimed the blocks (Absent → Filling); here each of them becomes Resident or Absent again, whatever
+//! happens, and every waiter is woken.
+
+use std::io;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
+
+use super::block::State;
+use super::budget::Lent;
+use super::evict;
+use super::file::{CHUNK, File};
+use super::kernel::View;
+use super::{Engine, PAGE, lock};
+use crate::error::{Change, Error, Result};
+use crate::stores::Read;
+
+/// Reads in flight at once from one call.
+const MAX_BATCH: usize = 256;
+const FIRST_BACKOFF: Duration = Duration::from_micros(200);
+const MAX_BACKOFF: Duration = Duration::from_millis(100);
+
+/// How long to wait for room and for transient errors to pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// Until this time.
+    Until(Duration),
+    /// Not at all: read-ahead that finds no room is not worth waiting for.
+    Never,
+}
+
+/// What a fill is for.
+pub(crate) struct Purpose<'a> {
+    pub patience: Patience,
+    /// Called for each filled block, which then holds a pin for the caller. Without it blocks are left unpinned.
+    pub pin: Option<&'a mut dyn FnMut(u64)>,
+    /// Nobody asked for the blocks yet. One of them may be left unmapped, to trigger the next read-ahead.
+    pub read_ahead: Option<Option<u64>>,
+}
+
+/// A run of claimed blocks with room in the budget and a buffer to read into.
+struct Piece {
+    blocks: Range<u64>,
+    buffer: Lent,
+}
+
+/// Fills runs of claimed blocks. The walk: room in the budget → a buffer → the store's bytes, whole and of the right
+/// version → the frame → shown in the plain view → waiters woken.
+///
+/// # Errors
+/// The first failure. Blocks that could not be filled are absent again; the others are resident.
+pub(crate) fn fill(file: &Arc<File>, runs: &[Range<u64>], mut purpose: Purpose<'_>) -> Result<()> {
+    let engine = &***file.pager;
+    let mut outcome = Ok(());
+    let mut waiting = cut(file, runs).into_iter().peekable();
+    while waiting.peek().is_some() {
+        let mut batch = Vec::new();
+        while let Some(blocks) = waiting.peek().cloned() {
+            match prepare(file, blocks.clone(), purpose.patience, batch.is_empty()) {
+                Ok(Some(buffer)) => batch.push(Piece { blocks, buffer }),
+                Ok(None) => break, // no more room just now: read what there is first
+                Err(error) => {
+                    give_up(file, &blocks, false);
+                    outcome = outcome.and(Err(error));
+                }
+            }
+            waiting.next();
+            if batch.len() == MAX_BATCH {
+                break;
+            }
+        }
+        let blocks = batch.iter().map(|piece| piece.blocks.end - piece.blocks.start).sum();
+        engine.counters.fills_started(blocks);
+        let read = read(file, batch, &mut purpose);
+        engine.counters.fills_ended(blocks);
+        outcome = outcome.and(read);
+    }
+    outcome
+}
+
+/// Makes claimed blocks resident with given contents instead of the store's, dirty; what `bytes` does not reach is zero.
+///
+/// # Errors
+/// As for [`fill`]; all blocks are absent again then.
+pub(crate) fn install(file: &Arc<File>, blocks: Range<u64>, bytes: &[u8]) -> Result<()> {
+    // This copy may fault on `bytes`, which may be a slice of another mapping: it is made while no buffer is held.
+    let mut contents = vec![0; ((blocks.end - blocks.start) << file.block_shift) as usize];
+    contents[..bytes.len()].copy_from_slice(bytes);
+    let patience = Patience::Until(file.pager.now() + file.deadline);
+    let charge = (blocks.end - blocks.start) * file.block_charge();
+    let room = charge_tables(file, &blocks, patience).and_then(|()| reserve(&file.pager, charge, patience));
+    if let Err(error) = room {
+        give_up(file, &blocks, false);
+        return Err(error);
+    }
+    let at = blocks.start << file.block_shift;
+    if let Err(error) = file.frames.store(at, &contents) {
+        let _ = file.frames.release(&[at..at + contents.len() as u64]);
+        give_up(file, &blocks, true);
+        return Err(Error::io("store a frame", file.name.clone(), at, contents.len() as u64, error));
+    }
+    file.mark_dirty(at / PAGE..(at + bytes.len() as u64).div_ceil(PAGE));
+    for block in blocks {
+        file.filled(block, 0, false, false, true);
+    }
+    Ok(())
+}
+
+/// Cuts runs into pieces that one buffer holds.
+fn cut(file: &File, runs: &[Range<u64>]) -> Vec<Range<u64>> {
+    let step = (file.pager.buffers.max_run() >> file.block_shift).max(1);
+    let pieces = |run: &Range<u64>| {
+        let Range { start, end } = *run;
+        (start..end).step_by(step as usize).map(move |first| first..(first + step).min(end))
+    };
+    runs.iter().flat_map(pieces).collect()
+}
+
+/// Room and a buffer for a piece; `None` if it would have to wait and need not, because others can go first.
+fn prepare(file: &Arc<File>, blocks: Range<u64>, patience: Patience, must: bool) -> Result<Option<Lent>> {
+    let engine = &***file.pager;
+    let patience = if must { patience } else { Patience::Never };
+    let count = blocks.end - blocks.start;
+    let bytes = count * file.block_charge();
+    let room = charge_tables(file, &blocks, patience).and_then(|()| reserve(engine, bytes, patience));
+    if let Err(error) = room {
+        return if must { Err(error) } else { Ok(None) };
+    }
+    let len = (count << file.block_shift) as usize;
+    if must {
+        return Ok(Some(engine.buffers.take(&engine.kernel, len)));
+    }
+    let buffer = engine.buffers.try_take(&engine.kernel, len);
+    if buffer.is_none() {
+        engine.budget.release(&*engine.kernel, bytes);
+    }
+    Ok(buffer)
+}
+
+/// Charges the parts of the block table that come into use with a run of blocks.
+fn charge_tables(file: &File, blocks: &Range<u64>, patience: Patience) -> Result<()> {
+    for chunk in blocks.start / CHUNK..=(blocks.end - 1) / CHUNK {
+        if file.use_chunk(chunk) {
+            reserve(&file.pager, PAGE, patience).inspect_err(|_| file.unuse_chunk(chunk))?;
+            file.chunk_charged();
+        }
+    }
+    Ok(())
+}
+
+/// Takes room in the budget, evicting what is needed.
+///
+/// # Errors
+/// [`Error::BudgetExhausted`] when nothing can be evicted for as long as `patience` lasts; the failure of a write-back if
+/// that is why.
+pub(crate) fn reserve(engine: &Engine, bytes: u64, patience: Patience) -> Result<()> {
+    if engine.budget.try_reserve(bytes) {
+        engine.evict_ahead();
+        return Ok(());
+    }
+    let mut waiter = engine.budget.waiter();
+    loop {
+        let made = evict::make_room(engine, bytes);
+        if engine.budget.try_reserve(bytes) {
+            return Ok(());
+        }
+        let exhausted = match made {
+            Ok(true) => continue,
+            Ok(false) => Error::BudgetExhausted {
+                needed: bytes,
+                budget: engine.budget.total(),
+                remedy: "drop Pinned values that are no longer needed, or raise Pager::builder().budget()",
+            },
+            Err(error) => error,
+        };
+        match patience {
+            Patience::Until(deadline) if engine.now() < deadline => {
+                let left = deadline - engine.now();
+                waiter.wait(&*engine.kernel, left.min(MAX_BACKOFF));
+            }
+            _ => return Err(exhausted),
+        }
+    }
+}
+
+/// Gives up blocks that were claimed and for which nothing was done yet.
+pub(crate) fn abandon(file: &File, runs: &[Range<u64>]) {
+    runs.iter().for_each(|run| give_up(file, run, false));
+}
+
+/// Makes claimed blocks absent again.
+fn give_up(file: &File, blocks: &Range<u64>, reserved: bool) {
+    let engine = &file.pager;
+    for block in blocks.clone() {
+        file.settle(block, State::Absent, 0, 0, super::block::MAPPED);
+    }
+    engine.counters.failed_fills.add(blocks.end - blocks.start);
+    if reserved {
+        engine.budget.release(&*engine.kernel, (blocks.end - blocks.start) * file.block_charge());
+    }
+}
+
+/// Reads pieces and makes each resident as its bytes arrive.
+fn read(file: &Arc<File>, mut batch: Vec<Piece>, purpose: &mut Purpose<'_>) -> Result<()> {
+    let backed = lock(&file.lengths).backed;
+    let patience = purpose.patience;
+    if let [piece] = &mut batch[..] {
+        let got = read_exactly(file, piece.blocks.start << file.block_shift, &mut piece.buffer, 0, backed, patience);
+        return finish(file, piece.blocks.clone(), &piece.buffer, got, purpose);
+    }
+    let mut outcome = Ok(());
+    let places: Vec<Range<u64>> = batch.iter().map(|piece| piece.blocks.clone()).collect();
+    let mut ended = vec![false; batch.len()];
+    let mut asked = Vec::with_capacity(batch.len());
+    let mut reads = Vec::with_capacity(batch.len());
+    for (index, piece) in batch.iter_mut().enumerate() {
+        let offset = piece.blocks.start << file.block_shift;
+        if valid_bytes(offset, piece.buffer.len(), backed) > 0 {
+            asked.push(index);
+            reads.push(Read { offset, buf: &mut piece.buffer });
+        } else {
+            // Beyond what the store backs there are zeros, and nothing to read.
+            piece.buffer.fill(0);
+            ended[index] = true;
+            outcome = outcome.and(finish(file, places[index].clone(), &piece.buffer, Ok(()), purpose));
+        }
+    }
+    let _ = guarded(|| {
+        file.store.read_many(&mut reads, &mut |read, buffer, got| {
+            let index = asked[read];
+            if std::mem::replace(&mut ended[index], true) {
+                return; // a store that reports twice
+            }
+            let offset = places[index].start << file.block_shift;
+            let len = (places[index].end - places[index].start) << file.block_shift;
+            let got = match got {
+                Ok(n) => read_exactly(file, offset, buffer, n, backed, patience),
+                Err(error) if is_transient(&error) => read_exactly(file, offset, buffer, 0, backed, patience),
+                Err(error) => Err(Error::io("read", file.name.clone(), offset, len, error)),
+            };
+            let finished = finish(file, places[index].clone(), buffer, got, purpose);
+            if outcome.is_ok() {
+                outcome = finished;
+            }
+        });
+        Ok(())
+    });
+    drop(reads);
+    for (index, _) in ended.iter().enumerate().filter(|(_, ended)| !**ended) {
+        let bytes = file.bytes_of(&places[index]);
+        let error = io::Error::other("the store's read_many did not report this read");
+        let error = Error::io("read", file.name.clone(), bytes.start, bytes.end - bytes.start, error);
+        outcome = outcome.and(finish(file, places[index].clone(), &[], Err(error), purpose));
+    }
+    outcome
+}
+
+/// How many bytes from `offset` on the store backs, at most `len`.
+fn valid_bytes(offset: u64, len: usize, backed: u64) -> usize {
+    backed.saturating_sub(offset).min(len as u64) as usize
+}
+
+/// Reads until the buffer holds all that the store backs, the first `got` bytes being there, and zeros the rest.
+fn read_exactly(
+    file: &File,
+    offset: u64,
+    buffer: &mut [u8],
+    mut got: usize,
+    backed: u64,
+    patience: Patience,
+) -> Result<()> {
+    let valid = valid_bytes(offset, buffer.len(), backed);
+    let whole = valid.next_multiple_of(PAGE as usize);
+    while got < valid {
+        let at = offset + got as u64;
+        let n = retried(file, "read", at, (valid - got) as u64, patience, || {
+            file.store.read_at(at, &mut buffer[got..whole])
+        })?;
+        if n == 0 {
+            return Err(ended_early(file, at, (valid - got) as u64));
+        }
+        got += n.min(whole - got);
+    }
+    buffer[valid..].fill(0);
+    Ok(())
+}
+
+/// Why a store ended before the length it had when it was opened.
+fn ended_early(file: &File, offset: u64, len: u64) -> Error {
+    match check_version(file, offset) {
+        Err(change) => change,
+        Ok(()) => Error::io("read", file.name.clone(), offset, len, io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// Whether the store is still what was opened.
+fn check_version(file: &File, offset: u64) -> Result<()> {
+    let now = guarded(|| file.store.version()).map_err(|e| Error::io("check", file.name.clone(), offset, 0, e))?;
+    let opened = file.version();
+    let changed = |change| Err(Error::Changed { path: file.name.clone(), offset, change });
+    if now.identity != opened.identity {
+        return changed(Change::Replaced);
+    }
+    // A writable file changes by our own write-backs, and others are locked out: only its length is held against it.
+    let expected = if file.writable { lock(&file.lengths).backed } else { opened.len };
+    if now.len < expected {
+        return changed(Change::Truncated { was: expected, now: now.len });
+    }
+    if !file.writable && now != opened {
+        return changed(Change::Modified);
+    }
+    Ok(())
+}
+
+/// Makes a piece resident once its bytes are read, or absent if they could not be.
+fn finish(file: &Arc<File>, blocks: Range<u64>, bytes: &[u8], got: Result<()>, purpose: &mut Purpose<'_>) -> Result<()> {
+    let at = blocks.start << file.block_shift;
+    let len = (blocks.end - blocks.start) << file.block_shift;
+    let stored = got.and_then(|()| check_version(file, at)).and_then(|()| {
+        file.frames.store(at, bytes).map_err(|e| Error::io("store a frame", file.name.clone(), at, len, e))
+    });
+    if let Err(error) = stored {
+        // What was stored in part must not stay: an absent block has no frame.
+        let _ = file.frames.release(&[at..at + len]);
+        give_up(file, &blocks, true);
+        return Err(error);
+    }
+    let counters = &file.pager.counters;
+    let count = blocks.end - blocks.start;
+    counters.fills.add(count);
+    counters.filled_bytes.add(count << file.block_shift);
+    if purpose.read_ahead.is_some() {
+        counters.read_ahead_bytes.add(count << file.block_shift);
+    }
+    let trigger = purpose.read_ahead.flatten().filter(|block| blocks.contains(block));
+    let mapped = show(file, &blocks, trigger);
+    for block in blocks {
+        let pins = u32::from(purpose.pin.is_some());
+        file.filled(block, pins, mapped && Some(block) != trigger, Some(block) == trigger, purpose.read_ahead.is_none());
+        if let Some(pin) = &mut purpose.pin {
+            pin(block);
+        }
+    }
+    Ok(())
+}
+
+/// Shows filled blocks in the plain view, all but the trigger. A failure is left to the touch that will map again.
+fn show(file: &File, blocks: &Range<u64>, trigger: Option<u64>) -> bool {
+    let around = match trigger {
+        Some(block) => [blocks.start..block, block + 1..blocks.end],
+        None => [blocks.clone(), blocks.end..blocks.end],
+    };
+    around.into_iter().filter(|run| !run.is_empty()).all(|run| file.map(View::Plain, run).is_ok())
+}
+
+/// Runs a store call again while its error is transient, until patience ends.
+///
+/// # Errors
+/// The last error, with the range.
+pub(crate) fn retried<T>(
+    file: &File,
+    operation: &'static str,
+    offset: u64,
+    len: u64,
+    patience: Patience,
+    mut call: impl FnMut() -> io::Result<T>,
+) -> Result<T> {
+    let mut backoff = FIRST_BACKOFF;
+    loop {
+        let error = match guarded(&mut call) {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        let now = file.pager.now();
+        let deadline = match patience {
+            Patience::Until(deadline) => deadline,
+            Patience::Never => now + FIRST_BACKOFF,
+        };
+        if !is_transient(&error) || now >= deadline {
+            return Err(Error::io(operation, file.name.clone(), offset, len, error));
+        }
+        file.pager.counters.retries.add(1);
+        if error.kind() != io::ErrorKind::Interrupted {
+            let nobody = AtomicU32::new(0);
+            file.pager.kernel.wait(&nobody, 0, Some(backoff.min(deadline - now)));
+            backoff = (backoff * 2).min(MAX_BACKOFF);
+        }
+    }
+}
+
+fn is_transient(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+/// Turns a panic of a store into an error: blocks must settle whatever a store does.
+pub(crate) fn guarded<T>(call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| Err(io::Error::other("the store panicked")))
+}

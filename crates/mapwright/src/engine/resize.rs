@@ -1,0 +1,176 @@
+//! Length: growing, shrinking, and writing what need not be read.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::file::File;
+use super::request::Request;
+use super::{PAGE, fill, lock};
+use crate::error::{Error, Result};
+
+impl File {
+    /// Changes the length of what is mapped. The store's length follows at the next write-back. New bytes read as zeros.
+    /// The caller has exclusive access: nobody holds a slice or a pin.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] past the reserved address space; [`Error::TimedOut`] if a block in transition does not settle.
+    pub fn resize(self: &Arc<Self>, len: u64) -> Result<()> {
+        if len > self.capacity {
+            return Err(Error::invalid(
+                format!("{}: a length of {len} bytes with {} reserved", self.name, self.capacity),
+                "open it with MapOptions::reserve() large enough for what it may grow to",
+            ));
+        }
+        let _turn = self.turn.enter(&*self.pager.kernel, None);
+        let before = {
+            let mut lengths = lock(&self.lengths);
+            let before = lengths.mapped;
+            lengths.mapped = len;
+            lengths.backed = lengths.backed.min(len);
+            before
+        };
+        if len < before {
+            self.forget_beyond(len, before)?;
+        }
+        Ok(())
+    }
+
+    /// Drops what was cached of `len..before`, dirty or not, and zeros the rest of the last block.
+    fn forget_beyond(self: &Arc<Self>, len: u64, before: u64) -> Result<()> {
+        let blocks = self.blocks_of(len..before);
+        if len % self.block_size() != 0 && self.pin_settled(blocks.start)? {
+            let end = self.bytes_of(&(blocks.start..blocks.start + 1)).end;
+            let shown = self.map(super::kernel::View::Plain, blocks.start..blocks.start + 1);
+            if shown.is_ok() {
+                zero(self, len..end);
+            }
+            self.unpin(blocks.start);
+            shown?;
+        }
+        let whole = len.div_ceil(self.block_size())..blocks.end;
+        let since = self.pager.now();
+        for run in self.used_runs(whole.clone()).collect::<Vec<_>>() {
+            for block in run {
+                self.wait_settled(block, since, since + self.deadline)?;
+                if self.word(block).claim_eviction().is_some() {
+                    self.discard(block)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops one claimed block, dirty or not.
+    fn discard(&self, block: u64) -> Result<()> {
+        let bytes = self.bytes_of(&(block..block + 1));
+        let released = self.frames.release(std::slice::from_ref(&bytes));
+        self.take_dirty(block);
+        self.dropped(block);
+        self.pager.budget.release(&*self.pager.kernel, self.block_charge());
+        released.map_err(|e| Error::io("release", self.name.clone(), bytes.start, self.block_size(), e))
+    }
+
+    /// Copies bytes out.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`]; what the fills meet.
+    pub fn read_at(self: &Arc<Self>, offset: u64, into: &mut [u8]) -> Result<()> {
+        self.check_range(offset, into.len() as u64)?;
+        for (at, range) in self.steps(offset, into.len()) {
+            let _held = Request::new(self, self.blocks_of(at..at + range.len() as u64).collect(), true)?.wait()?;
+            self.frames.copy_out(at, &mut into[range]);
+        }
+        Ok(())
+    }
+
+    /// Copies bytes in. Blocks that are absent are read first.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`]; what the fills meet. Bytes before the failing block have been copied then.
+    pub fn write_at(self: &Arc<Self>, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.check_range(offset, bytes.len() as u64)?;
+        self.check_writable()?;
+        for (at, range) in self.steps(offset, bytes.len()) {
+            let _held = Request::new(self, self.blocks_of(at..at + range.len() as u64).collect(), true)?.wait()?;
+            self.frames.copy_in(at, &bytes[range]);
+        }
+        Ok(())
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        if self.writable { Ok(()) } else { Err(Error::ReadOnly { path: self.name.clone() }) }
+    }
+
+    /// Cuts a copy into parts of a few blocks: offset in the file, range in the buffer.
+    fn steps(&self, offset: u64, len: usize) -> impl Iterator<Item = (u64, Range<usize>)> + use<> {
+        let step = self.pager.buffers.max_run().max(self.block_size());
+        let end = offset + len as u64;
+        let next = move |at: &u64| Some((at / step + 1) * step).filter(|next| *next < end);
+        let starts = std::iter::successors((len > 0).then_some(offset), next);
+        starts.map(move |at| (at, (at - offset) as usize..(((at / step + 1) * step).min(end) - offset) as usize))
+    }
+
+    /// Copies bytes in; what is replaced wholly is not read first. Blocks that are replaced in part, at the two ends, are
+    /// read if they are absent.
+    ///
+    /// # Errors
+    /// As for [`write_at`](Self::write_at).
+    pub fn overwrite(self: &Arc<Self>, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.check_range(offset, bytes.len() as u64)?;
+        self.check_writable()?;
+        let end = offset + bytes.len() as u64;
+        let whole_from = offset.next_multiple_of(self.block_size());
+        // The last block is replaced wholly as well if the bytes reach the end of the file.
+        let whole_to = if end == self.len() { end } else { end & !(self.block_size() - 1) };
+        if whole_from >= whole_to {
+            return self.write_at(offset, bytes);
+        }
+        let part = |range: Range<u64>| &bytes[(range.start - offset) as usize..(range.end - offset) as usize];
+        self.write_at(offset, part(offset..whole_from))?;
+        let step = self.pager.buffers.max_run().max(self.block_size());
+        let mut at = whole_from;
+        while at < whole_to {
+            let next = ((at / step + 1) * step).min(whole_to);
+            self.replace_blocks(at, part(at..next))?;
+            at = next;
+        }
+        self.write_at(whole_to, part(whole_to..end))
+    }
+
+    /// Replaces whole blocks, the last perhaps up to the end of the file only.
+    fn replace_blocks(self: &Arc<Self>, at: u64, bytes: &[u8]) -> Result<()> {
+        let blocks = self.blocks_of(at..at + bytes.len() as u64);
+        let part = |run: &Range<u64>| {
+            let range = self.bytes_of(run);
+            let end = ((range.end - at) as usize).min(bytes.len());
+            &bytes[(range.start - at) as usize..end]
+        };
+        let mut block = blocks.start;
+        while block < blocks.end {
+            let first = block;
+            while block < blocks.end && self.word(block).claim() {
+                block += 1;
+            }
+            if first < block {
+                let run = first..block;
+                fill::install(self, run.clone(), part(&run))?;
+            } else {
+                let run = block..block + 1;
+                self.write_at(self.bytes_of(&run).start, part(&run))?;
+                block += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes zeros over a range of one pinned and mapped block.
+fn zero(file: &File, bytes: Range<u64>) {
+    static ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
+    let mut at = bytes.start;
+    while at < bytes.end {
+        let n = (bytes.end - at).min(PAGE);
+        file.frames.copy_in(at, &ZEROS[..n as usize]);
+        at += n;
+    }
+}

@@ -1,0 +1,236 @@
+//! Writing back: see docs/life-of-a-write-back.md.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::block::{self, State};
+use super::file::{File, mapped_bit};
+use super::fill::{Patience, retried};
+use super::kernel::View;
+use super::request;
+use super::{PAGE, lock};
+use crate::error::{Error, Result};
+
+/// Makes everything in `bytes` durable that was written before the call; changes of length too.
+///
+/// # Errors
+/// [`Error::Latched`] if an earlier write-back failed and was not acknowledged; [`Error::Io`] or [`Error::TimedOut`] if
+/// this one fails. All pages concerned are then still dirty.
+pub fn flush(file: &Arc<File>, bytes: Range<u64>) -> Result<()> {
+    if let Some(source) = lock(&file.latch).clone() {
+        return Err(Error::Latched { path: file.name.clone(), source });
+    }
+    let blocks = file.blocks_of(bytes);
+    where_it_may_hang(file, move |file| {
+        let dirty = dirty_blocks(file, blocks.clone())?;
+        write_back(file, &dirty)
+    })
+}
+
+/// Writes blocks back because room is needed.
+///
+/// # Errors
+/// As for [`flush`], but for `Latched`.
+pub(crate) fn write_back_blocks(file: &Arc<File>, blocks: &[u64]) -> Result<()> {
+    let blocks = blocks.to_vec();
+    where_it_may_hang(file, move |file| write_back(file, &blocks))
+}
+
+/// Takes the error of an earlier write-back that nobody has acknowledged yet. Pages that could not be written are still
+/// dirty: the next flush writes them again.
+pub fn acknowledge(file: &File) -> Option<Error> {
+    lock(&file.latch).take().map(|error| (*error).clone())
+}
+
+/// Runs a write-back here if the store is local. If it is not, on a thread that can be spared: the caller gives up at its
+/// deadline, while the write-back keeps the file's turn, so that a late write never lands on a newer one.
+fn where_it_may_hang(file: &Arc<File>, work: impl Fn(&Arc<File>) -> Result<()> + Send + 'static) -> Result<()> {
+    if file.local {
+        return work(file);
+    }
+    request::run_elsewhere(file, 0..file.len(), move |file| work(file))
+}
+
+/// No `tracing` here: it may run in a signal handler, and what a subscriber does there is not known.
+///
+/// The walk: the file's turn → its length settled → batches of dirty pages, each taken and re-protected in one step,
+/// copied out through the frames, written, synced → clean, but for what was written meanwhile.
+fn write_back(file: &Arc<File>, blocks: &[u64]) -> Result<()> {
+    let kernel = &*file.pager.kernel;
+    let written = {
+        let _turn = file.turn.enter(kernel, None);
+        let most = (file.pager.budget.limit() / 4 >> file.block_shift).max(1) as usize;
+        settle_length(file).and_then(|resized| {
+            if resized && blocks.is_empty() {
+                sync(file)?;
+            }
+            blocks.chunks(most).try_for_each(|batch| write_batch(file, batch))
+        })
+    };
+    written.inspect_err(|error| {
+        lock(&file.latch).get_or_insert_with(|| Arc::new(error.clone()));
+    })
+}
+
+/// Which blocks of a run have dirty pages: those the dirty set knows and those the page tables tell of.
+fn dirty_blocks(file: &File, blocks: Range<u64>) -> Result<Vec<u64>> {
+    let pages_in_block = file.block_size() / PAGE;
+    let bytes = file.bytes_of(&blocks);
+    let known = lock(&file.dirty).runs_in(&(bytes.start / PAGE..bytes.end / PAGE), usize::MAX);
+    let mut found: Vec<u64> = known
+        .into_iter()
+        .flat_map(|run| run.start / pages_in_block..run.end.div_ceil(pages_in_block))
+        .collect();
+    for view in file.views() {
+        let mut written = Vec::new();
+        for run in joined(file.used_runs(blocks.clone())) {
+            let bytes = file.bytes_of(&run);
+            file.frames
+                .written(view, bytes.clone(), &mut written)
+                .map_err(|e| Error::io("find dirty pages", file.name.clone(), bytes.start, 0, e))?;
+        }
+        // Page tables without an entry look written: only a block that this view shows counts.
+        let shown = |block: &u64| file.word(*block).bits() & mapped_bit(view) != 0;
+        found.extend(written.into_iter().flat_map(|bytes| file.blocks_of(bytes)).filter(shown));
+    }
+    found.sort_unstable();
+    found.dedup();
+    Ok(found)
+}
+
+/// Joins runs that touch.
+fn joined(runs: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
+    let mut joined: Vec<Range<u64>> = Vec::new();
+    for run in runs {
+        match joined.last_mut() {
+            Some(last) if last.end == run.start => last.end = run.end,
+            _ => joined.push(run),
+        }
+    }
+    joined
+}
+
+/// Writes the dirty pages of some blocks and syncs. The blocks are pinned from before their pages are taken until they are
+/// durable: an evictor that found them clean meanwhile would drop what the store does not have yet.
+fn write_batch(file: &Arc<File>, blocks: &[u64]) -> Result<()> {
+    let mut pinned = Vec::with_capacity(blocks.len());
+    let mut outcome = Ok(());
+    for &block in blocks {
+        match file.pin_settled(block) {
+            Ok(true) => pinned.push(block),
+            Ok(false) => {}
+            Err(error) => outcome = Err(error),
+        }
+    }
+    let mut pages = Vec::new();
+    let taken = take_dirty_pages(file, &pinned, &mut pages);
+    let written = outcome.and(taken).and_then(|()| {
+        pages.iter().try_for_each(|run| write_pages(file, run.clone()))?;
+        if pages.is_empty() { Ok(()) } else { sync(file) }
+    });
+    if written.is_err() {
+        pages.into_iter().for_each(|run| file.mark_dirty(run));
+    }
+    pinned.into_iter().for_each(|block| file.unpin(block));
+    written
+}
+
+/// Takes the dirty pages of pinned blocks, sorted and joined; they count as clean from here on.
+fn take_dirty_pages(file: &File, pinned: &[u64], pages: &mut Vec<Range<u64>>) -> Result<()> {
+    let mut taken = Vec::new();
+    let mut outcome = Ok(());
+    for &block in pinned {
+        taken.extend(file.take_dirty(block));
+    }
+    for view in file.views() {
+        let shown = |block: &u64| file.word(*block).bits() & mapped_bit(view) != 0;
+        let blocks: Vec<u64> = pinned.iter().copied().filter(shown).collect();
+        for run in blocks.chunk_by(|a, b| a + 1 == *b) {
+            let bytes = file.bytes_of(&(run[0]..run[run.len() - 1] + 1));
+            let mut written = Vec::new();
+            if let Err(error) = file.frames.take_written(view, bytes.clone(), &mut written) {
+                outcome = Err(Error::io("take dirty pages", file.name.clone(), bytes.start, 0, error));
+            }
+            taken.extend(written.into_iter().map(|bytes| bytes.start / PAGE..bytes.end / PAGE));
+        }
+    }
+    taken.sort_unstable_by_key(|run| run.start);
+    for run in taken {
+        match pages.last_mut() {
+            Some(last) if last.end >= run.start => last.end = last.end.max(run.end),
+            _ => pages.push(run),
+        }
+    }
+    outcome
+}
+
+/// Copies pages out through their frames and writes them, as far as the file reaches.
+fn write_pages(file: &File, pages: Range<u64>) -> Result<()> {
+    let end = (pages.end * PAGE).min(file.len());
+    let mut at = pages.start * PAGE;
+    let counters = &file.pager.counters;
+    while at < end {
+        let len = (end - at).min(file.pager.buffers.max_run()) as usize;
+        let mut buffer = file.pager.buffers.take(&file.pager.kernel, len);
+        file.frames.load(at, &mut buffer).map_err(|e| Error::io("load a frame", file.name.clone(), at, len as u64, e))?;
+        write_all(file, at, &buffer)?;
+        counters.write_backs.add(1);
+        counters.written_back_bytes.add(len as u64);
+        at += len as u64;
+    }
+    Ok(())
+}
+
+fn write_all(file: &File, at: u64, bytes: &[u8]) -> Result<()> {
+    let patience = Patience::Until(file.pager.now() + file.deadline);
+    let mut done = 0;
+    while done < bytes.len() {
+        let offset = at + done as u64;
+        let rest = &bytes[done..];
+        let n = retried(file, "write", offset, rest.len() as u64, patience, || {
+            match file.store.write_at(offset, rest)? {
+                0 => Err(std::io::ErrorKind::WriteZero.into()),
+                n => Ok(n.min(rest.len())),
+            }
+        })?;
+        done += n;
+    }
+    Ok(())
+}
+
+fn sync(file: &File) -> Result<()> {
+    let patience = Patience::Until(file.pager.now() + file.deadline);
+    retried(file, "sync", 0, 0, patience, || file.store.sync())
+}
+
+/// Gives the store the file's length; whether that changed anything. What lies between the prefix that is still the file's
+/// and its end is cut off first, so that old bytes don't come back as it grows again.
+fn settle_length(file: &File) -> Result<bool> {
+    let before = *lock(&file.lengths);
+    let set_len = |len: u64| -> Result<()> {
+        let patience = Patience::Until(file.pager.now() + file.deadline);
+        retried(file, "set length", len, 0, patience, || file.store.set_len(len))?;
+        lock(&file.lengths).stored = len;
+        Ok(())
+    };
+    if before.backed < before.stored {
+        set_len(before.backed)?;
+    }
+    if lock(&file.lengths).stored != before.mapped {
+        set_len(before.mapped)?;
+    }
+    let mut lengths = lock(&file.lengths);
+    lengths.backed = lengths.stored;
+    Ok(before.stored != lengths.stored || before.backed != lengths.backed)
+}
+
+/// Whether a page of the block that holds `offset` is dirty, for tests and reports.
+///
+/// # Errors
+/// [`Error::Io`] if the page tables can't be read.
+pub fn is_dirty(file: &File, offset: u64) -> Result<bool> {
+    let block = offset >> file.block_shift;
+    let resident = block::state(file.word(block).bits()) == State::Resident;
+    Ok(resident && file.writable && !dirty_blocks(file, block..block + 1)?.is_empty())
+}
+
