@@ -27,7 +27,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use mapwright::engine::kernel::{FaultMode, FaultSink, FrameSpec, Frames, View};
 
 use crate::PAGE_SIZE;
-use crate::scheduler::{Core, On};
+use crate::scheduler::Core;
+use crate::state::On;
 
 /// log2 of the bytes between two views: nothing is anywhere near anything else.
 const VIEW_SHIFT: u32 = 41;

@@ -8,7 +8,8 @@ use mapwright::engine::kernel::{Fault, FaultMode, FaultOutcome, View};
 use crate::SimKernel;
 use crate::frames::{Access, Space, Touch, cut_copy};
 use crate::rng::Rng;
-use crate::scheduler::{Core, On};
+use crate::scheduler::Core;
+use crate::state::On;
 
 /// A touch that ended in SIGBUS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

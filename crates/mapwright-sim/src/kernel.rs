@@ -8,7 +8,8 @@ use std::time::Duration;
 use mapwright::engine::kernel::{Fault, FrameSpec, Frames, Kernel};
 
 use crate::frames::SimFrames;
-use crate::scheduler::{Core, On};
+use crate::scheduler::Core;
+use crate::state::On;
 
 /// The kernel of one run.
 pub struct SimKernel {

@@ -41,6 +41,7 @@ mod kernel;
 mod page_cache;
 mod rng;
 mod scheduler;
+mod state;
 mod store;
 mod trace;
 

@@ -14,7 +14,8 @@ use mapwright::stores::{Read, ReadDone, Store, Version};
 use crate::handle::SimHandle;
 use crate::page_cache::PageCache;
 use crate::rng::Rng;
-use crate::scheduler::{Core, On};
+use crate::scheduler::Core;
+use crate::state::On;
 
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
@@ -100,9 +101,17 @@ struct Inner {
     cache: PageCache,
     modification: u128,
     hanging: bool,
-    /// Calls that are to fail: kind, how many calls to let pass first, errno.
-    planned: Vec<(Op, u64, i32)>,
+    planned: Vec<Planned>,
     counts: [u64; 5],
+}
+
+/// What is to happen to one later call.
+struct Planned {
+    op: Op,
+    /// How many calls of this kind go as usual first.
+    after: u64,
+    /// The error it gives; none for a call that hangs.
+    errno: Option<i32>,
 }
 
 /// A simulated store.
@@ -139,10 +148,15 @@ impl SimStore {
 
     /// Lets one call of this kind fail with `errno`, after `after` more calls of the kind.
     pub fn fail_nth(&self, op: Op, after: u64, errno: i32) {
-        self.lock().planned.push((op, after, errno));
+        self.lock().planned.push(Planned { op, after, errno: Some(errno) });
     }
 
-    /// Takes back what `fail_nth` planned.
+    /// Lets the store begin to hang with a call of this kind, after `after` more calls of the kind; see `hang`.
+    pub fn hang_nth(&self, op: Op, after: u64) {
+        self.lock().planned.push(Planned { op, after, errno: None });
+    }
+
+    /// Takes back what `fail_nth` and `hang_nth` planned and did not happen yet.
     pub fn heal(&self) {
         self.lock().planned.clear();
     }
@@ -203,6 +217,10 @@ impl SimStore {
     fn begin(&self, op: Op, what: &'static str, offset: u64, len: u64) -> io::Result<()> {
         self.core.enter(what, [self.number as u64, offset, len]);
         self.lock().counts[op as usize] += 1;
+        let planned = self.lock().due(op);
+        if planned == Some(None) {
+            self.hang();
+        }
         self.hang_while_told();
         let max_latency = self.lock().options.max_latency;
         if max_latency > Duration::ZERO {
@@ -211,7 +229,10 @@ impl SimStore {
             self.core.sleep(Duration::from_nanos(latency_ns));
             self.hang_while_told();
         }
-        self.fault(op)
+        match planned.flatten() {
+            Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+            None => self.fail_at_random(op),
+        }
     }
 
     fn hang_while_told(&self) {
@@ -220,24 +241,9 @@ impl SimStore {
         }
     }
 
-    /// The error this call is to give, if any.
-    fn fault(&self, op: Op) -> io::Result<()> {
-        let inner = &mut *self.lock();
+    fn fail_at_random(&self, op: Op) -> io::Result<()> {
+        let inner = &*self.lock();
         let rng = &mut self.core.lock().rng;
-        let mut due = None;
-        for (at, (planned, after, errno)) in inner.planned.iter_mut().enumerate() {
-            if *planned != op {
-                continue;
-            }
-            match after.checked_sub(1) {
-                Some(rest) => *after = rest,
-                None => due = Some((at, *errno)),
-            }
-        }
-        if let Some((at, errno)) = due {
-            inner.planned.remove(at);
-            return Err(io::Error::from_raw_os_error(errno));
-        }
         if rng.per_1000(inner.options.transient_per_1000) {
             let kinds = [ErrorKind::Interrupted, ErrorKind::WouldBlock, ErrorKind::TimedOut];
             return Err(kinds[rng.index(kinds.len())].into());
@@ -374,6 +380,18 @@ impl SimStore {
 }
 
 impl Inner {
+    /// What was planned for this call: an error, or to hang (`Some(None)`).
+    fn due(&mut self, op: Op) -> Option<Option<i32>> {
+        let mut due = None;
+        for (at, planned) in self.planned.iter_mut().enumerate().filter(|(_, planned)| planned.op == op) {
+            match planned.after.checked_sub(1) {
+                Some(rest) => planned.after = rest,
+                None => due = due.or(Some(at)),
+            }
+        }
+        due.map(|at| self.planned.remove(at).errno)
+    }
+
     fn count_own_change(&mut self) {
         if self.options.own_writes_change_version {
             self.modification += 1;

@@ -55,7 +55,7 @@ fn a_deadlock_is_reported_with_who_waits_for_what() {
     assert!(failure.why.contains("deadlock"), "{failure}");
     assert!(failure.message.contains("seed 3"), "{failure}");
     assert!(failure.message.contains("0:body: joins 1:waiter"), "{failure}");
-    assert!(failure.message.contains("1:waiter: waits on the word"), "{failure}");
+    assert!(failure.message.contains("1:waiter: waits on word #0"), "{failure}");
 }
 
 #[test]
