@@ -45,7 +45,8 @@ impl Slot {
 
 enum Outcome {
     Done,
-    Failed(String),
+    /// Why, and a backtrace where there is one.
+    Failed(String, String),
 }
 
 /// One run.
@@ -80,12 +81,12 @@ pub(crate) fn run(
     };
     let spawned = core.spawn_in(&mut core.lock(), "body", false, cpu, Box::new(main));
     if let Err(error) = spawned {
-        return Err(core.failure(format!("cannot spawn the first thread: {error}")));
+        return Err(core.failure(format!("cannot spawn the first thread: {error}"), ""));
     }
     let first = core.lock().slot(0);
     first.give();
     match core.wait_for_outcome() {
-        Outcome::Failed(why) => Err(core.failure(why)),
+        Outcome::Failed(why, backtrace) => Err(core.failure(why, &backtrace)),
         Outcome::Done => Ok(core.report()),
     }
 }
@@ -279,13 +280,13 @@ impl Core {
 
     /// Ends the run as failed. The first failure counts.
     fn fail(&self, why: String) {
-        self.finish(Outcome::Failed(why));
+        self.finish(Outcome::Failed(why, String::new()));
     }
 
     fn finish(&self, outcome: Outcome) {
         let mut slot = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
         if slot.is_none() {
-            self.failed.store(matches!(outcome, Outcome::Failed(_)), Ordering::Release);
+            self.failed.store(matches!(outcome, Outcome::Failed(..)), Ordering::Release);
             *slot = Some(outcome);
             self.outcome_set.notify_all();
         }
@@ -304,18 +305,18 @@ impl Core {
                 (seen, since) = (steps, Instant::now());
             } else if since.elapsed() > self.options.stuck_after {
                 self.failed.store(true, Ordering::Release);
-                return Outcome::Failed(format!(
-                    "no yield point for {:?} of real time: a thread spins, or holds a lock over a call",
-                    self.options.stuck_after
-                ));
+                let limit = self.options.stuck_after;
+                let why =
+                    format!("no yield point for {limit:?}: a thread spins, or holds a lock over a call");
+                return Outcome::Failed(why, String::new());
             }
             let waited = self.outcome_set.wait_timeout(outcome, Duration::from_secs(1));
             outcome = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    fn failure(&self, why: String) -> Failure {
-        let message = format!("seed {}: {why}\n\n{}", self.seed, self.lock().dump());
+    fn failure(&self, why: String, backtrace: &str) -> Failure {
+        let message = format!("seed {}: {why}\n\n{}{backtrace}", self.seed, self.lock().dump());
         Failure { seed: self.seed, why, message }
     }
 
@@ -350,9 +351,10 @@ fn install_panic_hook() {
                 CURRENT.try_with(|current| current.borrow().as_ref().map(|(core, _)| Arc::clone(core)));
             match core {
                 Ok(Some(core)) => {
-                    let trace = Backtrace::capture();
-                    let shown = trace.status() == BacktraceStatus::Captured;
-                    core.fail(if shown { format!("{info}\n{trace}") } else { info.to_string() });
+                    let backtrace = Backtrace::capture();
+                    let shown = backtrace.status() == BacktraceStatus::Captured;
+                    let text = if shown { format!("\nbacktrace:\n{backtrace}") } else { String::new() };
+                    core.finish(Outcome::Failed(info.to_string(), text));
                 }
                 _ => before(info),
             }
