@@ -114,6 +114,11 @@ impl SimHandle {
         self.core.lock().resident_pages * crate::PAGE_SIZE
     }
 
+    /// Touches of absent pages so far: explicit access makes none.
+    pub fn fault_count(&self) -> u64 {
+        self.core.lock().fault_count
+    }
+
     /// Checks that `Frames::load` was never asked for pages without a frame.
     ///
     /// # Panics
@@ -187,6 +192,7 @@ impl SimHandle {
     /// A touch of an absent page: returns when it is to be tried again.
     fn fault(&self, space: &Space, address: usize) -> Result<(), Bus> {
         self.core.note("fault", [address as u64, 0, 0]);
+        self.core.lock().fault_count += 1;
         match space.mode {
             FaultMode::InThread => {
                 self.core.step();

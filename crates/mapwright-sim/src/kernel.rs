@@ -30,6 +30,11 @@ impl Kernel for SimKernel {
 
     fn spawn(&self, name: &'static str, work: Box<dyn FnOnce() + Send>) -> io::Result<()> {
         self.core.enter("spawn", [0; 3]);
+        let per_1000 = self.core.options.spawn_errors_per_1000;
+        if self.core.lock().rng.per_1000(per_1000) {
+            self.core.note("no thread", [0; 3]);
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         let number = self.core.spawn(name, true, work)?;
         self.core.note("spawned", [number as u64, 0, 0]);
         self.core.step();

@@ -70,6 +70,8 @@ pub struct Options {
     pub spurious_per_1000: u32,
     /// How often, of 1000 calls, `store` and `map` of the simulated frames fail for want of memory.
     pub frame_errors_per_1000: u32,
+    /// How often, of 1000 calls, `Kernel::spawn` fails.
+    pub spawn_errors_per_1000: u32,
     /// Simulated time that threads of the code under test may live on their timers once all threads of the test ended.
     pub leak_grace: Duration,
     /// Real time without a yield point after which the run is given up.
@@ -87,6 +89,7 @@ impl Default for Options {
             max_stall: Duration::from_millis(5),
             spurious_per_1000: 10,
             frame_errors_per_1000: 0,
+            spawn_errors_per_1000: 0,
             leak_grace: Duration::from_secs(60),
             stuck_after: Duration::from_secs(30),
             pin: true,
@@ -107,8 +110,10 @@ pub struct Report {
     pub time: Duration,
     /// Virtual threads it had.
     pub threads: usize,
-    /// Pages read by `Frames::load` that had no frame.
+    /// Pieces read by `Frames::load` where there was no frame.
     pub hole_reads: u64,
+    /// Touches of absent pages.
+    pub fault_count: u64,
     /// Most bytes of frames at one time, over all files.
     pub peak_resident_bytes: u64,
 }

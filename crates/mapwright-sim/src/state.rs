@@ -70,11 +70,15 @@ pub(crate) struct State {
     pub(crate) spaces: Vec<Arc<Space>>,
     pub(crate) stores: usize,
     pub(crate) hole_reads: u64,
+    /// Touches of absent pages so far.
+    pub(crate) fault_count: u64,
     pub(crate) resident_pages: u64,
     pub(crate) peak_resident_pages: u64,
     now_ns: u64,
     steps: u64,
     threads: Vec<Virtual>,
+    /// Who has the token.
+    running: usize,
     os_threads: Vec<JoinHandle<()>>,
     trace: Trace,
     spurious_per_1000: u32,
@@ -103,11 +107,13 @@ impl State {
             spaces: Vec::new(),
             stores: 0,
             hole_reads: 0,
+            fault_count: 0,
             resident_pages: 0,
             peak_resident_pages: 0,
             now_ns: 0,
             steps: 0,
             threads: Vec::new(),
+            running: 0,
             os_threads: Vec::new(),
             trace: Trace::new(),
             spurious_per_1000,
@@ -245,7 +251,10 @@ impl State {
                 for (number, thread) in self.threads.iter().enumerate() {
                     match draw.checked_sub(weight(thread)) {
                         Some(rest) => draw = rest,
-                        None => return Next::Thread(number),
+                        None => {
+                            self.running = number;
+                            return Next::Thread(number);
+                        }
                     }
                 }
             }
@@ -287,6 +296,7 @@ impl State {
             time: self.now(),
             threads: self.threads.len(),
             hole_reads: self.hole_reads,
+            fault_count: self.fault_count,
             peak_resident_bytes: self.peak_resident_pages * crate::PAGE_SIZE,
         }
     }
@@ -298,7 +308,12 @@ impl State {
         for (number, thread) in self.threads.iter().enumerate() {
             let daemon = if thread.daemon { " (daemon)" } else { "" };
             let name = &thread.name;
-            let doing = self.describe(thread.status, &mut words);
+            let doing = match thread.status {
+                Status::Runnable if number == self.running => "runs".to_owned(),
+                Status::Runnable => "could run".to_owned(),
+                Status::Ended => "has ended".to_owned(),
+                Status::Blocked { on, deadline_ns } => self.describe(on, deadline_ns, &mut words),
+            };
             let _ = writeln!(text, "  {number}:{name}{daemon}: {doing}");
         }
         let trace = self.trace.render(|thread| self.threads[thread].name.as_str());
@@ -306,11 +321,8 @@ impl State {
         text
     }
 
-    /// Words get letters in order of appearance: their addresses differ from run to run.
-    fn describe(&self, status: Status, words: &mut Vec<usize>) -> String {
-        let Status::Blocked { on, deadline_ns } = status else {
-            return format!("{status:?}");
-        };
+    /// What a thread waits for. Words get numbers in order of appearance: their addresses differ from run to run.
+    fn describe(&self, on: On, deadline_ns: Option<u64>, words: &mut Vec<usize>) -> String {
         let what = match on {
             On::Word(address) => {
                 let known = words.iter().position(|&word| word == address);

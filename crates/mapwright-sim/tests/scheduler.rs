@@ -88,6 +88,7 @@ fn a_thread_that_blocks_outside_of_the_simulation_is_reported() {
         }
     });
     assert!(failure.why.contains("no yield point"), "{failure}");
+    assert!(failure.message.contains("0:body: runs"), "{failure}");
 }
 
 #[test]
