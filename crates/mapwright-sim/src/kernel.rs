@@ -1,0 +1,123 @@
+//! The simulated kernel: threads, time, waiting and faults. Frames are in `frames.rs`.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use mapwright::engine::kernel::{Fault, FrameSpec, Frames, Kernel};
+
+use crate::frames::SimFrames;
+use crate::scheduler::Core;
+use crate::state::On;
+
+/// The kernel of one run.
+pub struct SimKernel {
+    core: Arc<Core>,
+}
+
+impl SimKernel {
+    pub(crate) fn new(core: &Arc<Core>) -> Self {
+        Self { core: Arc::clone(core) }
+    }
+}
+
+impl Kernel for SimKernel {
+    fn now(&self) -> Duration {
+        self.core.step();
+        self.core.now()
+    }
+
+    fn spawn(&self, name: &'static str, work: Box<dyn FnOnce() + Send>) -> io::Result<()> {
+        self.core.enter("spawn", [0; 3]);
+        let per_1000 = self.core.options.spawn_errors_per_1000;
+        if self.core.lock().rng.per_1000(per_1000) {
+            self.core.note("no thread", [0; 3]);
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let number = self.core.spawn(name, true, work)?;
+        self.core.note("spawned", [number as u64, 0, 0]);
+        self.core.step();
+        Ok(())
+    }
+
+    fn wait(&self, word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
+        self.core.step();
+        // Nobody else runs between this look and `block`: together they are futex(2)'s atomic step.
+        let found = word.load(Ordering::SeqCst);
+        self.core.note("wait", [u64::from(expected), u64::from(found), 0]);
+        if found == expected {
+            self.core.block(On::Word(address_of(word)), timeout);
+            self.core.note("waited", [0; 3]);
+        }
+        self.core.step();
+    }
+
+    fn wake(&self, word: &AtomicU32) {
+        self.core.step();
+        let address = address_of(word);
+        let woken = self.core.lock().wake_where(|_, on| on == On::Word(address));
+        self.core.note("wake", [woken as u64, 0, 0]);
+        self.core.step();
+    }
+
+    fn frames(&self, spec: FrameSpec) -> mapwright::Result<Arc<dyn Frames>> {
+        self.core.enter("frames", [spec.capacity, spec.writable.into(), 0]);
+        Ok(Arc::new(SimFrames::new(&self.core, spec)))
+    }
+
+    /// Gives a random part of the queue in random order, so that batches, overtaking and stale messages all happen.
+    fn wait_faults(&self, faults: &mut Vec<Fault>) -> io::Result<()> {
+        self.core.step();
+        while !self.take_faults(faults) {
+            self.core.block(On::Faults, None);
+        }
+        self.core.note("faults taken", [faults.len() as u64, 0, 0]);
+        self.core.step();
+        Ok(())
+    }
+
+    /// Every thread in `wait_faults` returns; where there is none, the next to call it does. So as many calls as there are
+    /// serving threads always reach all of them.
+    fn interrupt_faults(&self) {
+        self.core.enter("interrupt faults", [0; 3]);
+        let state = &mut *self.core.lock();
+        let waiting = state.waiting_on(On::Faults);
+        if waiting.is_empty() {
+            state.interrupts += 1;
+        }
+        state.interrupted.extend(waiting);
+        state.wake_where(|_, on| on == On::Faults);
+    }
+}
+
+impl SimKernel {
+    /// Whether `wait_faults` returns now.
+    fn take_faults(&self, faults: &mut Vec<Fault>) -> bool {
+        let me = self.core.me();
+        let state = &mut *self.core.lock();
+        if let Some(at) = state.interrupted.iter().position(|&thread| thread == me) {
+            state.interrupted.swap_remove(at);
+            return true;
+        }
+        // Faults and an interrupt at once: either may be told first.
+        if state.interrupts > 0 && (state.faults.is_empty() || state.rng.per_1000(500)) {
+            state.interrupts -= 1;
+            return true;
+        }
+        if state.faults.is_empty() {
+            return false;
+        }
+        for _ in 0..=state.rng.index(state.faults.len()) {
+            let taken = state.rng.index(state.faults.len());
+            let address = state.faults.swap_remove(taken).address;
+            faults.push(Fault { address });
+        }
+        true
+    }
+}
+
+/// What tells words apart, as for futex(2).
+fn address_of(word: &AtomicU32) -> usize {
+    (&raw const *word).addr()
+}
