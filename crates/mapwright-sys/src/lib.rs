@@ -11,6 +11,8 @@
 compile_error!("mapwright runs on 64-bit Linux only");
 
 pub mod buffer;
+pub mod file;
+pub mod ring;
 
 /// Bytes in a page: the unit of dirt, protection and mapping.
 pub const PAGE_SIZE: usize = 4096;
