@@ -13,6 +13,8 @@ compile_error!("mapwright runs on 64-bit Linux only");
 pub mod buffer;
 pub mod file;
 pub mod ring;
+#[doc(hidden)]
+pub mod testing;
 
 /// Bytes in a page: the unit of dirt, protection and mapping.
 pub const PAGE_SIZE: usize = 4096;
