@@ -11,12 +11,16 @@
 compile_error!("mapwright runs on 64-bit Linux only");
 
 pub mod buffer;
+pub mod file;
 pub mod frames;
 pub mod futex;
 pub mod mapping;
 pub mod pagemap;
+pub mod ring;
 pub mod signals;
 pub mod table;
+#[doc(hidden)]
+pub mod testing;
 pub mod uffd;
 pub mod window;
 

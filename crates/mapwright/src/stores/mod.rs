@@ -12,7 +12,8 @@ mod memory;
 pub use file::{FileOptions, FileStore};
 pub use memory::MemoryStore;
 
-/// What a store's contents were when it was looked at. Two equal versions mean: not one byte differs.
+/// What a store's contents were when it was looked at. Two equal versions mean: not one byte differs, as far as the store
+/// can know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Version {
     /// Length in bytes.
@@ -38,19 +39,26 @@ pub type ReadDone<'a> = dyn FnMut(usize, &mut [u8], io::Result<usize>) + 'a;
 /// A flat array of bytes that a pager can map.
 ///
 /// # Contract
-/// 1. *Positions.* `read_at(o, buf)` returns the bytes at `o..o + n`. `n < buf.len()` says nothing (a short read: the
-///    caller asks again for the rest) unless `n == 0`, which means that `o` is at or past the end.
+/// 1. *Positions.* `read_at(o, buf)` returns the bytes at `o..o + n`, for any `o`. `n < buf.len()` says nothing (a short
+///    read: the caller asks again for the rest) unless `n == 0` for a buffer that is not empty, which means that `o` is at
+///    or past the end. What the buffer holds after its first `n` bytes is not defined. `read_many` does the same for each
+///    of its reads, and calls `done` once for each, with that read's buffer, before it returns.
 /// 2. *What was written is read.* After `write_at(o, b)` returned `Ok(n)`, every read that starts later sees `b[..n]`, in
 ///    this process, synced or not.
 /// 3. *Durability.* After `sync` returned `Ok`, all writes and length changes that returned before it began survive a crash
 ///    of the machine. After it returned `Err`, nothing is promised of writes since the last `Ok`: the caller writes again.
 /// 4. *Length.* `set_len(n)` cuts or extends; new bytes read as zeros. A write past the end extends; the gap reads as zeros.
-/// 5. *Versions.* `version` changes whenever somebody else may have changed the contents, and its `identity` never does.
+/// 5. *Versions.* `version` changes whenever somebody may have changed the contents, this store's own writes included: after
+///    writing, the engine looks again. It does not change by looking or reading, its `len` is the length now, and its
+///    `identity` never changes.
 /// 6. *Threads.* All methods may be called at the same time from many threads, on overlapping ranges.
 /// 7. *Errors.* `Interrupted` and `WouldBlock` and `TimedOut` are transient: the engine tries again until the map's
 ///    deadline. Every other kind is final for that call. A store never panics.
 /// 8. *Time.* A store whose calls may take long or hang returns `false` from [`is_local`](Store::is_local); the engine then
 ///    calls it only from threads it can spare, and gives up waiting at the deadline.
+/// 9. *Permission.* Where `is_writable` is `false`, `write_at` and `set_len` fail with `PermissionDenied` and change nothing.
+/// 10. *Exclusion.* `lock` may be called again and changes nothing then. Where a store can exclude other writers, their
+///     `lock` fails with `WouldBlock` until this store is dropped.
 pub trait Store: Send + Sync + 'static {
     /// What to call this store in messages: a path, a URL.
     fn name(&self) -> String;
@@ -68,7 +76,8 @@ pub trait Store: Send + Sync + 'static {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
 
     /// Reads a batch, with as much in flight at once as the store can; calls `done` once for each read, in any order, as
-    /// it ends, and returns when all have ended. The default reads one after the other.
+    /// it ends, from the calling thread, and returns when all have ended. A panic of `done` is passed on, but not before
+    /// nobody else writes to any of the buffers. The default reads one after the other.
     fn read_many(&self, reads: &mut [Read<'_>], done: &mut ReadDone<'_>) {
         for (index, read) in reads.iter_mut().enumerate() {
             let result = self.read_at(read.offset, read.buf);

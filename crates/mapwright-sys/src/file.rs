@@ -1,0 +1,63 @@
+//! What rustix lacks for files: locks that belong to an open file, and the size of a block device.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Takes an exclusive lock on the whole file, without waiting.
+///
+/// It is an open-file-description lock (`F_OFD_SETLK`, fcntl_locking(2)): it excludes every other open of the file, in this
+/// process too, and is not lost when some other descriptor of the same file is closed. `fd` must be open for writing.
+///
+/// # Errors
+/// [`io::ErrorKind::WouldBlock`] when somebody else holds a lock; otherwise what the kernel says, for example `EBADF` for
+/// a read-only descriptor or `ENOLCK` and `EOPNOTSUPP` on file systems without locks.
+pub fn lock_exclusive(fd: BorrowedFd<'_>) -> io::Result<()> {
+    set_lock(fd, libc::F_WRLCK)
+}
+
+/// Gives the lock of [`lock_exclusive`] back, also for processes that inherited the descriptor.
+///
+/// # Errors
+/// What the kernel says.
+pub fn unlock(fd: BorrowedFd<'_>) -> io::Result<()> {
+    set_lock(fd, libc::F_UNLCK)
+}
+
+fn set_lock(fd: BorrowedFd<'_>, kind: libc::c_int) -> io::Result<()> {
+    // `l_pid` must be 0; start 0 with length 0 means the whole file, however long it grows.
+    let lock = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    loop {
+        // SAFETY: `fd` is open and `lock` is a `flock` that lives across the call, which only reads it.
+        let result = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+        if result == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EINTR) => {}
+            // POSIX allows either for "held by somebody else".
+            Some(libc::EACCES) => return Err(io::ErrorKind::WouldBlock.into()),
+            _ => return Err(error),
+        }
+    }
+}
+
+/// The size of a block device in bytes (`BLKGETSIZE64`), without moving the descriptor's position.
+///
+/// # Errors
+/// `ENOTTY` when `fd` is not a block device; otherwise what the kernel says.
+pub fn block_device_len(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    /// `_IOR(0x12, 114, size_t)` in linux/fs.h; the result is 64 bits wide wherever we run.
+    const BLKGETSIZE64: rustix::ioctl::Opcode = rustix::ioctl::opcode::read::<usize>(0x12, 114);
+    // SAFETY: the request writes one u64, as declared.
+    let request = unsafe { rustix::ioctl::Getter::<BLKGETSIZE64, u64>::new() };
+    // SAFETY: the request only reads the device's size.
+    let len = unsafe { rustix::ioctl::ioctl(fd, request) }?;
+    Ok(len)
+}
