@@ -39,12 +39,9 @@ impl Scope {
     /// Enters a scope.
     ///
     /// # Errors
-    /// [`Error::Io`] if the view can't be made.
+    /// [`Error::Unsupported`] if the view can't be made.
     pub fn enter(file: &Arc<File>) -> Result<Self> {
-        let address = file
-            .frames
-            .address(View::Checked)
-            .map_err(|e| Error::io("make the checked view", file.name.clone(), 0, file.len(), e))?;
+        let address = file.frames.address(View::Checked)?;
         file.pager.register_checked(file, address);
         loop {
             let seen = file.scopes_changed.load(Ordering::Acquire);

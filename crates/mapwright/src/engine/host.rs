@@ -203,8 +203,12 @@ impl HostFrames {
 }
 
 impl Frames for HostFrames {
-    fn address(&self, view: View) -> io::Result<usize> {
-        self.guard_view(view)
+    fn address(&self, view: View) -> Result<usize> {
+        self.guard_view(view).map_err(|e| Error::Unsupported {
+            feature: "a second view for checked access",
+            remedy: "raise RLIMIT_AS or vm.max_map_count, or reserve less (MapOptions::reserve)",
+            source: Arc::new(e),
+        })
     }
 
     fn memory(&self) -> Option<Arc<dyn AddressRange>> {

@@ -161,10 +161,7 @@ impl Engine {
         if file.mode == FaultMode::Thread {
             handle.serve_faults()?;
         }
-        let address = file
-            .frames
-            .address(View::Plain)
-            .map_err(|e| Error::io("map", file.name.clone(), 0, file.capacity, e))?;
+        let address = file.frames.address(View::Plain)?;
         let mut files = handle.files.write().unwrap_or_else(PoisonError::into_inner);
         let conflicts = |other: &Weak<File>| {
             other.upgrade().is_some_and(|o| o.identity() == file.identity() && (o.writable || file.writable))

@@ -335,10 +335,10 @@ impl Future for Acquire {
 
     fn poll(mut self: Pinning<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        let Some(request) = &mut this.request else {
-            return Poll::Ready(Err(Error::invalid("a future polled after it was ready", "await it once")));
-        };
         loop {
+            let Some(request) = &mut this.request else {
+                return Poll::Ready(Err(Error::invalid("a future polled after it was ready", "await it once")));
+            };
             if let Some(error) = this.outcome.as_ref().and_then(|outcome| outcome.error()) {
                 this.request = None;
                 return Poll::Ready(Err(error));

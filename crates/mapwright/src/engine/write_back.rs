@@ -6,7 +6,6 @@ use std::sync::Arc;
 use super::block::{self, State};
 use super::file::{File, mapped_bit};
 use super::fill::{Patience, retried};
-use super::kernel::View;
 use super::request;
 use super::{PAGE, lock};
 use crate::error::{Error, Result};
