@@ -1,0 +1,1 @@
+//! What this machine allows: read from /proc and /sys.
