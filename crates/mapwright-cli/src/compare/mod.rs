@@ -347,6 +347,12 @@ impl Comparison<'_> {
                 format!("the file is on {}, which is memory: no disk is measured", place.file_system);
             self.report.warnings.push(warning);
         }
+        if let Some(kib) = self.report.machine.device_read_ahead_kib.filter(|kib| *kib != 128) {
+            self.report.warnings.push(format!(
+                "the disk's read-ahead is {kib} KiB, not the usual 128: mmap without advice and read(2) depend on it \
+                 (--device-read-ahead 128 sets it for the comparison)"
+            ));
+        }
         if self.limit >= self.target.len {
             self.report.warnings.push("the whole file fits the limit: nothing has to be evicted".to_owned());
         }

@@ -32,16 +32,7 @@ pub fn header(machine: &Machine, file: &str) -> String {
         Some(kib) => format!("read-ahead {kib} KiB"),
         None => "read-ahead unknown".to_owned(),
     };
-    let device = match &machine.device {
-        Some(name) => {
-            let kind = match machine.device_rotational {
-                Some(true) => ", rotational",
-                _ => "",
-            };
-            format!("{name}{kind}")
-        }
-        None => "unknown device".to_owned(),
-    };
+    let device = machine.device.as_deref().unwrap_or("unknown device");
     line("storage", &format!("{} on {device}, {read_ahead}", machine.file_system));
     line("limit", &format!("{}: {}", size::show(machine.limit_bytes), machine.limit_enforcement));
     text

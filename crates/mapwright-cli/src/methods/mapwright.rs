@@ -1,9 +1,9 @@
 //! Everything that `compare` and `doctor` use of the library: the three mapwright methods and the facts about the machine.
 
 #[cfg(feature = "lib")]
-pub use with_library::{open, open_mut};
+pub use with_library::{open, open_mut, uffd_probe};
 #[cfg(not(feature = "lib"))]
-pub use without_library::{open, open_mut};
+pub use without_library::{open, open_mut, uffd_probe};
 
 #[cfg(feature = "lib")]
 mod with_library {
@@ -15,6 +15,7 @@ mod with_library {
     use crate::failure::{Failure, Result};
     use crate::methods::kernel_mmap::Slice;
     use crate::methods::{Cursor, Method, Setup, Source, Updater, increment_word, page_range};
+    use crate::probe::{Probed, UserfaultFacts};
 
     /// How far ahead of the reader a sequential scan of the explicit method fetches, at most.
     const AHEAD: u64 = 8 << 20;
@@ -33,6 +34,20 @@ mod with_library {
 
     fn pager(setup: &Setup<'_>) -> Result<Pager> {
         Pager::builder().budget(setup.limit).build().map_err(failed)
+    }
+
+    /// What the library finds when it tries the calls it needs.
+    pub fn uffd_probe() -> Option<Probed> {
+        let machine = mapwright::Machine::probe();
+        Some(Probed {
+            userfaultfd: machine.userfaultfd.map_err(|error| error.to_string()).map(|facts| UserfaultFacts {
+                features: facts.features,
+                user_mode_only: facts.user_mode_only,
+                source: facts.source.to_string(),
+            }),
+            pagemap_scan: machine.pagemap_scan.map(|_| ()).map_err(|error| error.to_string()),
+            io_uring: machine.io_uring.map_err(|error| error.to_string()),
+        })
     }
 
     struct Opened {
@@ -140,6 +155,7 @@ mod with_library {
 mod without_library {
     use crate::failure::{Failure, Result};
     use crate::methods::{Method, Setup, Source, Updater};
+    use crate::probe::Probed;
 
     fn missing() -> Failure {
         Failure::Unsupported("this build was made without the pager (feature `lib`)".to_owned())
@@ -153,5 +169,10 @@ mod without_library {
     /// Says that the pager is missing.
     pub fn open_mut(_method: Method, _setup: &Setup<'_>) -> Result<Box<dyn Updater>> {
         Err(missing())
+    }
+
+    /// Nothing was tried.
+    pub fn uffd_probe() -> Option<Probed> {
+        None
     }
 }

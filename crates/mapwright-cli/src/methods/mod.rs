@@ -6,6 +6,8 @@ mod kernel_mmap;
 mod mapwright;
 mod system_calls;
 
+pub use mapwright::uffd_probe;
+
 use std::ops::Range;
 use std::path::Path;
 
