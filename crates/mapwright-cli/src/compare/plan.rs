@@ -27,6 +27,7 @@ pub struct Plan {
     pub warm_up_seconds: f64,
     /// Asked for by the user.
     fixed: bool,
+    scan: bool,
     fewest: u64,
     most: u64,
     seconds: f64,
@@ -48,6 +49,7 @@ impl Plan {
             warm_up_ops: asked.unwrap_or(most),
             warm_up_seconds: options.seconds_per_round,
             fixed: asked.is_some(),
+            scan: pattern == Pattern::Sequential,
             fewest,
             most,
             seconds: options.seconds_per_round,
@@ -55,16 +57,16 @@ impl Plan {
     }
 
     /// Sets the operations of a round from the speeds seen in the warm-up, in operations a second: a typical method takes
-    /// about the time asked for, and the slowest not more than ten times as long.
+    /// about the time asked for, and the slowest not more than ten times as long. A scan is only shortened for the slowest.
     pub fn choose(&mut self, speeds: &[f64]) {
         if self.fixed || speeds.is_empty() {
             return;
         }
         let typical = super::rows::median(speeds.to_vec()) * self.seconds;
         let slowest = speeds.iter().copied().fold(f64::INFINITY, f64::min) * self.seconds * PATIENCE;
-        let ops = typical.min(slowest) as u64;
-        // Two significant digits: the number appears in tables.
-        let unit = 10u64.pow(ops.max(1).ilog10().saturating_sub(1));
+        let ops = if self.scan { slowest } else { typical.min(slowest) } as u64;
+        // Whole MiB, or two significant digits: the number appears in tables.
+        let unit = if self.scan { 256 } else { 10u64.pow(ops.max(1).ilog10().saturating_sub(1)) };
         self.ops = (ops / unit * unit).clamp(self.fewest, self.most);
     }
 }
@@ -122,6 +124,7 @@ mod tests {
             warm_up_ops: 9,
             warm_up_seconds: 1.0,
             fixed: false,
+            scan: false,
             fewest: 200,
             most: 20_000,
             seconds: 1.5,
@@ -142,6 +145,15 @@ mod tests {
         assert_eq!(plan.ops, 2600);
         plan.choose(&[1.0, 18_000.0, 20_000.0]);
         assert_eq!(plan.ops, 200);
+    }
+
+    #[test]
+    fn a_scan_reads_all_of_the_file_unless_that_takes_too_long() {
+        let mut plan = Plan { scan: true, ..plan() };
+        plan.choose(&[100_000.0, 5_000.0]);
+        assert_eq!(plan.ops, 20_000);
+        plan.choose(&[100_000.0, 100.0]);
+        assert_eq!(plan.ops, 1280);
     }
 
     #[test]
