@@ -378,11 +378,18 @@ impl Comparison<'_> {
                 let index = (turn + round) % methods.len();
                 self.progress.set_message(format!("{} through {}", pattern.name(), methods[index].name()));
                 let task = self.task(methods[index], pattern, threads, plan.ops, None);
-                let result = self.run_one(&task)?;
-                measured[index].1.push(result);
                 self.progress.inc(1);
+                // One that failed once is not asked again: its rounds would not be comparable.
+                if measured[index].1.len() < round {
+                    continue;
+                }
+                match self.run_one(&task) {
+                    Ok(result) => measured[index].1.push(result),
+                    Err(failure) => self.note_failure(failure, pattern)?,
+                }
             }
         }
+        measured.retain(|(_, rounds)| rounds.len() == self.options.rounds as usize);
         self.judge(pattern, threads, &plan, &measured);
         let group = Group {
             pattern,
@@ -412,7 +419,10 @@ impl Comparison<'_> {
                     self.report.skipped.push(Skipped { pattern, method, why });
                     self.progress.inc(1 + u64::from(self.options.rounds));
                 }
-                Err(failure) => return Err(failure),
+                Err(failure) => {
+                    self.note_failure(failure, pattern)?;
+                    self.progress.inc(1 + u64::from(self.options.rounds));
+                }
             }
         }
         plan.choose(&speeds);
@@ -467,6 +477,21 @@ impl Comparison<'_> {
             measured.checksum = checked.map_err(context)?;
         }
         Ok(measured)
+    }
+
+    /// A method that fails makes the run a failure, but the others are measured all the same.
+    fn note_failure(&mut self, failure: Failure, pattern: Pattern) -> Result<()> {
+        let why = match failure {
+            Failure::Message(why) | Failure::Unsupported(why) => why,
+            Failure::Interrupted => return Err(Failure::Interrupted),
+        };
+        self.report.problems.push(why);
+        if pattern == Pattern::Update {
+            // Nobody knows what the failed one left in the copy. The old one goes first: they have the same name.
+            self.target.copy = None;
+            self.target.copy = Some(sample::copy(&self.target.path)?);
+        }
+        Ok(())
     }
 
     fn warn_once(&mut self, warning: String) {
