@@ -1,2 +1,63 @@
-//! The `mapwright` command.
-fn main() {}
+//! The `mapwright` command: `compare` measures every way to read a file on this machine, `doctor` says what the machine
+//! allows. Exit codes: 0 success, 1 failure, 2 bad usage, 130 interrupted.
+
+mod cgroup;
+mod compare;
+mod device;
+mod doctor;
+mod failure;
+mod machine;
+mod methods;
+mod probe;
+#[allow(unsafe_code)]
+mod raw;
+mod signals;
+mod size;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
+
+use failure::{Failure, Result};
+
+/// Memory-mapped files in user space: compare ways to read a file, and see what this machine allows
+#[derive(Parser)]
+#[command(name = "mapwright", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Compare(Box<compare::Options>),
+    Doctor(doctor::Options),
+    /// One round of one method (started by compare)
+    #[command(hide = true)]
+    CompareWorker,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments.command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(failure) => {
+            eprintln!("mapwright: {failure}");
+            ExitCode::from(if matches!(failure, Failure::Interrupted) { 130 } else { 1 })
+        }
+    }
+}
+
+fn run(command: Command) -> Result<bool> {
+    match command {
+        Command::Compare(options) => {
+            if let Err(why) = options.check() {
+                Arguments::command().error(ErrorKind::ArgumentConflict, why).exit();
+            }
+            compare::compare(&options)
+        }
+        Command::Doctor(options) => doctor::doctor(&options).map(|()| true),
+        Command::CompareWorker => compare::worker::run().map(|()| true),
+    }
+}

@@ -1,0 +1,241 @@
+//! A memory cgroup for each worker of a comparison, on cgroup v1, v2 or a hybrid of them.
+//!
+//! Groups are made below the caller's own group (v1), or below the nearest ancestor that hands the memory controller to
+//! its children (v2: a group that has processes of its own cannot, see "No Internal Process Constraint" in
+//! Documentation/admin-guide/cgroup-v2.rst). No setting of a group that existed before is changed.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+/// Which generation of the interface holds the memory controller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// One hierarchy a controller.
+    V1,
+    /// The unified hierarchy.
+    V2,
+}
+
+/// A directory below which memory groups can be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parent {
+    /// Which interface its children have.
+    pub version: Version,
+    /// The directory.
+    pub dir: PathBuf,
+}
+
+/// Finds where a memory group can be made, or says why it cannot.
+pub fn find() -> Result<Parent, String> {
+    let read = |path: &str| fs::read_to_string(path).map_err(|error| format!("{path}: {error}"));
+    let candidates = candidates(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?)?;
+    let mut last = String::new();
+    for parent in candidates {
+        if parent.version == Version::V2 && !lists_memory(&parent.dir.join("cgroup.subtree_control")) {
+            if last.is_empty() {
+                last = format!("{} does not pass the memory controller on", parent.dir.display());
+            }
+            continue;
+        }
+        match Group::create(&parent, 1 << 30) {
+            Ok(_removed_at_once) => return Ok(parent),
+            Err(error) => last = format!("{}: {error}", parent.dir.display()),
+        }
+    }
+    Err(format!("{last}; run as root, or under `systemd-run --user --scope`"))
+}
+
+fn lists_memory(file: &Path) -> bool {
+    fs::read_to_string(file)
+        .is_ok_and(|text| text.split_whitespace().any(|controller| controller == "memory"))
+}
+
+/// Directories to try, nearest first, from the texts of /proc/self/mountinfo and /proc/self/cgroup.
+fn candidates(mountinfo: &str, cgroup: &str) -> Result<Vec<Parent>, String> {
+    let line = |wanted: &dyn Fn(&str, &str) -> bool| {
+        cgroup.lines().find_map(|line| {
+            let mut parts = line.splitn(3, ':');
+            let (id, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+            wanted(id, controllers).then(|| path.to_owned())
+        })
+    };
+    // In a hybrid mount the memory controller sits in one of the two: a v1 line with `memory` decides.
+    if let Some(path) = line(&|_, controllers| controllers.split(',').any(|name| name == "memory")) {
+        let mount = mount_of(mountinfo, "cgroup", Some("memory"))
+            .ok_or("the v1 memory controller is not mounted here".to_owned())?;
+        return Ok(vec![Parent { version: Version::V1, dir: mount.dir_of(&path) }]);
+    }
+    let path = line(&|id, controllers| id == "0" && controllers.is_empty())
+        .ok_or("this kernel has no cgroups".to_owned())?;
+    let mount =
+        mount_of(mountinfo, "cgroup2", None).ok_or("no cgroup file system is mounted here".to_owned())?;
+    let own = mount.dir_of(&path);
+    Ok(own
+        .ancestors()
+        .take_while(|dir| dir.starts_with(&mount.point))
+        .map(|dir| Parent { version: Version::V2, dir: dir.to_owned() })
+        .collect())
+}
+
+struct Mount {
+    /// The group that is visible at the mount point: not `/` in a container without a cgroup namespace.
+    root: String,
+    point: PathBuf,
+}
+
+impl Mount {
+    fn dir_of(&self, group: &str) -> PathBuf {
+        let below = Path::new(group).strip_prefix(&self.root).unwrap_or(Path::new(""));
+        // A path with `..` leads to a group outside our namespace: the mount point is the nearest that is visible.
+        if below.components().any(|part| part.as_os_str() == "..") {
+            return self.point.clone();
+        }
+        self.point.components().chain(below.components()).collect()
+    }
+}
+
+fn mount_of(mountinfo: &str, kind: &str, option: Option<&str>) -> Option<Mount> {
+    mountinfo.lines().find_map(|line| {
+        let (left, right) = line.split_once(" - ")?;
+        let mut left = left.split(' ').skip(3);
+        let (root, point) = (left.next()?, left.next()?);
+        let mut right = right.split(' ');
+        let (this_kind, _source, options) = (right.next()?, right.next()?, right.next().unwrap_or(""));
+        let has_option = option.is_none_or(|wanted| options.split(',').any(|option| option == wanted));
+        (this_kind == kind && has_option).then(|| Mount { root: root.to_owned(), point: point.into() })
+    })
+}
+
+/// A memory group that is removed when dropped.
+pub struct Group {
+    version: Version,
+    dir: PathBuf,
+}
+
+static SERIAL: AtomicU32 = AtomicU32::new(0);
+
+impl Group {
+    /// Makes a group that may use `limit` bytes of memory, page cache included, and no swap.
+    pub fn create(parent: &Parent, limit: u64) -> io::Result<Self> {
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let dir = parent.dir.join(format!("mapwright-compare-{}-{serial}", std::process::id()));
+        fs::create_dir(&dir)?;
+        let group = Self { version: parent.version, dir };
+        match parent.version {
+            Version::V1 => {
+                group.write("memory.limit_in_bytes", limit)?;
+                // Swap accounting may be off; without swap these change nothing.
+                let _ = group.write("memory.memsw.limit_in_bytes", limit);
+                let _ = group.write("memory.swappiness", 0);
+            }
+            Version::V2 => {
+                group.write("memory.max", limit)?;
+                let _ = group.write("memory.swap.max", 0);
+            }
+        }
+        Ok(group)
+    }
+
+    /// Moves a process in. What it uses from now on is charged to the group.
+    pub fn add(&self, pid: u32) -> io::Result<()> {
+        self.write("cgroup.procs", u64::from(pid))
+    }
+
+    /// How often the kernel killed a process because the group was full.
+    pub fn oom_kills(&self) -> u64 {
+        let file = match self.version {
+            Version::V1 => "memory.oom_control",
+            Version::V2 => "memory.events",
+        };
+        let text = fs::read_to_string(self.dir.join(file)).unwrap_or_default();
+        text.lines()
+            .find_map(|line| line.strip_prefix("oom_kill "))
+            .and_then(|count| count.trim().parse().ok())
+            .unwrap_or(0)
+    }
+
+    fn write(&self, file: &str, value: u64) -> io::Result<()> {
+        // Without O_CREAT: a missing control file is ENOENT, as it should be.
+        let mut control = fs::OpenOptions::new().write(true).open(self.dir.join(file))?;
+        io::Write::write_all(&mut control, value.to_string().as_bytes())
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // A process that was just reaped may hold the group for a moment longer.
+        for _ in 0..200 {
+            match fs::remove_dir(&self.dir) {
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                _ => return,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V1: &str = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+        35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n\
+        41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n";
+    const V2: &str = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+
+    #[test]
+    fn a_hybrid_mount_uses_the_hierarchy_that_has_memory() {
+        let found = candidates(V1, "4:memory:/a/b\n0::/\n").unwrap();
+        assert_eq!(found, [Parent { version: Version::V1, dir: "/sys/fs/cgroup/memory/a/b".into() }]);
+        let found = candidates(V1, "5:cpu,cpuacct:/\n0::/x\n").unwrap();
+        let dirs: Vec<_> = found.iter().map(|parent| parent.dir.to_str().unwrap()).collect();
+        assert_eq!(dirs, ["/sys/fs/cgroup/unified/x", "/sys/fs/cgroup/unified"]);
+    }
+
+    #[test]
+    fn v2_tries_the_ancestors_up_to_the_mount() {
+        let found = candidates(V2, "0::/user.slice/app.slice/run.scope\n").unwrap();
+        let dirs: Vec<_> = found.iter().map(|parent| parent.dir.to_str().unwrap()).collect();
+        assert_eq!(
+            dirs,
+            [
+                "/sys/fs/cgroup/user.slice/app.slice/run.scope",
+                "/sys/fs/cgroup/user.slice/app.slice",
+                "/sys/fs/cgroup/user.slice",
+                "/sys/fs/cgroup"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_container_sees_its_own_group_at_the_mount_point() {
+        let mounts = "9 8 0:5 /docker/77 /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n";
+        let found = candidates(mounts, "4:memory:/docker/77\n").unwrap();
+        assert_eq!(found[0].dir, Path::new("/sys/fs/cgroup/memory"));
+        let found = candidates(V2, "0::/../elsewhere\n").unwrap();
+        assert_eq!(found[0].dir, Path::new("/sys/fs/cgroup"));
+    }
+
+    #[test]
+    fn says_what_is_missing() {
+        assert!(candidates("", "4:memory:/\n").unwrap_err().contains("not mounted"));
+        assert!(candidates("", "0::/\n").unwrap_err().contains("no cgroup file system"));
+        assert!(candidates(V2, "").unwrap_err().contains("no cgroups"));
+    }
+
+    #[test]
+    fn a_group_is_removed_when_dropped() {
+        // Where no group can be made, `find` says so; that is covered by `compare` itself.
+        let Ok(parent) = find() else { return };
+        let group = Group::create(&parent, 64 << 20).unwrap();
+        let dir = group.dir.clone();
+        assert!(dir.is_dir());
+        assert_eq!(group.oom_kills(), 0);
+        drop(group);
+        assert!(!dir.exists());
+    }
+}

@@ -1,0 +1,351 @@
+//! The child process of a comparison: one method, one round. Parameters come as JSON on stdin, the answer goes as JSON to
+//! stdout. The parent moves the process into its memory group before it writes the parameters.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::histogram::Histogram;
+use super::pages::{self, PAGE};
+use super::{Pattern, sample};
+use crate::failure::{Failure, Result};
+use crate::methods::{Cursor, Method, Setup};
+
+/// How much of a sequential scan one latency is of: 1 MiB, for every method.
+pub const STEP: u64 = 1 << 20;
+
+/// What a worker is asked to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Task {
+    /// The method.
+    pub method: Method,
+    /// The pattern.
+    pub pattern: Pattern,
+    /// The file.
+    pub path: PathBuf,
+    /// Its length in bytes.
+    pub file_len: u64,
+    /// The memory limit in bytes.
+    pub limit: u64,
+    /// Operations, each on one page; for the sequential pattern the number of pages read from the start.
+    pub ops: u64,
+    /// Where the list of pages comes from.
+    pub seed: u64,
+    /// Threads that share the operations.
+    pub threads: usize,
+    /// Pages handed over at once by the method that can.
+    pub batch: usize,
+    /// Seconds after which to stop early: for the warm-up, whose checksums are not compared.
+    pub stop_after: Option<f64>,
+}
+
+/// What a worker measured.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Measured {
+    /// Operations done.
+    pub ops: u64,
+    /// Bytes of the file that they touched.
+    pub bytes: u64,
+    /// From before the file was opened to after the last operation.
+    pub seconds: f64,
+    /// User and system time of the process in the same span, all threads.
+    pub cpu_seconds: f64,
+    /// Median latency.
+    pub p50_us: f64,
+    /// 99th percentile of latency.
+    pub p99_us: f64,
+    /// VmHWM at the end.
+    pub peak_rss_bytes: u64,
+    /// VmRSS before the file was opened.
+    pub baseline_rss_bytes: u64,
+    /// Sum of the words read; 0 for updates, whose result the parent reads back.
+    pub checksum: u64,
+    /// Pages of the file in the page cache before it was opened, where the kernel tells.
+    pub cached_pages_before: Option<u64>,
+    /// What the method says about how it went.
+    pub note: Option<String>,
+}
+
+/// A worker's answer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// It went well.
+    Done(Box<Measured>),
+    /// The machine or the build cannot do it.
+    Unsupported(String),
+    /// It failed.
+    Failed(String),
+}
+
+/// The hidden subcommand.
+pub fn run() -> Result<()> {
+    // A parent that is killed leaves nobody to read the answer.
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    let mut text = String::new();
+    std::io::stdin()
+        .read_to_string(&mut text)
+        .map_err(|error| Failure::Message(format!("compare-worker: stdin: {error}")))?;
+    if text.is_empty() {
+        // The parent tries out whether a process can be moved into a group.
+        return Ok(());
+    }
+    let task: Task = serde_json::from_str(&text)
+        .map_err(|error| Failure::Message(format!("compare-worker: parameters: {error}")))?;
+    let answer = match measure(&task) {
+        Ok(measured) => Answer::Done(Box::new(measured)),
+        Err(Failure::Unsupported(text)) => Answer::Unsupported(text),
+        Err(failure) => Answer::Failed(failure.to_string()),
+    };
+    let json = serde_json::to_string(&answer)
+        .map_err(|error| Failure::Message(format!("compare-worker: answer: {error}")))?;
+    std::io::stdout()
+        .write_all(json.as_bytes())
+        .map_err(|error| Failure::Message(format!("compare-worker: stdout: {error}")))
+}
+
+fn measure(task: &Task) -> Result<Measured> {
+    let file = File::open(&task.path).map_err(|error| Failure::io("open", &task.path, error))?;
+    let cached_pages_before = sample::drop_cache(&file);
+    drop(file);
+    let setup = Setup {
+        path: &task.path,
+        file_len: task.file_len,
+        pattern: task.pattern,
+        limit: task.limit,
+        batch: task.method.batch(task.batch),
+    };
+    let work = Work::new(task);
+    let baseline_rss_bytes = status_bytes("VmRSS:");
+    let mut shares = work.shares();
+
+    let cpu_before = cpu_seconds();
+    let start = Instant::now();
+    let stop_at = task.stop_after.map(|seconds| start + Duration::from_secs_f64(seconds));
+    let note = match task.pattern {
+        Pattern::Update => update(task, &setup, &work, stop_at, &mut shares[0])?,
+        _ => read(task, &setup, stop_at, &mut shares)?,
+    };
+    let seconds = start.elapsed().as_secs_f64();
+    let cpu_seconds = cpu_seconds() - cpu_before;
+
+    let peak_rss_bytes = status_bytes("VmHWM:");
+    let mut total = Share::new(&[]);
+    for share in &shares {
+        total.add(share);
+    }
+    Ok(Measured {
+        ops: total.ops,
+        bytes: total.bytes,
+        seconds,
+        cpu_seconds,
+        p50_us: total.latencies.quantile_us(0.5),
+        p99_us: total.latencies.quantile_us(0.99),
+        peak_rss_bytes,
+        baseline_rss_bytes,
+        checksum: total.checksum,
+        cached_pages_before,
+        note,
+    })
+}
+
+/// The pages of a round, made before the clock starts.
+struct Work {
+    pages: Vec<u64>,
+    offsets: Vec<u64>,
+    threads: usize,
+}
+
+impl Work {
+    fn new(task: &Task) -> Self {
+        let pages = match task.pattern {
+            Pattern::Sequential => Vec::new(),
+            Pattern::Random => pages::uniform(task.file_len.div_ceil(PAGE), task.ops, task.seed),
+            Pattern::Zipf => pages::zipf(task.file_len.div_ceil(PAGE), task.ops, task.seed),
+            Pattern::Update => Vec::new(),
+        };
+        let offsets = match task.pattern {
+            Pattern::Update => update_offsets(task.file_len, task.ops, task.seed),
+            _ => Vec::new(),
+        };
+        Self { pages, offsets, threads: task.threads }
+    }
+
+    fn shares(&self) -> Vec<Share<'_>> {
+        if self.pages.is_empty() {
+            return vec![Share::new(&[])];
+        }
+        self.pages.chunks(self.pages.len().div_ceil(self.threads)).map(Share::new).collect()
+    }
+}
+
+/// Where the words lie that a round of updates increments: every one whole and inside the file.
+pub fn update_offsets(file_len: u64, count: u64, seed: u64) -> Vec<u64> {
+    let words_of = |page: u64| (file_len - page * PAGE).min(PAGE) / 8;
+    let pages = if words_of((file_len - 1) / PAGE) == 0 { file_len / PAGE } else { file_len.div_ceil(PAGE) };
+    if pages == 0 {
+        return Vec::new();
+    }
+    let mut random = pages::Random::new(seed ^ 0x7570_6461_7465);
+    pages::uniform(pages, count, seed)
+        .into_iter()
+        .map(|page| page * PAGE + random.below(words_of(page)) * 8)
+        .collect()
+}
+
+/// One thread's part of the work, and what it measured.
+struct Share<'a> {
+    pages: &'a [u64],
+    ops: u64,
+    bytes: u64,
+    checksum: u64,
+    latencies: Histogram,
+}
+
+impl<'a> Share<'a> {
+    fn new(pages: &'a [u64]) -> Self {
+        Self { pages, ops: 0, bytes: 0, checksum: 0, latencies: Histogram::new() }
+    }
+
+    fn add(&mut self, other: &Share<'_>) {
+        self.ops += other.ops;
+        self.bytes += other.bytes;
+        self.checksum = self.checksum.wrapping_add(other.checksum);
+        self.latencies.merge(&other.latencies);
+    }
+}
+
+fn read(
+    task: &Task,
+    setup: &Setup<'_>,
+    stop_at: Option<Instant>,
+    shares: &mut [Share<'_>],
+) -> Result<Option<String>> {
+    let source = task.method.open(setup)?;
+    match shares {
+        [share] if task.pattern == Pattern::Sequential => scan(task, &mut *source.cursor()?, stop_at, share)?,
+        [share] => pick(setup, &mut *source.cursor()?, stop_at, share)?,
+        shares => std::thread::scope(|scope| {
+            let source = &source;
+            let threads: Vec<_> = shares
+                .iter_mut()
+                .map(|share| scope.spawn(move || pick(setup, &mut *source.cursor()?, stop_at, share)))
+                .collect();
+            threads.into_iter().try_for_each(|thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|_| Err(Failure::Message("a reading thread panicked".to_owned())))
+            })
+        })?,
+    }
+    Ok(source.note())
+}
+
+/// Reads the file from its start in steps.
+fn scan(task: &Task, cursor: &mut dyn Cursor, stop_at: Option<Instant>, share: &mut Share<'_>) -> Result<()> {
+    let end = (task.ops * PAGE).min(task.file_len);
+    let mut before = Instant::now();
+    while share.bytes < end && stop_at.is_none_or(|stop| before < stop) {
+        let step = share.bytes..(share.bytes + STEP).min(end);
+        let len = step.end - step.start;
+        share.checksum = share.checksum.wrapping_add(cursor.range(step)?);
+        share.bytes += len;
+        share.ops += len.div_ceil(PAGE);
+        let now = Instant::now();
+        share.latencies.record(now - before, 1);
+        before = now;
+    }
+    Ok(())
+}
+
+/// Reads the listed pages. Each page of a batch counts with the latency of the batch: that is how long it took to arrive.
+fn pick(
+    setup: &Setup<'_>,
+    cursor: &mut dyn Cursor,
+    stop_at: Option<Instant>,
+    share: &mut Share<'_>,
+) -> Result<()> {
+    let mut before = Instant::now();
+    for batch in share.pages.chunks(setup.batch) {
+        if stop_at.is_some_and(|stop| before >= stop) {
+            break;
+        }
+        share.checksum = share.checksum.wrapping_add(cursor.pages(batch)?);
+        share.ops += batch.len() as u64;
+        share.bytes += batch.iter().map(|page| (setup.file_len - page * PAGE).min(PAGE)).sum::<u64>();
+        let now = Instant::now();
+        share.latencies.record(now - before, batch.len() as u64);
+        before = now;
+    }
+    Ok(())
+}
+
+/// Increments the listed words and makes all of it durable, both inside the time.
+fn update(
+    task: &Task,
+    setup: &Setup<'_>,
+    work: &Work,
+    stop_at: Option<Instant>,
+    share: &mut Share<'_>,
+) -> Result<Option<String>> {
+    let mut updater = task.method.open_mut(setup)?;
+    let mut before = Instant::now();
+    for batch in work.offsets.chunks(setup.batch) {
+        if stop_at.is_some_and(|stop| before >= stop) {
+            break;
+        }
+        updater.increment(batch)?;
+        share.ops += batch.len() as u64;
+        share.bytes += batch.len() as u64 * 8;
+        let now = Instant::now();
+        share.latencies.record(now - before, batch.len() as u64);
+        before = now;
+    }
+    updater.make_durable()?;
+    Ok(None)
+}
+
+fn cpu_seconds() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// A line of /proc/self/status that counts KiB, in bytes; 0 where the kernel does not tell.
+fn status_bytes(name: &str) -> u64 {
+    let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    text.lines()
+        .find_map(|line| line.strip_prefix(name))
+        .and_then(|rest| rest.split_whitespace().next())
+        .and_then(|kib| kib.parse::<u64>().ok())
+        .map_or(0, |kib| kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn updates_stay_inside_the_file() {
+        for file_len in [8, 9, 4096, 4097, 4103, 4104, 3 * 4096 + 20] {
+            let offsets = update_offsets(file_len, 300, 5);
+            assert_eq!(offsets.len(), 300);
+            assert!(offsets.iter().all(|offset| offset % 8 == 0 && offset + 8 <= file_len), "{file_len}");
+        }
+        assert!(update_offsets(7, 10, 5).is_empty());
+    }
+
+    #[test]
+    fn every_page_is_in_one_share() {
+        let work = Work { pages: (0..10).collect(), offsets: Vec::new(), threads: 4 };
+        let seen: Vec<u64> = work.shares().iter().flat_map(|share| share.pages.to_vec()).collect();
+        assert_eq!(seen, work.pages);
+    }
+
+    #[test]
+    fn this_process_has_memory() {
+        assert!(status_bytes("VmHWM:") >= status_bytes("VmRSS:") && status_bytes("VmRSS:") > 0);
+    }
+}
