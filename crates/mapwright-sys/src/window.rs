@@ -8,7 +8,7 @@
 //! The claim is kept in the range itself ([`Claims`]), so that the rule holds however the pieces are put together.
 
 use std::io;
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -59,7 +59,7 @@ impl Reader {
         (!range.claims().writable).then_some(Self(range))
     }
 
-    /// The bytes at `range`.
+    /// The bytes at `range`, of the plain or the checked view.
     ///
     /// # Panics
     /// If the range reaches past the end, or the checked view can't be made: callers have made it before.
@@ -68,7 +68,46 @@ impl Reader {
         // SAFETY: the range is mapped while `self.0` lives, and by `Claims` nobody has a `Writer` of it.
         unsafe { std::slice::from_raw_parts(start, len) }
     }
+
+    /// The bytes at `range` of the plain view, as a value that derefs to them at no cost.
+    ///
+    /// # Panics
+    /// As for [`slice`](Self::slice).
+    #[must_use]
+    pub fn fix(self, range: Range<usize>) -> Fixed {
+        let (start, len) = locate(&*self.0, false, range);
+        Fixed { start, len, reader: self }
+    }
 }
+
+/// A fixed part of a range, for reading.
+pub struct Fixed {
+    start: *const u8,
+    len: usize,
+    reader: Reader,
+}
+
+impl Fixed {
+    /// The reader that it came from.
+    #[must_use]
+    pub fn reader(&self) -> &Reader {
+        &self.reader
+    }
+}
+
+impl Deref for Fixed {
+    type Target = [u8];
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `locate` checked the part; its range is mapped while `self.reader` lives, and nobody has a `Writer`.
+        unsafe { std::slice::from_raw_parts(self.start, self.len) }
+    }
+}
+
+// SAFETY: the pointer is to memory that `reader`, itself Send and Sync, keeps mapped; access is shared and only reads.
+unsafe impl Send for Fixed {}
+// SAFETY: as above.
+unsafe impl Sync for Fixed {}
 
 /// Exclusive access to a range.
 pub struct Writer(Arc<dyn AddressRange>);
@@ -99,6 +138,111 @@ impl Writer {
         let (start, len) = locate(&*self.0, checked, range);
         // SAFETY: as in `slice`, and the only `Writer` is borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(start.cast_mut(), len) }
+    }
+}
+
+impl Writer {
+    /// The bytes at `range` of the plain view, as a value that derefs to them at no cost.
+    ///
+    /// # Panics
+    /// As for [`Reader::slice`].
+    #[must_use]
+    pub fn fix(self, range: Range<usize>) -> FixedMut {
+        let (start, len) = locate(&*self.0, false, range);
+        FixedMut { start: start.cast_mut(), len, writer: self }
+    }
+}
+
+/// A fixed part of a range, for writing.
+pub struct FixedMut {
+    start: *mut u8,
+    len: usize,
+    writer: Writer,
+}
+
+impl FixedMut {
+    /// The writer that it came from.
+    #[must_use]
+    pub fn writer(&self) -> &Writer {
+        &self.writer
+    }
+
+    /// The writer that it came from, for exclusive access.
+    pub fn writer_mut(&mut self) -> &mut Writer {
+        &mut self.writer
+    }
+
+    /// Becomes another part of the same range.
+    ///
+    /// # Panics
+    /// As for [`Reader::slice`].
+    pub fn set_range(&mut self, range: Range<usize>) {
+        let (start, len) = locate(&*self.writer.0, false, range);
+        (self.start, self.len) = (start.cast_mut(), len);
+    }
+}
+
+impl Deref for FixedMut {
+    type Target = [u8];
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `locate` checked the part; its range is mapped while `self.writer` lives, the only `Writer`, which is
+        // borrowed shared with `self`.
+        unsafe { std::slice::from_raw_parts(self.start, self.len) }
+    }
+}
+
+impl DerefMut for FixedMut {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`, the only `Writer` being borrowed exclusively with `self`.
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
+    }
+}
+
+// SAFETY: the pointer is to memory that `writer`, itself Send and Sync, keeps mapped; access follows Rust's borrows.
+unsafe impl Send for FixedMut {}
+// SAFETY: as above.
+unsafe impl Sync for FixedMut {}
+
+/// Bytes on the heap as an address range: small files are read, not mapped.
+pub struct HeapBytes {
+    bytes: *mut [u8],
+    claims: Claims,
+}
+
+impl HeapBytes {
+    /// Bytes for readers, or for one writer.
+    #[must_use]
+    pub fn new(bytes: Vec<u8>, writable: bool) -> Self {
+        Self { bytes: Box::into_raw(bytes.into_boxed_slice()), claims: Claims::new(writable) }
+    }
+}
+
+impl Drop for HeapBytes {
+    fn drop(&mut self) {
+        // SAFETY: the pointer came from `Box::into_raw` and is freed once; slices of it have ended with their owners.
+        drop(unsafe { Box::from_raw(self.bytes) });
+    }
+}
+
+// SAFETY: the bytes are on the heap, owned, and reached only through `Reader` and `Writer`.
+unsafe impl Send for HeapBytes {}
+// SAFETY: as above.
+unsafe impl Sync for HeapBytes {}
+
+// SAFETY: the allocation lives as long as `self` and does not move; both views are the same bytes.
+unsafe impl AddressRange for HeapBytes {
+    fn base(&self, _checked: bool) -> io::Result<usize> {
+        Ok(self.bytes.cast::<u8>() as usize)
+    }
+
+    fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn claims(&self) -> &Claims {
+        &self.claims
     }
 }
 

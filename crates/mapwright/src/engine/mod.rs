@@ -33,7 +33,7 @@ use crate::error::{Error, Result};
 
 pub mod block;
 pub mod budget;
-mod checked;
+pub mod checked;
 pub mod evict;
 pub mod fault;
 pub mod file;

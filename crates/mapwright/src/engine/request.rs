@@ -227,13 +227,14 @@ pub(crate) fn claim_absent(file: &File, runs: &[Range<u64>]) -> Vec<Range<u64>> 
 /// # Errors
 /// What the fills meet; [`Error::BudgetExhausted`] if nothing can be evicted.
 pub fn prefetch(file: &Arc<File>, bytes: Range<u64>) -> Result<()> {
-    let blocks = file.blocks_of(bytes);
+    prefetch_parts(file, bytes).try_for_each(|part| Request::new(file, part.collect(), false)?.wait().map(drop))
+}
+
+/// Cuts a range into runs of blocks that are brought in together, each well within the budget.
+pub fn prefetch_parts(file: &File, bytes: Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+    let Range { start, end } = file.blocks_of(bytes);
     let step = (file.pager.budget.limit() / 4 / file.block_charge()).clamp(1, 4096);
-    for first in blocks.clone().step_by(step as usize) {
-        let wanted = (first..(first + step).min(blocks.end)).collect();
-        drop(Request::new(file, wanted, false)?.wait()?);
-    }
-    Ok(())
+    (start..end).step_by(step as usize).map(move |first| first..(first + step).min(end))
 }
 
 /// The result of work on another thread.

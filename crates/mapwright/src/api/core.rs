@@ -1,0 +1,226 @@
+//! What `Map` and `MapMut` have in common: a part of something that is read, mapped by the kernel, or paged.
+
+use std::ops::{Bound, Range, RangeBounds};
+use std::sync::Arc;
+
+use super::kernel_map::KernelFile;
+use super::pinned::Pins;
+use super::strategy::Choice;
+use crate::engine::checked::Scope;
+use crate::engine::file::File;
+use crate::engine::read_ahead::Advice;
+use crate::engine::request::{Acquire, Request};
+use crate::engine::{evict, request};
+use crate::error::{Error, Result};
+use crate::stores::Store;
+
+/// Where a map's bytes are.
+pub(super) enum Behind {
+    /// On the heap.
+    Buffer {
+        store: Option<Arc<dyn Store>>,
+        name: String,
+    },
+    Kernel(Arc<KernelFile>),
+    Pager(Arc<File>),
+}
+
+/// A part of a file: `offset..offset + len` of it, all else in the map's own coordinates.
+pub(super) struct Core {
+    pub(super) behind: Behind,
+    pub(super) offset: u64,
+    pub(super) len: u64,
+    pub(super) choice: Choice,
+}
+
+/// A checked scope of whichever kind.
+pub(super) enum AnyScope {
+    None,
+    Kernel(super::kernel_map::KernelScope),
+    Pager(Scope),
+}
+
+impl AnyScope {
+    /// Leaves the scope.
+    pub(super) fn end(self) -> Result<()> {
+        match self {
+            Self::None => Ok(()),
+            Self::Kernel(scope) => scope.end(),
+            Self::Pager(scope) => scope.end(),
+        }
+    }
+}
+
+impl Core {
+    pub(super) fn name(&self) -> &str {
+        match &self.behind {
+            Behind::Buffer { name, .. } => name,
+            Behind::Kernel(kernel) => kernel.name(),
+            Behind::Pager(file) => &file.name,
+        }
+    }
+
+    /// Turns a range of the map into start and end in the map.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`].
+    pub(super) fn resolve(&self, range: impl RangeBounds<u64>) -> Result<Range<u64>> {
+        let start = match range.start_bound() {
+            Bound::Included(&start) => start,
+            Bound::Excluded(&start) => start.saturating_add(1),
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(&end) => end.saturating_add(1),
+            Bound::Excluded(&end) => end,
+            Bound::Unbounded => self.len,
+        };
+        if start <= end && end <= self.len {
+            return Ok(start..end);
+        }
+        Err(Error::OutOfRange { path: self.name().to_owned(), offset: start, end, file_len: self.len })
+    }
+
+    /// The same range in the file.
+    pub(super) fn in_file(&self, range: &Range<u64>) -> Range<u64> {
+        self.offset + range.start..self.offset + range.end
+    }
+
+    /// The same range as an index into slices of the whole address range.
+    pub(super) fn as_index(&self, range: &Range<u64>) -> Range<usize> {
+        let range = self.in_file(range);
+        range.start as usize..range.end as usize
+    }
+
+    /// Makes a range resident and holds it there, where that needs pins.
+    #[inline]
+    pub(super) fn pin(&self, range: &Range<u64>) -> Result<Option<Pins<'_>>> {
+        match &self.behind {
+            Behind::Pager(file) => {
+                let blocks = file.blocks_of(self.in_file(range));
+                if !pin_hits(file, &blocks) {
+                    Request::new(file, blocks.clone().collect(), true)?.wait()?.keep();
+                }
+                Ok(Some(Pins { file, blocks }))
+            }
+            Behind::Kernel(kernel) => kernel.populate(self.in_file(range)).map(|()| None),
+            Behind::Buffer { .. } => Ok(None),
+        }
+    }
+
+    /// As [`pin`](Self::pin), as a future. The kernel's mmap has no asynchronous form: there it blocks.
+    pub(super) async fn pin_async(&self, range: &Range<u64>) -> Result<Option<Pins<'_>>> {
+        let Behind::Pager(file) = &self.behind else { return self.pin(range) };
+        let blocks = file.blocks_of(self.in_file(range));
+        if !pin_hits(file, &blocks) {
+            Acquire::new(Request::new(file, blocks.clone().collect(), true)?).await?.keep();
+        }
+        Ok(Some(Pins { file, blocks }))
+    }
+
+    /// Makes many ranges resident in one submission and holds them.
+    pub(super) fn pin_many(&self, ranges: &[Range<u64>]) -> Result<Vec<Option<Pins<'_>>>> {
+        let Behind::Pager(file) = &self.behind else {
+            return ranges.iter().map(|range| self.pin(range)).collect();
+        };
+        self.many(file, ranges)?.wait()?.keep();
+        Ok(self.pins_of(file, ranges))
+    }
+
+    /// As [`pin_many`](Self::pin_many), as a future.
+    pub(super) async fn pin_many_async(&self, ranges: &[Range<u64>]) -> Result<Vec<Option<Pins<'_>>>> {
+        let Behind::Pager(file) = &self.behind else { return self.pin_many(ranges) };
+        Acquire::new(self.many(file, ranges)?).await?.keep();
+        Ok(self.pins_of(file, ranges))
+    }
+
+    fn many(&self, file: &Arc<File>, ranges: &[Range<u64>]) -> Result<Request> {
+        let blocks = ranges.iter().flat_map(|range| file.blocks_of(self.in_file(range))).collect();
+        Request::new(file, blocks, false)
+    }
+
+    fn pins_of<'m>(&self, file: &'m Arc<File>, ranges: &[Range<u64>]) -> Vec<Option<Pins<'m>>> {
+        ranges.iter().map(|range| Some(Pins { file, blocks: file.blocks_of(self.in_file(range)) })).collect()
+    }
+
+    /// Brings a range into memory.
+    pub(super) fn prefetch(&self, range: &Range<u64>) -> Result<()> {
+        match &self.behind {
+            Behind::Pager(file) => {
+                let _span = tracing::debug_span!("prefetch", file = %file.name, start = range.start, end = range.end).entered();
+                request::prefetch(file, self.in_file(range))
+            }
+            Behind::Kernel(kernel) => kernel.will_need(self.in_file(range)),
+            Behind::Buffer { .. } => Ok(()),
+        }
+    }
+
+    /// As [`prefetch`](Self::prefetch), as a future.
+    pub(super) async fn prefetch_async(&self, range: &Range<u64>) -> Result<()> {
+        let Behind::Pager(file) = &self.behind else { return self.prefetch(range) };
+        for part in request::prefetch_parts(file, self.in_file(range)) {
+            drop(Acquire::new(Request::new(file, part.collect(), false)?).await?);
+        }
+        Ok(())
+    }
+
+    /// Copies bytes out.
+    pub(super) fn read_at(&self, bytes: &[u8], offset: u64, into: &mut [u8]) -> Result<()> {
+        let range = self.resolve(offset..offset.saturating_add(into.len() as u64))?;
+        match &self.behind {
+            Behind::Pager(file) => file.read_at(self.offset + range.start, into),
+            Behind::Kernel(kernel) => kernel.read_at(self.offset + range.start, into),
+            Behind::Buffer { .. } => {
+                into.copy_from_slice(&bytes[range.start as usize..range.end as usize]);
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn enter_checked(&self) -> Result<AnyScope> {
+        Ok(match &self.behind {
+            Behind::Pager(file) => AnyScope::Pager(Scope::enter(file)?),
+            Behind::Kernel(kernel) => AnyScope::Kernel(kernel.enter()),
+            Behind::Buffer { .. } => AnyScope::None,
+        })
+    }
+
+    pub(super) fn advise(&self, advice: Advice) -> Result<()> {
+        match &self.behind {
+            Behind::Pager(file) => file.advise(advice),
+            Behind::Kernel(kernel) => kernel.advise(self.in_file(&(0..self.len)), advice)?,
+            Behind::Buffer { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Drops the clean, unpinned blocks of a range from memory; bytes freed.
+    pub(super) fn evict(&self, range: &Range<u64>) -> u64 {
+        match &self.behind {
+            Behind::Pager(file) => evict::drop_clean(file, file.blocks_of(self.in_file(range))),
+            Behind::Kernel(_) | Behind::Buffer { .. } => 0,
+        }
+    }
+
+    /// Bytes of this file that the pager holds now.
+    pub(super) fn resident_bytes(&self) -> u64 {
+        match &self.behind {
+            Behind::Pager(file) => file.resident_bytes(),
+            Behind::Kernel(_) | Behind::Buffer { .. } => self.len,
+        }
+    }
+}
+
+/// Pins a run of blocks if all are hits, else none.
+#[inline]
+fn pin_hits(file: &File, blocks: &Range<u64>) -> bool {
+    for block in blocks.clone() {
+        if !file.word(block).pin_hit() {
+            (blocks.start..block).for_each(|block| file.unpin(block));
+            return false;
+        }
+    }
+    file.pager.counters.hits.add(blocks.end - blocks.start);
+    true
+}
+

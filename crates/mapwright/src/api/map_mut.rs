@@ -1,0 +1,429 @@
+//! Maps for reading and writing.
+
+use std::ops::{Deref, DerefMut, Range, RangeBounds};
+use std::path::Path;
+use std::sync::Arc;
+
+use mapwright_sys::signals::print_raw;
+use mapwright_sys::window::{AddressRange, FixedMut, HeapBytes, Writer};
+
+use super::core::{Behind, Core};
+use super::options::MapOptions;
+use super::pinned::Pinned;
+use super::strategy::Choice;
+use crate::engine::read_ahead::Advice;
+use crate::engine::write_back;
+use crate::error::{Error, Result};
+use crate::stores::Store;
+
+/// A file mapped for reading and writing. Derefs to its bytes.
+///
+/// Writes go to memory. Nothing reaches the file before [`flush`](Self::flush), except dirty pages that the budget forces
+/// out (and with the kernel strategy, whenever the kernel likes). **When the process is killed, what was not flushed is
+/// lost**: unlike the kernel's mmap, where stores survive the death of the program, though not of the machine.
+///
+/// Dropping a map flushes it; an error then can only be printed, so call [`close`](Self::close) to get it.
+///
+/// The file is locked against a second writer (an OFD lock: advisory, see fcntl(2)).
+///
+/// # Threads and fork
+/// `Send` and `Sync`; Rust's borrows keep writers apart: split the slice, or use [`shared`](Self::shared). A pager's
+/// mapping is not there in a child made by fork(2).
+///
+/// ```
+/// # let path = std::env::temp_dir().join(format!("mapwright-mut-{}", std::process::id()));
+/// # std::fs::write(&path, vec![0u8; 8192]).unwrap();
+/// let mut map = mapwright::MapMut::open(&path)?;
+/// map[..5].copy_from_slice(b"hello");
+/// map.append(b"more")?;
+/// map.flush()?; // durable now
+/// assert_eq!(map.len(), 8196);
+/// # drop(map);
+/// # assert_eq!(std::fs::read(&path).unwrap()[8190..], *b"\0\0more");
+/// # std::fs::remove_file(&path).unwrap();
+/// # Ok::<(), mapwright::Error>(())
+/// ```
+pub struct MapMut {
+    /// Dropped first: no slice outlives what serves its faults.
+    bytes: FixedMut,
+    core: Core,
+    /// Whether it is the whole file, whose length may change.
+    whole: bool,
+    closed: bool,
+}
+
+impl MapMut {
+    pub(super) fn new(core: Core, writer: Writer, whole: bool) -> Self {
+        let bytes = writer.fix(core.as_index(&(0..core.len)));
+        Self { bytes, core, whole, closed: false }
+    }
+
+    /// Maps a file for reading and writing with the default options. It must exist.
+    ///
+    /// # Errors
+    /// See [`MapOptions::open_mut`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        MapOptions::new().open_mut(path)
+    }
+
+    /// Which strategy is in use, and why.
+    pub fn strategy(&self) -> &Choice {
+        &self.core.choice
+    }
+
+    /// The bytes of a range, resident for as long as the result lives: see [`Map::get`](crate::Map::get).
+    ///
+    /// # Errors
+    /// As for [`Map::get`](crate::Map::get).
+    pub fn get(&self, range: impl RangeBounds<u64>) -> Result<Pinned<'_>> {
+        let range = self.core.resolve(range)?;
+        let pins = self.core.pin(&range)?;
+        Ok(Pinned::new(&self.bytes[range.start as usize..range.end as usize], pins))
+    }
+
+    /// As [`get`](Self::get), as a future: see [`Map::get_async`](crate::Map::get_async).
+    ///
+    /// # Errors
+    /// As for [`get`](Self::get).
+    pub async fn get_async(&self, range: impl RangeBounds<u64>) -> Result<Pinned<'_>> {
+        let range = self.core.resolve(range)?;
+        let pins = self.core.pin_async(&range).await?;
+        Ok(Pinned::new(&self.bytes[range.start as usize..range.end as usize], pins))
+    }
+
+    /// The bytes of many ranges: see [`Map::get_many`](crate::Map::get_many).
+    ///
+    /// # Errors
+    /// As for [`get`](Self::get).
+    pub fn get_many(&self, ranges: &[Range<u64>]) -> Result<Vec<Pinned<'_>>> {
+        let ranges: Vec<_> = ranges.iter().map(|range| self.core.resolve(range.clone())).collect::<Result<_>>()?;
+        let pins = self.core.pin_many(&ranges)?;
+        let bytes = |range: &Range<u64>| &self.bytes[range.start as usize..range.end as usize];
+        Ok(ranges.iter().zip(pins).map(|(range, pins)| Pinned::new(bytes(range), pins)).collect())
+    }
+
+    /// Brings a range into memory: see [`Map::prefetch`](crate::Map::prefetch).
+    ///
+    /// # Errors
+    /// As for [`get`](Self::get).
+    pub fn prefetch(&self, range: impl RangeBounds<u64>) -> Result<()> {
+        self.core.prefetch(&self.core.resolve(range)?)
+    }
+
+    /// As [`prefetch`](Self::prefetch), as a future.
+    ///
+    /// # Errors
+    /// As for [`get`](Self::get).
+    pub async fn prefetch_async(&self, range: impl RangeBounds<u64>) -> Result<()> {
+        self.core.prefetch_async(&self.core.resolve(range)?).await
+    }
+
+    /// Copies bytes from `offset` on into `into`, all of it.
+    ///
+    /// # Errors
+    /// As for [`get`](Self::get); `into` may be filled in part then.
+    pub fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<()> {
+        self.core.read_at(&self.bytes, offset, into)
+    }
+
+    /// Copies `bytes` in at `offset`. Pages that are absent are read first: see [`overwrite`](Self::overwrite).
+    ///
+    /// # Errors
+    /// As for [`get`](Self::get); a part may have been written then.
+    pub fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let range = self.core.resolve(offset..offset.saturating_add(bytes.len() as u64))?;
+        match &self.core.behind {
+            Behind::Pager(file) => file.write_at(self.core.offset + range.start, bytes),
+            Behind::Kernel(kernel) => {
+                kernel.populate(self.core.in_file(&range))?;
+                self.copy_in(range, bytes)
+            }
+            Behind::Buffer { .. } => self.copy_in(range, bytes),
+        }
+    }
+
+    /// Replaces the bytes at `offset`. Pages that are replaced wholly are not read first, whatever the file holds there.
+    ///
+    /// # Errors
+    /// As for [`write_at`](Self::write_at).
+    pub fn overwrite(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let range = self.core.resolve(offset..offset.saturating_add(bytes.len() as u64))?;
+        match &self.core.behind {
+            Behind::Pager(file) => file.overwrite(self.core.offset + range.start, bytes),
+            Behind::Kernel(_) | Behind::Buffer { .. } => self.write_at(offset, bytes),
+        }
+    }
+
+    fn copy_in(&mut self, range: Range<u64>, bytes: &[u8]) -> Result<()> {
+        self.bytes[range.start as usize..range.end as usize].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Makes all changes so far durable: bytes and length. Pages written while it runs may or may not be included.
+    ///
+    /// # Errors
+    /// [`Io`](Error::Io) or [`TimedOut`](Error::TimedOut) if writing or syncing fails: no page is called clean then, and the
+    /// failure is latched: later calls return [`Latched`](Error::Latched) until
+    /// [`acknowledge_error`](Self::acknowledge_error). Some pages may have reached the file.
+    pub fn flush(&self) -> Result<()> {
+        self.flush_range(..)
+    }
+
+    /// As [`flush`](Self::flush), for the pages of a range; the length is made durable too.
+    ///
+    /// # Errors
+    /// As for [`flush`](Self::flush), and [`OutOfRange`](Error::OutOfRange).
+    pub fn flush_range(&self, range: impl RangeBounds<u64>) -> Result<()> {
+        let range = self.core.resolve(range)?;
+        let _span = tracing::debug_span!("flush", file = self.core.name(), start = range.start, end = range.end).entered();
+        match &self.core.behind {
+            Behind::Pager(file) => write_back::flush(file, self.core.in_file(&range)),
+            Behind::Kernel(kernel) => kernel.flush(self.core.in_file(&range)),
+            Behind::Buffer { store: Some(store), .. } => write_buffer(&**store, &self.bytes, self.core.offset, self.whole),
+            Behind::Buffer { store: None, .. } => Ok(()),
+        }
+    }
+
+    /// Takes the error of an earlier write-back that failed, if there is one that was not taken yet. The pages concerned
+    /// are still dirty; the next [`flush`](Self::flush) writes them again.
+    pub fn acknowledge_error(&self) -> Option<Error> {
+        match &self.core.behind {
+            Behind::Pager(file) => write_back::acknowledge(file),
+            Behind::Kernel(_) | Behind::Buffer { .. } => None,
+        }
+    }
+
+    /// Changes the length, in bytes. The address stays (but for the buffer strategy). New bytes are zero. The file itself
+    /// changes at the next flush (with the kernel strategy, at once).
+    ///
+    /// # Errors
+    /// [`Invalid`](Error::Invalid) past what [`MapOptions::reserve`] reserved, or if the map is a part of the file.
+    pub fn resize(&mut self, len: u64) -> Result<()> {
+        if !self.whole {
+            let what = format!("{}: resizing a map of a part of the file", self.core.name());
+            return Err(Error::invalid(what, "map the whole file to change its length"));
+        }
+        let _span = tracing::debug_span!("resize", file = self.core.name(), len).entered();
+        match &self.core.behind {
+            Behind::Pager(file) => file.resize(len)?,
+            Behind::Kernel(kernel) => kernel.resize(len)?,
+            Behind::Buffer { .. } => {
+                let mut bytes = self.bytes.to_vec();
+                bytes.resize(len as usize, 0);
+                let range = Arc::new(HeapBytes::new(bytes, true)) as Arc<dyn AddressRange>;
+                let writer = Writer::claim(range).expect("made for writing just now");
+                self.bytes = writer.fix(0..len as usize);
+            }
+        }
+        self.core.len = len;
+        self.bytes.set_range(0..len as usize);
+        Ok(())
+    }
+
+    /// Adds bytes at the end, without reading anything.
+    ///
+    /// # Errors
+    /// As for [`resize`](Self::resize) and [`overwrite`](Self::overwrite); the length is as before then.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        let before = self.core.len;
+        self.resize(before.saturating_add(bytes.len() as u64))?;
+        self.overwrite(before, bytes).or_else(|error| self.resize(before).and(Err(error)))
+    }
+
+    /// Access for many threads at once, without slices: bytes are copied in and out, and what two threads write to the same
+    /// place at the same time ends up as some mixture of the two.
+    pub fn shared(&mut self) -> Shared<'_> {
+        Shared { map: self }
+    }
+
+    /// Runs `work` on the bytes; a page that can't be read is an error: see [`Map::checked`](crate::Map::checked).
+    ///
+    /// # Errors
+    /// As for [`Map::checked`](crate::Map::checked).
+    pub fn checked<R>(&self, work: impl FnOnce(&[u8]) -> R) -> Result<R> {
+        let scope = self.core.enter_checked()?;
+        let result = work(self.bytes.writer().slice(true, self.core.as_index(&(0..self.core.len))));
+        scope.end().map(|()| result)
+    }
+
+    /// As [`checked`](Self::checked), for writing. What was written to a page that could not be read is dropped with it.
+    ///
+    /// # Errors
+    /// As for [`Map::checked`](crate::Map::checked).
+    pub fn checked_mut<R>(&mut self, work: impl FnOnce(&mut [u8]) -> R) -> Result<R> {
+        let scope = self.core.enter_checked()?;
+        let range = self.core.as_index(&(0..self.core.len));
+        let result = work(self.bytes.writer_mut().slice_mut(true, range));
+        scope.end().map(|()| result)
+    }
+
+    /// Says how the file will be used.
+    ///
+    /// # Errors
+    /// [`Io`](Error::Io) from the kernel strategy.
+    pub fn advise(&self, advice: Advice) -> Result<()> {
+        self.core.advise(advice)
+    }
+
+    /// Drops what is clean and unpinned of a range from memory; bytes freed. Dirty pages stay.
+    ///
+    /// # Errors
+    /// [`OutOfRange`](Error::OutOfRange).
+    pub fn evict(&self, range: impl RangeBounds<u64>) -> Result<u64> {
+        Ok(self.core.evict(&self.core.resolve(range)?))
+    }
+
+    /// Bytes of the file that are in memory, charged to the pager.
+    pub fn resident_bytes(&self) -> u64 {
+        self.core.resident_bytes()
+    }
+
+    /// Flushes and closes the map.
+    ///
+    /// # Errors
+    /// As for [`flush`](Self::flush). The map is closed all the same: call `flush` first if you want to try again.
+    pub fn close(mut self) -> Result<()> {
+        self.closed = true;
+        self.flush()
+    }
+}
+
+/// Writes a buffer back whole.
+fn write_buffer(store: &dyn Store, bytes: &[u8], offset: u64, whole: bool) -> Result<()> {
+    let failed = |operation, at: u64, e| Error::io(operation, store.name(), at, bytes.len() as u64, e);
+    if whole {
+        store.set_len(bytes.len() as u64).map_err(|e| failed("set length", 0, e))?;
+    }
+    let mut done = 0;
+    while done < bytes.len() {
+        let at = offset + done as u64;
+        match store.write_at(at, &bytes[done..]) {
+            Ok(0) => return Err(failed("write", at, std::io::ErrorKind::WriteZero.into())),
+            Ok(n) => done += n,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(failed("write", at, error)),
+        }
+    }
+    store.sync().map_err(|e| failed("sync", 0, e))
+}
+
+impl Drop for MapMut {
+    fn drop(&mut self) {
+        if self.closed {
+            return;
+        }
+        if let Err(error) = self.flush() {
+            print_raw(&format!("mapwright: changes were lost when a map was dropped (call close to get this error): {error}\n"));
+        }
+    }
+}
+
+impl Deref for MapMut {
+    type Target = [u8];
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl DerefMut for MapMut {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+}
+
+impl AsRef<[u8]> for MapMut {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl AsMut<[u8]> for MapMut {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self
+    }
+}
+
+impl std::fmt::Debug for MapMut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MapMut")
+            .field("name", &self.core.name())
+            .field("offset", &self.core.offset)
+            .field("len", &self.core.len)
+            .field("strategy", &self.core.choice.strategy())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Access to a [`MapMut`] from many threads at once. Made by [`MapMut::shared`]; for maps of the pager strategy.
+///
+/// # Threads
+/// `Send`, `Sync` and `Copy`.
+#[derive(Clone, Copy, Debug)]
+pub struct Shared<'m> {
+    map: &'m MapMut,
+}
+
+impl Shared<'_> {
+    fn file(&self) -> Result<&Arc<crate::engine::file::File>> {
+        match &self.map.core.behind {
+            Behind::Pager(file) => Ok(file),
+            Behind::Kernel(_) | Behind::Buffer { .. } => Err(Error::invalid(
+                format!("{}: shared access with strategy {}", self.map.core.name(), self.map.core.choice),
+                "open the map with Strategy::Pager",
+            )),
+        }
+    }
+
+    /// Copies bytes out: see [`MapMut::read_at`].
+    ///
+    /// # Errors
+    /// As for [`MapMut::read_at`]; [`Invalid`](Error::Invalid) for other strategies.
+    pub fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<()> {
+        let range = self.map.core.resolve(offset..offset.saturating_add(into.len() as u64))?;
+        self.file()?.read_at(self.map.core.offset + range.start, into)
+    }
+
+    /// Copies bytes in: see [`MapMut::write_at`].
+    ///
+    /// # Errors
+    /// As for [`MapMut::write_at`]; [`Invalid`](Error::Invalid) for other strategies.
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let range = self.map.core.resolve(offset..offset.saturating_add(bytes.len() as u64))?;
+        self.file()?.write_at(self.map.core.offset + range.start, bytes)
+    }
+
+    /// Replaces bytes: see [`MapMut::overwrite`].
+    ///
+    /// # Errors
+    /// As for [`MapMut::overwrite`]; [`Invalid`](Error::Invalid) for other strategies.
+    pub fn overwrite(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let range = self.map.core.resolve(offset..offset.saturating_add(bytes.len() as u64))?;
+        self.file()?.overwrite(self.map.core.offset + range.start, bytes)
+    }
+
+    /// Makes all changes so far durable: see [`MapMut::flush`].
+    ///
+    /// # Errors
+    /// As for [`MapMut::flush`].
+    pub fn flush(&self) -> Result<()> {
+        self.map.flush()
+    }
+
+    /// Brings a range into memory: see [`MapMut::prefetch`].
+    ///
+    /// # Errors
+    /// As for [`MapMut::prefetch`].
+    pub fn prefetch(&self, range: impl RangeBounds<u64>) -> Result<()> {
+        self.map.prefetch(range)
+    }
+
+    /// Drops what is clean and unpinned of a range from memory; bytes freed.
+    ///
+    /// # Errors
+    /// [`OutOfRange`](Error::OutOfRange).
+    pub fn evict(&self, range: impl RangeBounds<u64>) -> Result<u64> {
+        self.map.evict(range)
+    }
+}

@@ -1,0 +1,20 @@
+//! The public interface: maps, pagers, pins, options. It checks arguments and chooses the strategy; the work is the
+//! engine's.
+
+mod core;
+mod kernel_map;
+mod machine;
+mod map;
+mod map_mut;
+mod options;
+mod pager;
+mod pinned;
+mod strategy;
+
+pub use machine::{Machine, UserfaultFacts};
+pub use map::Map;
+pub use map_mut::{MapMut, Shared};
+pub use options::MapOptions;
+pub use pager::{Pager, PagerBuilder};
+pub use pinned::Pinned;
+pub use strategy::{Choice, Strategy};

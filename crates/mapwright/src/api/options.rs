@@ -1,0 +1,395 @@
+//! How to open a map.
+
+use std::fs::File;
+use std::io::Read;
+use std::ops::{Bound, RangeBounds};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mapwright_sys::window::{AddressRange, HeapBytes, Reader, Writer};
+
+use super::core::{Behind, Core};
+use super::kernel_map::KernelFile;
+use super::map::Map;
+use super::map_mut::MapMut;
+use super::pager::Pager;
+use super::strategy::{Choice, Strategy};
+use crate::engine::Engine;
+use crate::engine::file::FileSpec;
+use crate::engine::kernel::FaultMode;
+use crate::engine::read_ahead::Advice;
+use crate::error::{Error, Result};
+use crate::stores::{FileOptions, FileStore, Store};
+
+/// Files up to this length are read rather than mapped, if they are opened for reading: a mapping costs more.
+const SMALL: u64 = 64 << 10;
+/// Address space reserved for the growth of a writable map, beside its length: it costs nothing until it is used.
+const DEFAULT_GROWTH: u64 = 16 << 30;
+
+/// Settings of a map. Every default is right for most uses.
+#[derive(Clone, Debug)]
+pub struct MapOptions {
+    pager: Option<Pager>,
+    start: Bound<u64>,
+    end: Bound<u64>,
+    strategy: Strategy,
+    fault_mode: FaultMode,
+    block_size: usize,
+    advice: Advice,
+    deadline: Duration,
+    reserve: Option<u64>,
+    direct: Option<bool>,
+}
+
+impl Default for MapOptions {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl MapOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self {
+            pager: None,
+            start: Bound::Unbounded,
+            end: Bound::Unbounded,
+            strategy: Strategy::Auto,
+            fault_mode: FaultMode::Thread,
+            block_size: 4096,
+            advice: Advice::Normal,
+            deadline: Duration::from_secs(30),
+            reserve: None,
+            direct: None,
+        }
+    }
+
+    /// The pager to use; without it, [`Pager::global`].
+    #[must_use]
+    pub fn pager(mut self, pager: &Pager) -> Self {
+        self.pager = Some(pager.clone());
+        self
+    }
+
+    /// Which bytes of the file to map: any offset, any length. The default is all of them.
+    #[must_use]
+    pub fn range(mut self, range: impl RangeBounds<u64>) -> Self {
+        (self.start, self.end) = (range.start_bound().cloned(), range.end_bound().cloned());
+        self
+    }
+
+    /// How to bring the file into memory.
+    #[must_use]
+    pub fn strategy(mut self, strategy: Strategy) -> Self {
+        self.strategy = strategy;
+        self
+    }
+
+    /// Who serves the faults of the slice, for the pager strategy.
+    #[must_use]
+    pub fn fault_mode(mut self, mode: FaultMode) -> Self {
+        self.fault_mode = mode;
+        self
+    }
+
+    /// Bytes that are read and evicted together: a power of two from 4096, the default, to 2 MiB. Larger blocks make
+    /// sequential work cheaper and random work dearer.
+    #[must_use]
+    pub fn block_size(mut self, bytes: usize) -> Self {
+        self.block_size = bytes;
+        self
+    }
+
+    /// What is known of the access pattern. Nothing need be: it is detected.
+    #[must_use]
+    pub fn advice(mut self, advice: Advice) -> Self {
+        self.advice = advice;
+        self
+    }
+
+    /// How long an operation waits for the store, transient errors included, and for room in the budget: 30 s by default.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// Address space to reserve, in bytes: how far a [`MapMut`] may grow at the same address. The default is twice its
+    /// length and 16 GiB.
+    #[must_use]
+    pub fn reserve(mut self, bytes: u64) -> Self {
+        self.reserve = Some(bytes);
+        self
+    }
+
+    /// Whether to read past the kernel's page cache (O_DIRECT) where the file system can. The default: if the file is
+    /// larger than the pager's budget, because the kernel would keep a second copy of what is evicted here.
+    #[must_use]
+    pub fn direct(mut self, direct: bool) -> Self {
+        self.direct = Some(direct);
+        self
+    }
+
+    /// Maps a file for reading.
+    ///
+    /// # Errors
+    /// [`Error::Io`] (with the errno) and [`Error::NotMappable`] from opening; [`Error::OutOfRange`] for a range past the
+    /// end; [`Error::Invalid`] for settings that make no sense; [`Error::Unsupported`] if the strategy asked for needs what
+    /// the machine lacks (`Auto` then takes another); [`Error::Locked`] if this pager has the file open for writing.
+    pub fn open(&self, path: impl AsRef<Path>) -> Result<Map> {
+        let path = path.as_ref();
+        let _span = tracing::debug_span!("open", path = %path.display()).entered();
+        self.check()?;
+        if matches!(self.strategy, Strategy::Auto | Strategy::Buffer) {
+            if let Some(map) = self.open_small(path)? {
+                return Ok(map);
+            }
+        }
+        let store = self.file_store(path, false)?;
+        match self.strategy {
+            Strategy::Buffer => self.read_whole(store),
+            Strategy::Kernel => self.open_kernel(store, "asked for"),
+            Strategy::Pager => self.open_paged(store, "asked for"),
+            Strategy::Auto => match self.open_paged(Arc::clone(&store) as Arc<dyn Store>, WHY_PAGER) {
+                Err(error @ Error::Unsupported { .. }) => self.open_kernel(store, &format!("no pager here: {error}")),
+                opened => opened,
+            },
+        }
+    }
+
+    /// Maps a file for reading and writing. It must exist; nothing is changed before the first
+    /// [`flush`](MapMut::flush), except when the budget forces dirty pages out.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open); [`Error::ReadOnly`]; [`Error::Locked`] if any other process or map writes it.
+    pub fn open_mut(&self, path: impl AsRef<Path>) -> Result<MapMut> {
+        let path = path.as_ref();
+        let _span = tracing::debug_span!("open_mut", path = %path.display()).entered();
+        self.check()?;
+        let store = self.file_store(path, true)?;
+        lock(&*store)?;
+        match self.strategy {
+            Strategy::Buffer => self.read_whole_mut(store),
+            Strategy::Kernel => self.open_kernel_mut(store, "asked for"),
+            Strategy::Pager => self.open_paged_mut(store, "asked for"),
+            Strategy::Auto => match self.open_paged_mut(Arc::clone(&store) as Arc<dyn Store>, WHY_PAGER) {
+                Err(error @ Error::Unsupported { .. }) => {
+                    self.open_kernel_mut(store, &format!("no pager here: {error}"))
+                }
+                opened => opened,
+            },
+        }
+    }
+
+    /// Maps a store for reading: bytes in memory, or a store of one's own.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open). [`Strategy::Kernel`] is [`Error::Invalid`]: the kernel maps files only.
+    pub fn open_store(&self, store: Arc<dyn Store>) -> Result<Map> {
+        self.check()?;
+        match self.strategy {
+            Strategy::Kernel => Err(kernel_maps_files_only()),
+            Strategy::Buffer => self.read_whole(store),
+            Strategy::Pager => self.open_paged(store, "asked for"),
+            Strategy::Auto => match self.open_paged(Arc::clone(&store), "a store is not for the kernel to map") {
+                Err(Error::Unsupported { .. }) => self.read_whole(store),
+                opened => opened,
+            },
+        }
+    }
+
+    /// Maps a store for reading and writing.
+    ///
+    /// # Errors
+    /// As for [`open_mut`](Self::open_mut) and [`open_store`](Self::open_store).
+    pub fn open_store_mut(&self, store: Arc<dyn Store>) -> Result<MapMut> {
+        self.check()?;
+        if !store.is_writable() {
+            return Err(Error::ReadOnly { path: store.name() });
+        }
+        lock(&*store)?;
+        match self.strategy {
+            Strategy::Kernel => Err(kernel_maps_files_only()),
+            Strategy::Buffer => self.read_whole_mut(store),
+            Strategy::Pager => self.open_paged_mut(store, "asked for"),
+            Strategy::Auto => match self.open_paged_mut(Arc::clone(&store), "a store is not for the kernel to map") {
+                Err(Error::Unsupported { .. }) => self.read_whole_mut(store),
+                opened => opened,
+            },
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.deadline.is_zero() {
+            return Err(Error::invalid("a deadline of zero", "give operations some time, for example 30 seconds"));
+        }
+        Ok(())
+    }
+
+    /// Reads a small regular file, without the machinery of a store; `None` if it is not one.
+    fn open_small(&self, path: &Path) -> Result<Option<Map>> {
+        let failed = |e| Error::io("open", path.display().to_string(), 0, 0, e);
+        let no_wait = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
+        let mut file = File::options().read(true).custom_flags(no_wait).open(path).map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        let len = metadata.len();
+        if !metadata.is_file() || len == 0 || len > SMALL {
+            return Ok(None);
+        }
+        let mut bytes = Vec::with_capacity(len as usize);
+        file.by_ref().take(len).read_to_end(&mut bytes).map_err(failed)?;
+        let reason = match self.strategy {
+            Strategy::Auto => "the file is small: reading it costs less than mapping it",
+            _ => "asked for",
+        };
+        self.buffered(bytes, None, path.display().to_string(), Choice::new(Strategy::Buffer, reason)).map(Some)
+    }
+
+    fn buffered(&self, bytes: Vec<u8>, store: Option<Arc<dyn Store>>, name: String, choice: Choice) -> Result<Map> {
+        let len = bytes.len() as u64;
+        let core = self.part(Behind::Buffer { store, name }, len, choice)?;
+        Ok(Map::new(core, reader(Arc::new(HeapBytes::new(bytes, false)))))
+    }
+
+    fn read_whole(&self, store: Arc<dyn Store>) -> Result<Map> {
+        let bytes = read_all(&*store)?;
+        let name = store.name();
+        self.buffered(bytes, Some(store), name, Choice::new(Strategy::Buffer, "asked for"))
+    }
+
+    fn read_whole_mut(&self, store: Arc<dyn Store>) -> Result<MapMut> {
+        let bytes = read_all(&*store)?;
+        let len = bytes.len() as u64;
+        let behind = Behind::Buffer { name: store.name(), store: Some(store) };
+        let core = self.part(behind, len, Choice::new(Strategy::Buffer, "asked for"))?;
+        Ok(MapMut::new(core, writer(Arc::new(HeapBytes::new(bytes, true)))?, self.is_whole()))
+    }
+
+    fn open_kernel(&self, store: Arc<FileStore>, why: &str) -> Result<Map> {
+        let kernel = Arc::new(KernelFile::map(store, 0, false)?);
+        let core = self.kernel_part(&kernel, why)?;
+        Ok(Map::new(core, reader(Arc::clone(kernel.mapping()) as Arc<dyn AddressRange>)))
+    }
+
+    fn open_kernel_mut(&self, store: Arc<FileStore>, why: &str) -> Result<MapMut> {
+        let len = version_len(&*store)?;
+        let kernel = Arc::new(KernelFile::map(store, self.capacity(len), true)?);
+        let core = self.kernel_part(&kernel, why)?;
+        Ok(MapMut::new(core, writer(Arc::clone(kernel.mapping()) as Arc<dyn AddressRange>)?, self.is_whole()))
+    }
+
+    fn kernel_part(&self, kernel: &Arc<KernelFile>, why: &str) -> Result<Core> {
+        let len = version_len(&**kernel.store())?;
+        let core = self.part(Behind::Kernel(Arc::clone(kernel)), len, Choice::new(Strategy::Kernel, why.to_owned()))?;
+        core.advise(self.advice)?;
+        Ok(core)
+    }
+
+    fn open_paged(&self, store: Arc<dyn Store>, why: &'static str) -> Result<Map> {
+        let (core, memory) = self.paged(store, false, why)?;
+        Ok(Map::new(core, reader(memory)))
+    }
+
+    fn open_paged_mut(&self, store: Arc<dyn Store>, why: &'static str) -> Result<MapMut> {
+        let (core, memory) = self.paged(store, true, why)?;
+        Ok(MapMut::new(core, writer(memory)?, self.is_whole()))
+    }
+
+    fn paged(&self, store: Arc<dyn Store>, writable: bool, why: &'static str) -> Result<(Core, Arc<dyn AddressRange>)> {
+        let pager = self.pager.clone().map_or_else(Pager::global, Ok)?;
+        let len = version_len(&*store)?;
+        let spec = FileSpec {
+            store,
+            writable,
+            mode: self.fault_mode,
+            block_size: self.block_size as u64,
+            reserve: if writable { self.capacity(len) } else { 0 },
+            deadline: self.deadline,
+            advice: self.advice,
+        };
+        let file = Engine::open_file(&pager.0, spec)?;
+        let len = file.len();
+        let Some(memory) = file.frames().memory() else {
+            return Err(Error::invalid("a simulated kernel", "use the engine's own interface there"));
+        };
+        let core = self.part(Behind::Pager(file), len, Choice::new(Strategy::Pager, why))?;
+        Ok((core, memory))
+    }
+
+    fn capacity(&self, len: u64) -> u64 {
+        self.reserve.unwrap_or_else(|| len.saturating_mul(2).max(len.saturating_add(DEFAULT_GROWTH))).max(len)
+    }
+
+    fn is_whole(&self) -> bool {
+        matches!((self.start, self.end), (Bound::Unbounded | Bound::Included(0), Bound::Unbounded))
+    }
+
+    /// The part of something `file_len` bytes long that these options ask for.
+    fn part(&self, behind: Behind, file_len: u64, choice: Choice) -> Result<Core> {
+        let mut core = Core { behind, offset: 0, len: file_len, choice };
+        let range = core.resolve((self.start, self.end))?;
+        (core.offset, core.len) = (range.start, range.end - range.start);
+        Ok(core)
+    }
+
+    fn file_store(&self, path: &Path, write: bool) -> Result<Arc<FileStore>> {
+        let paged = matches!(self.strategy, Strategy::Auto | Strategy::Pager);
+        let direct = match self.direct {
+            Some(direct) => direct && paged,
+            None if paged => {
+                let budget = self.pager.clone().map_or_else(Pager::global, Ok)?.budget();
+                std::fs::metadata(path).is_ok_and(|metadata| metadata.len() > budget)
+            }
+            None => false,
+        };
+        FileStore::open(path, &FileOptions { write, direct }).map(Arc::new)
+    }
+}
+
+const WHY_PAGER: &str = "typed errors and a budget of its own, and userfaultfd is allowed here";
+
+fn kernel_maps_files_only() -> Error {
+    Error::invalid("Strategy::Kernel for a store", "use Strategy::Pager or Auto: the kernel maps files only")
+}
+
+fn reader(range: Arc<dyn AddressRange>) -> Reader {
+    Reader::claim(range).expect("made for reading just now")
+}
+
+fn writer(range: Arc<dyn AddressRange>) -> Result<Writer> {
+    Writer::claim(range).ok_or_else(|| Error::invalid("a second writer of one mapping", "use the first"))
+}
+
+fn lock(store: &dyn Store) -> Result<()> {
+    store.lock().map_err(|error| match error.kind() {
+        std::io::ErrorKind::WouldBlock => Error::Locked { path: store.name(), holder: "another writer" },
+        _ => Error::io("lock", store.name(), 0, 0, error),
+    })
+}
+
+fn version_len(store: &dyn Store) -> Result<u64> {
+    Ok(store.version().map_err(|e| Error::io("open", store.name(), 0, 0, e))?.len)
+}
+
+/// Reads a whole store that did not change meanwhile.
+fn read_all(store: &dyn Store) -> Result<Vec<u8>> {
+    let failed = |offset: u64, e| Error::io("read", store.name(), offset, 0, e);
+    let before = store.version().map_err(|e| failed(0, e))?;
+    let mut bytes = vec![0; usize::try_from(before.len).map_err(|_| failed(0, std::io::ErrorKind::OutOfMemory.into()))?];
+    let mut done = 0;
+    while done < bytes.len() {
+        match store.read_at(done as u64, &mut bytes[done..]) {
+            Ok(0) => return Err(failed(done as u64, std::io::ErrorKind::UnexpectedEof.into())),
+            Ok(n) => done += n,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(failed(done as u64, error)),
+        }
+    }
+    if store.version().map_err(|e| failed(0, e))? != before {
+        let change = crate::error::Change::Modified;
+        return Err(Error::Changed { path: store.name(), offset: 0, change });
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,98 @@
+//! Pagers.
+
+use std::fs;
+use std::sync::{Arc, OnceLock};
+
+use crate::engine::host::Host;
+use crate::engine::stats::Stats;
+use crate::engine::{Engine, Handle};
+use crate::error::Result;
+
+/// A page cache with a hard budget, shared by all files that are opened with it. Cheap to clone; the last clone or map of
+/// it closes it and ends its threads.
+///
+/// # Threads and fork
+/// `Send` and `Sync`. The pager has threads of its own, made as they are needed. They do not exist in a child made by
+/// fork(2): maps of the pager are not there either (a touch is SIGSEGV), and the child must not use the pager.
+#[derive(Clone)]
+pub struct Pager(pub(crate) Arc<Handle>);
+
+/// Settings of a [`Pager`].
+#[derive(Clone, Debug, Default)]
+pub struct PagerBuilder {
+    budget: Option<u64>,
+}
+
+impl Pager {
+    /// Starts the settings of a pager.
+    pub fn builder() -> PagerBuilder {
+        PagerBuilder::default()
+    }
+
+    /// The pager of the process, used where none is named. Its budget is a quarter of the memory that was available when
+    /// it was first used: what the machine has free or what the memory cgroup allows, whichever is less.
+    ///
+    /// # Errors
+    /// As for [`PagerBuilder::build`].
+    pub fn global() -> Result<Self> {
+        static GLOBAL: OnceLock<Pager> = OnceLock::new();
+        if let Some(pager) = GLOBAL.get() {
+            return Ok(pager.clone());
+        }
+        let pager = Self::builder().build()?;
+        Ok(GLOBAL.get_or_init(|| pager).clone())
+    }
+
+    /// A snapshot of the counters of everything opened with this pager.
+    pub fn stats(&self) -> Stats {
+        self.0.stats()
+    }
+
+    /// The budget in bytes.
+    pub fn budget(&self) -> u64 {
+        self.0.budget.total()
+    }
+}
+
+impl std::fmt::Debug for Pager {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pager").field("budget", &self.budget()).finish_non_exhaustive()
+    }
+}
+
+impl PagerBuilder {
+    /// The most memory that the pager may use, in bytes: frames, I/O buffers and metadata together. At least 32 KiB, and at
+    /// least eight blocks of every file. The default is a quarter of the memory available.
+    #[must_use]
+    pub fn budget(mut self, bytes: u64) -> Self {
+        self.budget = Some(bytes);
+        self
+    }
+
+    /// Makes the pager.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`](crate::Error::Invalid) if the budget is too small.
+    pub fn build(self) -> Result<Pager> {
+        let budget = self.budget.unwrap_or_else(|| available_memory() / 4);
+        Ok(Pager(Engine::open(Arc::new(Host::new()), budget)?))
+    }
+}
+
+/// Bytes of memory that this process may still use; a guess of 1 GiB where /proc does not tell.
+fn available_memory() -> u64 {
+    let of_machine = fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| {
+            let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+            line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()
+        })
+        .map_or(1 << 30, |kib| kib << 10);
+    let cgroup_files = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+    let of_cgroup = cgroup_files
+        .iter()
+        .filter_map(|file| fs::read_to_string(file).ok()?.trim().parse::<u64>().ok())
+        .min()
+        .unwrap_or(u64::MAX);
+    of_machine.min(of_cgroup).max(1 << 20)
+}

@@ -1,0 +1,56 @@
+//! Pinned bytes.
+
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+
+use crate::engine::file::File;
+
+/// Bytes of a map that stay resident while this value lives: reading them never faults and never fails.
+///
+/// Pinned blocks count against the budget and can't be evicted: hold them briefly.
+///
+/// # Threads
+/// `Send` and `Sync`.
+pub struct Pinned<'m> {
+    bytes: &'m [u8],
+    _pins: Option<Pins<'m>>,
+}
+
+/// One pin on each of a run of blocks.
+pub(crate) struct Pins<'m> {
+    pub(crate) file: &'m Arc<File>,
+    pub(crate) blocks: Range<u64>,
+}
+
+impl<'m> Pinned<'m> {
+    pub(crate) fn new(bytes: &'m [u8], pins: Option<Pins<'m>>) -> Self {
+        Self { bytes, _pins: pins }
+    }
+}
+
+impl Drop for Pins<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.blocks.clone().for_each(|block| self.file.unpin(block));
+    }
+}
+
+impl Deref for Pinned<'_> {
+    type Target = [u8];
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        self.bytes
+    }
+}
+
+impl AsRef<[u8]> for Pinned<'_> {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl std::fmt::Debug for Pinned<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pinned").field("len", &self.bytes.len()).finish_non_exhaustive()
+    }
+}
