@@ -29,7 +29,8 @@
 //! | `Idle` | `Unmap`, to limbo | frequency left: − 1, main's tail; else `Unmap`, to limbo | `Unmap` again, limbo's tail |
 //! | `IdleUnmapped` | `Evict`, to ghost | frequency left: − 1, main's tail; else `Evict` | `Evict`; from small: to ghost |
 //!
-//! Left to the caller: the blocks themselves, their flags, locks, unmapping, write-back.
+//! Left to the caller: the blocks themselves, their flags, locks, unmapping, write-back. Over 800 lines because the tests
+//! bring a model cache along, to measure the rules above against LRU and the optimum.
 //!
 //! Invariants:
 //! 1. A key is in at most one queue, provided that the caller inserts no key that is there.
