@@ -259,22 +259,28 @@ struct History {
     /// Youngest first.
     blocks: [u64; HISTORY],
     len: usize,
+    /// How many of them have an index of this remainder: most searches for a block end here.
+    remainders: [u8; 256],
 }
 
-/// Four touches make a stride, and 16 streams may take turns.
-const HISTORY: usize = 64;
+/// A touch and three before it make a stride, and 16 streams may take turns.
+const HISTORY: usize = 48;
 /// How far back a neighbour counts as the predecessor in a sequential or reverse stream. A longer memory would take random
 /// touches for streams more often.
 const NEIGHBOURS: usize = 16;
 
 impl Default for History {
     fn default() -> Self {
-        Self { blocks: [0; HISTORY], len: 0 }
+        Self { blocks: [0; HISTORY], len: 0, remainders: [0; 256] }
     }
 }
 
 impl History {
     fn push(&mut self, block: u64) {
+        if self.len == HISTORY {
+            self.remainders[self.blocks[HISTORY - 1] as usize % 256] -= 1;
+        }
+        self.remainders[block as usize % 256] += 1;
         self.blocks.copy_within(..HISTORY - 1, 1);
         self.blocks[0] = block;
         self.len = (self.len + 1).min(HISTORY);
@@ -282,10 +288,9 @@ impl History {
 
     /// The stride of the stream that `block` makes together with what was touched before.
     fn pattern_at(&self, block: u64) -> Option<i64> {
-        let touched = &self.blocks[..self.len];
-        let lately = &touched[..self.len.min(NEIGHBOURS)];
         let follows = |stride: i64, steps: i64| {
-            block.checked_add_signed(-stride * steps).is_some_and(|before| lately.contains(&before))
+            let before = block.checked_add_signed(-stride * steps);
+            before.is_some_and(|before| self.find(before, 0).is_some_and(|at| at < NEIGHBOURS))
         };
         if follows(1, 1) {
             return Some(1);
@@ -293,21 +298,30 @@ impl History {
         if follows(-1, 1) && follows(-1, 2) {
             return Some(-1);
         }
-        (0..touched.len()).find_map(|at| stride_of(block, touched[at], &touched[at + 1..]))
+        (0..self.len).find_map(|at| self.stride_through(block, at))
     }
-}
 
-/// The distance of `block` from `before`, if two more touches precede at the same distance; `earlier` is youngest first.
-fn stride_of(block: u64, before: u64, earlier: &[u64]) -> Option<i64> {
-    let distance = block.abs_diff(before);
-    if distance == 0 || distance > STRIDE_MAX {
-        return None;
+    /// The distance of `block` from the touch at `at`, if two more before it are at the same distance each.
+    fn stride_through(&self, block: u64, at: usize) -> Option<i64> {
+        let before = self.blocks[at];
+        let distance = block.abs_diff(before);
+        if distance == 0 || distance > STRIDE_MAX {
+            return None;
+        }
+        let stride = if block > before { distance as i64 } else { -(distance as i64) };
+        let second = before.checked_add_signed(-stride)?;
+        let third = second.checked_add_signed(-stride)?;
+        let at = self.find(second, at + 1)?;
+        self.find(third, at + 1).map(|_| stride)
     }
-    let stride = if block > before { distance as i64 } else { -(distance as i64) };
-    let second = before.checked_add_signed(-stride)?;
-    let third = second.checked_add_signed(-stride)?;
-    let at = earlier.iter().position(|&block| block == second)?;
-    earlier[at + 1..].contains(&third).then_some(stride)
+
+    /// Where the block was touched last, from `at` back.
+    fn find(&self, block: u64, at: usize) -> Option<usize> {
+        if self.remainders[block as usize % 256] == 0 {
+            return None;
+        }
+        (at..self.len).find(|&at| self.blocks[at] == block)
+    }
 }
 
 #[cfg(test)]
@@ -496,6 +510,15 @@ mod tests {
     }
 
     #[test]
+    fn sixteen_interleaved_strided_streams() {
+        let mut reader = Reader::new(64, 1 << 40);
+        for step in 0..500u64 {
+            (0..16).for_each(|stream| reader.read(stream * 10_000_000 + step * (100 + stream)));
+        }
+        assert_eq!(reader.misses, 16 * 4);
+    }
+
+    #[test]
     fn strided_streams_close_together() {
         // Column by column through a matrix with rows of 100 blocks, four columns at once.
         let mut reader = Reader::new(64, FILE);
@@ -605,7 +628,9 @@ mod tests {
                 );
             }
         }
-        assert_eq!(ReadAhead::new(4).touched(5, 5), None, "the file has shrunk");
+        let mut shrunk = ReadAhead::new(4);
+        assert_eq!(shrunk.touched(5, 5), None);
+        assert_eq!(shrunk.touched(6, 100), None, "what is not there has no successor");
     }
 
     #[test]
