@@ -693,6 +693,16 @@ mod tests {
     }
 
     #[test]
+    fn next_file_in_a_slot_finds_no_ghosts() {
+        let mut policy = policy_with(20, 0..20);
+        let victim = next(&mut policy, Seen::IdleUnmapped);
+        assert_eq!(victim, Some(Victim::Evict(key(0))));
+        policy.forget_file(0);
+        policy.insert(key(0));
+        assert_eq!(stage_of(&mut policy, 0), Some(Stage::Small));
+    }
+
+    #[test]
     fn forgotten_blocks_are_not_spared_when_they_come_back() {
         let mut policy = policy_with(4, 0..3);
         policy.forget_file(0);

@@ -585,6 +585,17 @@ mod tests {
     }
 
     #[test]
+    fn trigger_counts_more_than_the_window_of_another_stream() {
+        let mut read_ahead = ReadAhead::new(64);
+        read_ahead.touched(0, FILE);
+        assert_eq!(read_ahead.touched(1, FILE).unwrap().trigger, Some(3));
+        assert!([12, 11].iter().all(|&block| read_ahead.touched(block, FILE).is_none()));
+        assert_eq!(read_ahead.touched(10, FILE).unwrap().trigger, Some(8));
+        assert_eq!(read_ahead.touched(8, FILE).unwrap().blocks, one(0..6), "this one meets the other");
+        assert_eq!(read_ahead.touched(3, FILE).unwrap().blocks, one(6..14));
+    }
+
+    #[test]
     fn advice_random_never_plans() {
         let mut read_ahead = ReadAhead::new(64);
         read_ahead.touched(0, FILE);
