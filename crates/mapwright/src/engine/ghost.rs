@@ -1,9 +1,9 @@
 //! Remembers which blocks were evicted lately, in four bytes a block.
 //!
-//! The ghost queue of S3-FIFO as its paper proposes to build it (section 4.2): no queue and no keys, but a table of buckets
+//! The ghost queue of S3-FIFO as its paper proposes to build it: no queue and no keys, but a table of buckets
 //! that hold a fingerprint and the time of eviction, counted in evictions. What is older than the ghost is long, is not in it;
 //! a full bucket gives up its oldest entry. Answers may be wrong, rarely and harmlessly: a false "yes" (1 in 4,000) lets a
-//! cold block into the main queue, a false "no" (a crowded bucket, about 1 in 5) makes a block prove itself once more.
+//! cold block into the main queue, a false "no" (a crowded bucket, up to 1 in 4) makes a block prove itself once more.
 //!
 //! An entry is 8 bits of a hash of the file slot (so that a file can be forgotten), 14 bits of a hash of the key, and 10 bits
 //! of time in steps of 1/64 of the ghost's length. Time wraps after 16 lengths; by then a bucket has been overwritten many

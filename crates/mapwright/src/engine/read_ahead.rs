@@ -1,38 +1,705 @@
 //! What to read before it is asked for.
+//!
+//! A pager sees little of how a file is read: misses, and the touch of a block that a plan left unmapped on purpose (its
+//! *trigger*). From these it finds *streams*: sequential, reverse and strided ones, several interleaved. Each stream's plans
+//! start small and double while it goes on, as in Linux's on-demand read-ahead (Wu, Xi, Xu: "On the design of a new Linux
+//! readahead framework", ACM SIGOPS Operating Systems Review 42(5), 2008), whose mark page is our trigger. Unlike there,
+//! nothing is read around a lone miss: that is what ruins random access.
+//!
+//! A touch is settled so:
+//! 1. It belongs to a stream if it hits the trigger, lies among the blocks planned last, or up to `SLACK` steps past them
+//!    (threads touch out of order). At the trigger, shortly behind it, or past the plan, the next blocks are planned; elsewhere
+//!    the blocks are on their way, and there is nothing to do.
+//! 2. Otherwise the last touches that belonged to no stream are searched for its predecessors. One is enough for a sequential
+//!    stream, as this is so common; two for a reverse one; three, equally spaced, for a stride. Random touches rarely line
+//!    up like that, and a stream that came about by chance is soon idle and then believed less.
+//!
+//! Left to the caller: what is resident or being read already, whether memory allows the plan, and the reading. No locks: the
+//! caller keeps one `ReadAhead` an open file, under a lock of its own.
+
 use std::ops::Range;
 
-/// What is known of the access pattern.
+/// How the program says it will read a file or a part of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Advice {
-    /// Nothing: it is found out.
+    /// Nothing is said: the pattern is detected.
     #[default]
     Normal,
-    /// From front to back.
+    /// From lower to higher offsets: full read-ahead from the first touch on.
     Sequential,
-    /// No order.
+    /// In no order: nothing is read before it is asked for.
     Random,
 }
 
 /// What to read now.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Runs of blocks.
+    /// Blocks in order of need, adjacent ones joined; all inside the file, none of them the touched one. A range of a reverse
+    /// stream is needed from its end.
     pub blocks: Vec<Range<u64>>,
-    /// The block to leave unmapped.
+    /// The block of the plan to leave unmapped, so that its touch is noticed and the next plan made in time. None when there
+    /// is nothing after this plan.
     pub trigger: Option<u64>,
 }
 
-/// The detector.
-pub struct ReadAhead;
+/// Finds the patterns in the touches of one open file.
+#[derive(Debug)]
+pub struct ReadAhead {
+    window_max: u64,
+    advice: Advice,
+    /// Touches so far: the clock of `Stream::touched_at`.
+    touches: u64,
+    streams: Vec<Stream>,
+    history: History,
+}
+
+/// Streams followed at a time; then the one idle longest is given up. Some more than the 16 that must work, for those that
+/// came about by chance.
+const STREAMS: usize = 24;
+/// First window of a stream, in blocks.
+const WINDOW_FIRST: u64 = 4;
+/// Keeps the time a plan takes to make below a millisecond.
+const WINDOW_LIMIT: u64 = 1 << 16;
+/// Blocks; what is farther apart is no stride.
+const STRIDE_MAX: u64 = 4096;
+/// Steps a touch may be off where a stream expects one.
+const SLACK: i64 = 2;
+/// Touches (of the file) after which a young stream counts as chance.
+const YOUNG_IDLE: u64 = 64;
+/// Touches after which a proven stream does. After `YOUNG_IDLE` only its very trigger counts.
+const PROVEN_IDLE: u64 = 1024;
+/// Plans that prove a stream.
+const PLANS_PROVEN: u32 = 4;
 
 impl ReadAhead {
-    /// New.
-    pub fn new(_max_window: u64) -> Self {
-        Self
+    /// Read-ahead of about `max_window` blocks a plan at most; 0 counts as 1, and more than 2^16 as that.
+    pub fn new(max_window: u64) -> Self {
+        Self {
+            window_max: max_window.clamp(1, WINDOW_LIMIT),
+            advice: Advice::Normal,
+            touches: 0,
+            streams: Vec::new(),
+            history: History::default(),
+        }
     }
-    /// Advice.
-    pub fn advise(&mut self, _advice: Advice) {}
-    /// A miss.
-    pub fn touched(&mut self, _block: u64, _file_blocks: u64) -> Option<Plan> {
-        None
+
+    /// Says how the file will be read from now on.
+    pub fn advise(&mut self, advice: Advice) {
+        if advice == Advice::Random {
+            self.streams.clear();
+            self.history = History::default();
+        }
+        self.advice = advice;
+    }
+
+    /// `block` of a file of `file_blocks` was missed, or was a trigger and was touched. Returns what to read now besides it.
+    pub fn touched(&mut self, block: u64, file_blocks: u64) -> Option<Plan> {
+        if self.advice == Advice::Random || block >= file_blocks {
+            return None;
+        }
+        self.touches += 1;
+        if let Some(index) = self.stream_of(block) {
+            return self.go_on(index, block, file_blocks);
+        }
+        let found = self.history.pattern_at(block);
+        self.history.push(block);
+        let stride = match self.advice {
+            Advice::Sequential => found.unwrap_or(1),
+            _ => found?,
+        };
+        let index = self.start(block, stride);
+        self.plan(index, block, file_blocks)
+    }
+
+    /// The stream a touch belongs to; if there are several, the one whose trigger it is, else the one touched last.
+    fn stream_of(&self, block: u64) -> Option<usize> {
+        let candidates =
+            self.streams.iter().enumerate().filter(|(_, stream)| stream.expects(block, self.touches));
+        let best = candidates.max_by_key(|(_, stream)| (stream.trigger == Some(block), stream.touched_at));
+        best.map(|(index, _)| index)
+    }
+
+    fn go_on(&mut self, index: usize, block: u64, file_blocks: u64) -> Option<Plan> {
+        let window_max = self.window_max_of(self.streams[index].stride);
+        let stream = &mut self.streams[index];
+        stream.touched_at = self.touches;
+        if !stream.is_due(block) {
+            return None;
+        }
+        stream.window =
+            if self.advice == Advice::Sequential { window_max } else { (stream.window * 2).min(window_max) };
+        self.plan(index, block, file_blocks)
+    }
+
+    /// Makes a stream that begins behind `block`, in place of the one idle longest if there are too many.
+    fn start(&mut self, block: u64, stride: i64) -> usize {
+        let window_max = self.window_max_of(stride);
+        let window =
+            if self.advice == Advice::Sequential { window_max } else { WINDOW_FIRST.min(window_max) };
+        let stream = Stream {
+            stride,
+            planned_to: block,
+            planned_steps: 0,
+            trigger: None,
+            window,
+            plans: 0,
+            touched_at: self.touches,
+        };
+        if self.streams.len() < STREAMS {
+            self.streams.push(stream);
+            return self.streams.len() - 1;
+        }
+        let idle = |&index: &usize| self.streams[index].touched_at;
+        let index = (0..STREAMS).min_by_key(idle).unwrap_or(0);
+        self.streams[index] = stream;
+        index
+    }
+
+    fn plan(&mut self, index: usize, block: u64, file_blocks: u64) -> Option<Plan> {
+        let plan = self.streams[index].plan(block, file_blocks);
+        (!plan.blocks.is_empty()).then_some(plan)
+    }
+
+    /// The largest window in steps: single blocks cost more each than a run of blocks, so strides get fewer.
+    fn window_max_of(&self, stride: i64) -> u64 {
+        match stride {
+            1 | -1 => self.window_max,
+            _ => (self.window_max / 8).max(WINDOW_FIRST).min(self.window_max),
+        }
+    }
+}
+
+/// Blocks that are touched one after the other, `stride` apart.
+#[derive(Debug)]
+struct Stream {
+    /// Blocks from one step to the next; negative for a reverse stream.
+    stride: i64,
+    /// The last block planned, or at the start the one touched.
+    planned_to: u64,
+    /// Steps of the last two plans: what may still be on its way.
+    planned_steps: u64,
+    trigger: Option<u64>,
+    /// Steps in the last plan, or in the first.
+    window: u64,
+    plans: u32,
+    touched_at: u64,
+}
+
+impl Stream {
+    fn expects(&self, block: u64, now: u64) -> bool {
+        let idle = now - self.touched_at;
+        if idle > YOUNG_IDLE {
+            let proven = self.plans >= PLANS_PROVEN;
+            return proven && idle <= PROVEN_IDLE && self.trigger == Some(block);
+        }
+        let planned = self.planned_steps as i64;
+        self.steps_past(block).is_some_and(|steps| -planned < steps && steps <= SLACK)
+    }
+
+    /// Whether a touch that belongs to the stream calls for the next plan.
+    fn is_due(&self, block: u64) -> bool {
+        let Some(steps) = self.steps_past(block) else { return false };
+        let trigger = self.trigger.and_then(|trigger| self.steps_past(trigger));
+        steps > 0 || trigger.is_some_and(|trigger| (trigger..=trigger + SLACK).contains(&steps))
+    }
+
+    /// Steps from the last planned block to this one; None when the stream steps over it.
+    fn steps_past(&self, block: u64) -> Option<i64> {
+        let (distance, stride) = (block.abs_diff(self.planned_to), self.stride.unsigned_abs());
+        if distance % stride != 0 {
+            return None;
+        }
+        let steps = i64::try_from(distance / stride).ok()?;
+        let ahead = (block > self.planned_to) == (self.stride > 0);
+        Some(if ahead { steps } else { -steps })
+    }
+
+    /// Plans a window beyond what was planned, and beyond the touched block if that is farther; leaves out that block.
+    fn plan(&mut self, touched: u64, file_blocks: u64) -> Plan {
+        let ahead_of = self.steps_past(touched).map_or(0, |steps| steps.max(0)) as u64;
+        let mut blocks = Vec::new();
+        let mut trigger = None;
+        let mut at = self.planned_to;
+        for step in 1..=ahead_of + self.window {
+            let Some(next) = self.step_from(at, file_blocks) else { break };
+            at = next;
+            if at != touched {
+                join(&mut blocks, at);
+            }
+            // Half a window, rounded up, is behind the trigger or it.
+            if step == ahead_of + self.window.div_ceil(2) {
+                trigger = Some(at);
+            }
+        }
+        let ended = self.step_from(at, file_blocks).is_none();
+        self.trigger = trigger.filter(|_| !ended);
+        self.planned_to = at;
+        self.planned_steps = ahead_of + self.window + self.window / 2;
+        self.plans = self.plans.saturating_add(1);
+        Plan { blocks, trigger: self.trigger }
+    }
+
+    fn step_from(&self, block: u64, file_blocks: u64) -> Option<u64> {
+        block.checked_add_signed(self.stride).filter(|&next| next < file_blocks)
+    }
+}
+
+/// Appends a block, or lets the last range grow by it at either end.
+fn join(blocks: &mut Vec<Range<u64>>, block: u64) {
+    match blocks.last_mut() {
+        Some(last) if last.end == block => last.end += 1,
+        Some(last) if last.start == block + 1 => last.start = block,
+        _ => blocks.push(block..block + 1),
+    }
+}
+
+/// The last touches that belonged to no stream.
+#[derive(Debug)]
+struct History {
+    /// Youngest first.
+    blocks: [u64; HISTORY],
+    len: usize,
+    /// How many of them have an index of this remainder: most searches for a block end here.
+    remainders: [u8; 256],
+}
+
+/// A touch and three before it make a stride, and 16 streams may take turns.
+const HISTORY: usize = 48;
+/// How far back a neighbour counts as the predecessor in a sequential or reverse stream. A longer memory would take random
+/// touches for streams more often.
+const NEIGHBOURS: usize = 16;
+
+impl Default for History {
+    fn default() -> Self {
+        Self { blocks: [0; HISTORY], len: 0, remainders: [0; 256] }
+    }
+}
+
+impl History {
+    fn push(&mut self, block: u64) {
+        if self.len == HISTORY {
+            self.remainders[self.blocks[HISTORY - 1] as usize % 256] -= 1;
+        }
+        self.remainders[block as usize % 256] += 1;
+        self.blocks.copy_within(..HISTORY - 1, 1);
+        self.blocks[0] = block;
+        self.len = (self.len + 1).min(HISTORY);
+    }
+
+    /// The stride of the stream that `block` makes together with what was touched before.
+    fn pattern_at(&self, block: u64) -> Option<i64> {
+        let follows = |stride: i64, steps: i64| {
+            let before = block.checked_add_signed(-stride * steps);
+            before.is_some_and(|before| self.find(before, 0).is_some_and(|at| at < NEIGHBOURS))
+        };
+        if follows(1, 1) {
+            return Some(1);
+        }
+        if follows(-1, 1) && follows(-1, 2) {
+            return Some(-1);
+        }
+        (0..self.len).find_map(|at| self.stride_through(block, at))
+    }
+
+    /// The distance of `block` from the touch at `at`, if two more before it are at the same distance each.
+    fn stride_through(&self, block: u64, at: usize) -> Option<i64> {
+        let before = self.blocks[at];
+        let distance = block.abs_diff(before);
+        if distance == 0 || distance > STRIDE_MAX {
+            return None;
+        }
+        let stride = if block > before { distance as i64 } else { -(distance as i64) };
+        let second = before.checked_add_signed(-stride)?;
+        let third = second.checked_add_signed(-stride)?;
+        let at = self.find(second, at + 1)?;
+        self.find(third, at + 1).map(|_| stride)
+    }
+
+    /// Where the block was touched last, from `at` back.
+    fn find(&self, block: u64, at: usize) -> Option<usize> {
+        if self.remainders[block as usize % 256] == 0 {
+            return None;
+        }
+        (at..self.len).find(|&at| self.blocks[at] == block)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    const FILE: u64 = 1 << 20;
+
+    fn blocks_of(plan: &Plan) -> Vec<u64> {
+        plan.blocks.iter().cloned().flatten().collect()
+    }
+
+    /// What a plan of one range has for blocks.
+    fn one(blocks: Range<u64>) -> Vec<Range<u64>> {
+        std::iter::once(blocks).collect()
+    }
+
+    /// A reader in front of a cache that never evicts: read-ahead is told what a pager would tell it.
+    struct Reader {
+        read_ahead: ReadAhead,
+        file_blocks: u64,
+        resident: HashSet<u64>,
+        triggers: HashSet<u64>,
+        misses: u64,
+        plans: Vec<Plan>,
+    }
+
+    impl Reader {
+        fn new(window_max: u64, file_blocks: u64) -> Self {
+            Self {
+                read_ahead: ReadAhead::new(window_max),
+                file_blocks,
+                resident: HashSet::new(),
+                triggers: HashSet::new(),
+                misses: 0,
+                plans: Vec::new(),
+            }
+        }
+
+        fn read(&mut self, block: u64) {
+            let hit = !self.resident.insert(block);
+            if hit && !self.triggers.remove(&block) {
+                return;
+            }
+            self.misses += u64::from(!hit);
+            if let Some(plan) = self.read_ahead.touched(block, self.file_blocks) {
+                let blocks = blocks_of(&plan);
+                assert!(!blocks.is_empty() && !blocks.contains(&block));
+                assert!(blocks.iter().all(|&block| block < self.file_blocks));
+                assert!(plan.trigger.is_none_or(|trigger| blocks.contains(&trigger)));
+                self.resident.extend(blocks);
+                self.triggers.extend(plan.trigger);
+                self.plans.push(plan);
+            }
+        }
+
+        fn planned(&self) -> usize {
+            self.plans.iter().map(|plan| blocks_of(plan).len()).sum()
+        }
+
+        fn assert_nothing_planned_twice(&self) {
+            let mut planned = HashSet::new();
+            for block in self.plans.iter().flat_map(blocks_of) {
+                assert!(planned.insert(block), "block {block} is planned twice");
+            }
+        }
+    }
+
+    #[test]
+    fn sequential_windows_double_and_continue() {
+        let mut read_ahead = ReadAhead::new(16);
+        assert_eq!(read_ahead.touched(10, FILE), None);
+        let plan = |blocks: Range<u64>, trigger| Some(Plan { blocks: one(blocks), trigger: Some(trigger) });
+        assert_eq!(read_ahead.touched(11, FILE), plan(12..16, 13));
+        assert_eq!(read_ahead.touched(13, FILE), plan(16..24, 19));
+        assert_eq!(read_ahead.touched(19, FILE), plan(24..40, 31));
+        assert_eq!(read_ahead.touched(31, FILE), plan(40..56, 47));
+    }
+
+    #[test]
+    fn sequential_reader_misses_two_blocks_only() {
+        for window_max in [2, 3, 5, 8, 64, 100] {
+            let mut reader = Reader::new(window_max, FILE);
+            (1000..50_000).for_each(|block| reader.read(block));
+            assert_eq!(reader.misses, 2, "window {window_max}");
+            reader.assert_nothing_planned_twice();
+            assert!(reader.planned() <= 49_000 + 2 * window_max as usize);
+        }
+    }
+
+    #[test]
+    fn half_a_window_is_ahead_at_the_trigger() {
+        for window_max in [1, 2, 3, 7, 8, 64] {
+            let mut reader = Reader::new(window_max, FILE);
+            (0..5000).for_each(|block| reader.read(block));
+            for plan in &reader.plans[8..] {
+                let ahead = plan.blocks[0].end - 1 - plan.trigger.unwrap();
+                assert!(ahead >= window_max / 2, "window {window_max}: {ahead}");
+            }
+        }
+    }
+
+    #[test]
+    fn miss_just_past_the_plan_continues_it() {
+        let mut read_ahead = ReadAhead::new(64);
+        read_ahead.touched(0, FILE);
+        assert_eq!(read_ahead.touched(1, FILE).unwrap().blocks, one(2..6));
+        assert_eq!(
+            read_ahead.touched(6, FILE).unwrap().blocks,
+            one(7..15),
+            "the missed block is not planned"
+        );
+        assert_eq!(
+            read_ahead.touched(16, FILE).unwrap().blocks,
+            [15..16, 17..33],
+            "the block passed over is"
+        );
+    }
+
+    #[test]
+    fn reverse() {
+        let mut read_ahead = ReadAhead::new(8);
+        assert_eq!(read_ahead.touched(102, FILE), None);
+        assert_eq!(read_ahead.touched(101, FILE), None);
+        let plan = |blocks: Range<u64>, trigger| Some(Plan { blocks: one(blocks), trigger: Some(trigger) });
+        assert_eq!(read_ahead.touched(100, FILE), plan(96..100, 98));
+        assert_eq!(read_ahead.touched(98, FILE), plan(88..96, 92));
+        let mut reader = Reader::new(32, FILE);
+        (0..10_000).rev().for_each(|block| reader.read(block));
+        assert_eq!(reader.misses, 3);
+        reader.assert_nothing_planned_twice();
+    }
+
+    #[test]
+    fn strides_of_either_sign() {
+        for stride in [2, 3, 17, 1000, 4096] {
+            let mut forth = Reader::new(256, 1 << 40);
+            (0..2000).for_each(|step| forth.read(7 + step * stride));
+            let mut back = Reader::new(256, 1 << 40);
+            (0..2000).rev().for_each(|step| back.read(7 + step * stride));
+            for reader in [forth, back] {
+                assert_eq!(reader.misses, 4, "stride {stride}");
+                reader.assert_nothing_planned_twice();
+                let lengths: Vec<usize> = reader.plans.iter().map(|plan| blocks_of(plan).len()).collect();
+                assert_eq!(lengths[..4], [4, 8, 16, 32]);
+                assert_eq!(lengths.iter().max(), Some(&32));
+                assert!(reader.plans.iter().flat_map(blocks_of).all(|block| block % stride == 7 % stride));
+            }
+        }
+    }
+
+    #[test]
+    fn stride_needs_three_equal_deltas() {
+        let mut read_ahead = ReadAhead::new(64);
+        assert!([0, 50, 100].iter().all(|&block| read_ahead.touched(block, FILE).is_none()));
+        let plan = read_ahead.touched(150, FILE).unwrap();
+        assert_eq!((plan.blocks, plan.trigger), (vec![200..201, 250..251, 300..301, 350..351], Some(250)));
+    }
+
+    #[test]
+    fn sixteen_interleaved_sequential_streams() {
+        let mut reader = Reader::new(64, FILE);
+        for step in 0..2000 {
+            (0..16).for_each(|stream| reader.read(stream * 50_000 + step));
+        }
+        assert_eq!(reader.misses, 2 * 16);
+        reader.assert_nothing_planned_twice();
+    }
+
+    #[test]
+    fn sixteen_interleaved_streams_of_all_kinds() {
+        let mut reader = Reader::new(64, 1 << 40);
+        for step in 0..500u64 {
+            for stream in 0..16 {
+                let begin = (stream + 1) * 10_000_000;
+                match stream % 4 {
+                    0 => reader.read(begin + step),
+                    1 => reader.read(begin - step),
+                    2 => reader.read(begin + step * (100 + stream)),
+                    _ => reader.read(begin - step * (3000 + stream)),
+                }
+            }
+        }
+        assert!(reader.misses <= 4 * (2 + 4 + 4 + 4), "{} misses", reader.misses);
+    }
+
+    #[test]
+    fn sixteen_interleaved_strided_streams() {
+        let mut reader = Reader::new(64, 1 << 40);
+        for step in 0..500u64 {
+            (0..16).for_each(|stream| reader.read(stream * 10_000_000 + step * (100 + stream)));
+        }
+        assert_eq!(reader.misses, 16 * 4);
+    }
+
+    #[test]
+    fn strided_streams_close_together() {
+        // Column by column through a matrix with rows of 100 blocks, four columns at once.
+        let mut reader = Reader::new(64, FILE);
+        for row in 0..1000 {
+            [0, 10, 33, 71].iter().for_each(|column| reader.read(row * 100 + column));
+        }
+        assert!(reader.misses <= 4 * 4, "{} misses", reader.misses);
+    }
+
+    #[test]
+    fn sequential_stream_among_random_touches() {
+        let (mut reader, mut random) = (Reader::new(64, 1 << 30), Random(3));
+        for step in 0..5000 {
+            reader.read((1 << 29) + step);
+            (0..3).for_each(|_| reader.read(random.below(1 << 28)));
+        }
+        assert!(reader.misses < 15_000 + 60, "{} misses", reader.misses);
+    }
+
+    #[test]
+    fn threads_out_of_order() {
+        let mut random = Random(11);
+        let mut reader = Reader::new(32, FILE);
+        let mut blocks: Vec<u64> = (0..10_000).collect();
+        for at in 0..blocks.len() - 3 {
+            let with = at + random.below(3) as usize;
+            blocks.swap(at, with);
+        }
+        blocks.iter().for_each(|&block| reader.read(block));
+        assert!(reader.misses <= 8, "{} misses", reader.misses);
+        reader.assert_nothing_planned_twice();
+    }
+
+    #[test]
+    fn touches_of_blocks_on_their_way_plan_nothing() {
+        let mut read_ahead = ReadAhead::new(64);
+        read_ahead.touched(0, FILE);
+        let plan = read_ahead.touched(1, FILE).unwrap();
+        assert_eq!(plan.blocks, one(2..6));
+        assert_eq!(read_ahead.touched(2, FILE), None);
+        assert!(read_ahead.touched(3, FILE).is_some());
+        assert!((2..9).all(|block| read_ahead.touched(block, FILE).is_none()));
+    }
+
+    #[test]
+    fn random_touches_plan_next_to_nothing() {
+        for (seed, file_blocks) in [(1, 4096), (2, 4096), (3, 5000), (4, 65_536), (5, 1 << 30)] {
+            for window_max in [8, 512] {
+                let (mut read_ahead, mut random) = (ReadAhead::new(window_max), Random(seed));
+                let (mut plans, mut blocks, touches) = (0, 0, 100_000);
+                for _ in 0..touches {
+                    if let Some(plan) = read_ahead.touched(random.below(file_blocks), file_blocks) {
+                        plans += 1;
+                        blocks += blocks_of(&plan).len();
+                    }
+                }
+                println!(
+                    "random over {file_blocks}, window {window_max}: {plans} plans, {blocks} blocks of {touches}"
+                );
+                assert!(plans * 100 < touches * 2, "{plans} plans");
+                assert!(blocks * 100 < touches * 5, "{blocks} blocks");
+            }
+        }
+    }
+
+    #[test]
+    fn trigger_counts_more_than_the_window_of_another_stream() {
+        let mut read_ahead = ReadAhead::new(64);
+        read_ahead.touched(0, FILE);
+        assert_eq!(read_ahead.touched(1, FILE).unwrap().trigger, Some(3));
+        assert!([12, 11].iter().all(|&block| read_ahead.touched(block, FILE).is_none()));
+        assert_eq!(read_ahead.touched(10, FILE).unwrap().trigger, Some(8));
+        assert_eq!(read_ahead.touched(8, FILE).unwrap().blocks, one(0..6), "this one meets the other");
+        assert_eq!(read_ahead.touched(3, FILE).unwrap().blocks, one(6..14));
+    }
+
+    #[test]
+    fn advice_random_never_plans() {
+        let mut read_ahead = ReadAhead::new(64);
+        read_ahead.touched(0, FILE);
+        read_ahead.touched(1, FILE).unwrap();
+        read_ahead.advise(Advice::Random);
+        assert!((2..1000).all(|block| read_ahead.touched(block, FILE).is_none()));
+        read_ahead.advise(Advice::Normal);
+        assert_eq!(read_ahead.touched(3, FILE), None, "what was seen before is forgotten");
+    }
+
+    #[test]
+    fn advice_sequential_is_at_full_window_at_once() {
+        let mut read_ahead = ReadAhead::new(64);
+        read_ahead.advise(Advice::Sequential);
+        let plan = read_ahead.touched(0, FILE).unwrap();
+        assert_eq!((plan.blocks, plan.trigger), (one(1..65), Some(32)));
+        assert_eq!(read_ahead.touched(32, FILE).unwrap().blocks, one(65..129));
+    }
+
+    #[test]
+    fn window_of_one() {
+        let mut reader = Reader::new(1, 100);
+        (0..100).for_each(|block| reader.read(block));
+        assert_eq!(reader.misses, 2);
+        assert!(reader.plans.iter().all(|plan| blocks_of(plan).len() == 1));
+        assert_eq!(ReadAhead::new(0).window_max, 1);
+    }
+
+    #[test]
+    fn tiny_files_and_ends() {
+        for file_blocks in 0..12 {
+            for window_max in [1, 4, 64] {
+                let mut reader = Reader::new(window_max, file_blocks);
+                (0..file_blocks).for_each(|block| reader.read(block));
+                (0..file_blocks).rev().for_each(|block| reader.read(block));
+                assert!(reader.misses <= 2);
+                assert_eq!(
+                    reader.plans.last().and_then(|plan| plan.trigger),
+                    None,
+                    "nothing comes after the end"
+                );
+            }
+        }
+        let mut shrunk = ReadAhead::new(4);
+        assert_eq!(shrunk.touched(5, 5), None);
+        assert_eq!(shrunk.touched(6, 100), None, "what is not there has no successor");
+    }
+
+    #[test]
+    fn growing_file_is_followed() {
+        let mut read_ahead = ReadAhead::new(64);
+        read_ahead.touched(0, 4);
+        assert_eq!(read_ahead.touched(1, 4).unwrap(), Plan { blocks: one(2..4), trigger: None });
+        assert_eq!(read_ahead.touched(4, 100).unwrap().blocks, one(5..13));
+    }
+
+    #[test]
+    fn far_ends_of_the_number_range() {
+        let end = u64::MAX;
+        for advice in [Advice::Normal, Advice::Sequential] {
+            for stride in [1, 2, 4096] {
+                let mut up = ReadAhead::new(u64::MAX);
+                up.advise(advice);
+                let mut down = ReadAhead::new(u64::MAX);
+                down.advise(advice);
+                for step in (0..20).rev() {
+                    let plans = [up.touched(end - 1 - step * stride, end), down.touched(step * stride, end)];
+                    let inside = |plan: &Plan| plan.blocks.iter().all(|range| range.start < range.end);
+                    assert!(plans.iter().flatten().all(inside));
+                }
+                assert!(up.touched(0, end).is_none() || advice == Advice::Sequential);
+                assert!(down.touched(end - 1, end).is_none());
+            }
+        }
+    }
+
+    #[test]
+    fn plans_stay_inside_and_never_repeat() {
+        for seed in 0..200 {
+            let mut random = Random(seed);
+            let file_blocks = 1 + random.below(3000);
+            let mut reader = Reader::new(1 + random.below(80), file_blocks);
+            let begin = random.below(file_blocks);
+            for block in begin..file_blocks {
+                reader.read(block);
+                if random.below(4) == 0 {
+                    reader.read(begin + random.below(block - begin + 1));
+                }
+            }
+            assert!(reader.misses <= 2);
+            reader.assert_nothing_planned_twice();
+        }
+    }
+
+    /// SplitMix64.
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, end: u64) -> u64 {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = self.0;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            ((u128::from(z ^ (z >> 31)) * u128::from(end)) >> 64) as u64
+        }
     }
 }
