@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::block::{Pin, TRIGGER};
-use super::file::File;
+use super::file::{File, mapped_bit};
 use super::fill::{self, Patience, Purpose};
 use super::kernel::{Fault, FaultMode, FaultOutcome, View};
 use super::request;
@@ -75,10 +75,15 @@ fn serve(file: &Arc<File>, view: View, offset: u64) -> Result<()> {
     let block = offset >> file.block_shift;
     let since = file.pager.now();
     let deadline = since + file.deadline;
+    let mut filled_here = false;
     loop {
-        match file.word(block).pin() {
+        // The touch that fills a block is not a second one.
+        let word = file.word(block);
+        match if filled_here { word.pin_untouched() } else { word.pin() } {
             Pin::Held(bits) => {
-                let shown = file.map(view, block..block + 1);
+                // The bit may be set a moment before the page is shown, so only one's own fill can be trusted to have done it.
+                let shown_by_fill = filled_here && bits & mapped_bit(view) != 0;
+                let shown = if shown_by_fill { Ok(()) } else { file.map(view, block..block + 1) };
                 file.unpin(block);
                 if bits & TRIGGER != 0 && file.word(block).clear(TRIGGER) & TRIGGER != 0 {
                     read_ahead(file, block);
@@ -88,6 +93,7 @@ fn serve(file: &Arc<File>, view: View, offset: u64) -> Result<()> {
             Pin::Absent if file.word(block).claim() => {
                 read_ahead(file, block);
                 fill_block(file, block, since, deadline)?;
+                filled_here = true;
             }
             Pin::Absent => {} // another thread was faster
             Pin::Busy => {

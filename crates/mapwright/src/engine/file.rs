@@ -15,6 +15,7 @@ use super::gate::Gate;
 use super::checked::Scopes;
 use super::kernel::{FaultMode, FaultSink, FrameSpec, Frames, View};
 use super::page_set::PageSet;
+use super::policy::Key;
 use super::read_ahead::{Advice, ReadAhead};
 use super::{Engine, Handle, PAGE, lock};
 use crate::error::{Error, Result};
@@ -309,15 +310,17 @@ impl File {
         false
     }
 
-    /// Ends a successful fill of one block: it becomes resident and the policy learns of it.
-    pub(crate) fn filled(&self, block: u64, pins: u32, mapped: bool, trigger: bool, touched: bool) {
-        let bit = |on: bool, bit: u32| if on { bit } else { 0 };
-        let set = bit(mapped, MAPPED) | bit(trigger, TRIGGER) | bit(touched && pins > 0, TOUCHED);
+    /// Ends a successful fill of one block: it becomes resident, with `pins` pins and the bits `set`, and the policy learns
+    /// of it. The fill does not count as a touch.
+    pub(crate) fn filled(&self, block: u64, pins: u32, set: u32, ahead: bool) {
         self.resident.fetch_add(1, Ordering::Relaxed);
         {
+            let key = Key::new(self.slot, block);
             let mut policy = lock(&self.pager.policy);
-            if self.word(block).set(QUEUED) & QUEUED == 0 {
-                policy.insert(super::policy::Key::new(self.slot, block));
+            match self.word(block).set(QUEUED) & QUEUED == 0 {
+                true if ahead => policy.insert_once(key),
+                true => policy.insert(key),
+                false => {}
             }
         }
         self.settle(block, State::Resident, pins, set, 0);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
-use super::block::State;
+use super::block::{MAPPED, State, TRIGGER};
 use super::budget::Lent;
 use super::evict;
 use super::file::{CHUNK, File};
@@ -105,7 +105,7 @@ pub(crate) fn install(file: &Arc<File>, blocks: Range<u64>, bytes: &[u8]) -> Res
     }
     file.mark_dirty(at / PAGE..(at + bytes.len() as u64).div_ceil(PAGE));
     for block in blocks {
-        file.filled(block, 0, false, false, true);
+        file.filled(block, 0, 0, false);
     }
     Ok(())
 }
@@ -196,7 +196,7 @@ pub(crate) fn abandon(file: &File, runs: &[Range<u64>]) {
 fn give_up(file: &File, blocks: &Range<u64>, reserved: bool) {
     let engine = &file.pager;
     for block in blocks.clone() {
-        file.settle(block, State::Absent, 0, 0, super::block::MAPPED);
+        file.settle(block, State::Absent, 0, 0, MAPPED);
     }
     engine.counters.failed_fills.add(blocks.end - blocks.start);
     if reserved {
@@ -339,8 +339,12 @@ fn finish(file: &Arc<File>, blocks: Range<u64>, bytes: &[u8], got: Result<()>, p
     let trigger = purpose.read_ahead.flatten().filter(|block| blocks.contains(block));
     let mapped = show(file, &blocks, trigger);
     for block in blocks {
-        let pins = u32::from(purpose.pin.is_some());
-        file.filled(block, pins, mapped && Some(block) != trigger, Some(block) == trigger, purpose.read_ahead.is_none());
+        let set = match trigger {
+            Some(trigger) if trigger == block => TRIGGER,
+            _ if mapped => MAPPED,
+            _ => 0,
+        };
+        file.filled(block, u32::from(purpose.pin.is_some()), set, purpose.read_ahead.is_some());
         if let Some(pin) = &mut purpose.pin {
             pin(block);
         }

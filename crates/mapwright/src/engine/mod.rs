@@ -23,7 +23,24 @@
 //! I/O. That is sound because the signal is synchronous: the thread was executing a load or store of the program's, so it
 //! holds none of these locks (the engine never touches a slice while it holds one) and is not inside the allocator.
 
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+
+pub mod block;
+pub mod budget;
+pub mod checked;
+pub mod evict;
+pub mod fault;
+pub mod file;
+mod fill;
+mod gate;
 mod ghost;
+pub mod host;
 pub mod kernel;
 mod page_set;
 pub mod policy;

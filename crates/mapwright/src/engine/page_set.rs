@@ -45,6 +45,7 @@ impl PageSet {
         taken
     }
 
+    #[cfg(test)]
     /// Whether any page of the run is in the set.
     pub fn intersects(&self, pages: &Range<u64>) -> bool {
         self.0.range(..pages.end).next_back().is_some_and(|(_, &end)| end > pages.start)
@@ -61,11 +62,13 @@ impl PageSet {
             .collect()
     }
 
+    #[cfg(test)]
     /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
+    #[cfg(test)]
     /// Number of pages.
     pub fn len(&self) -> u64 {
         self.0.iter().map(|(start, end)| end - start).sum()
