@@ -13,6 +13,7 @@ const UFFD_API: u64 = 0xaa;
 const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
 const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
 const UFFDIO_WAKE: libc::c_ulong = 0x8010_aa02;
+const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
 const UFFDIO_WRITEPROTECT: libc::c_ulong = 0xc018_aa06;
 const UFFDIO_CONTINUE: libc::c_ulong = 0xc020_aa07;
 const UFFDIO_POISON: libc::c_ulong = 0xc020_aa08;
@@ -20,6 +21,7 @@ const USERFAULTFD_IOC_NEW: libc::c_ulong = 0xaa00;
 const UFFD_USER_MODE_ONLY: libc::c_int = 1;
 const UFFD_EVENT_PAGEFAULT: u8 = 0x12;
 const CONTINUE_MODE_WP: u64 = 1 << 1;
+const COPY_MODE_WP: u64 = 1 << 1;
 
 /// A set of `UFFD_FEATURE_*` bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -103,6 +105,15 @@ struct Register {
 struct Wake {
     start: u64,
     len: u64,
+}
+
+#[repr(C)]
+struct Copy {
+    to: u64,
+    from: u64,
+    len: u64,
+    mode: u64,
+    copied: i64,
 }
 
 #[repr(C)]
@@ -199,6 +210,28 @@ impl Uffd {
     pub(crate) fn resume(&self, range: Range<usize>, write_protect: bool) -> io::Result<()> {
         let mode = if write_protect { CONTINUE_MODE_WP } else { 0 };
         self.resolve(UFFDIO_CONTINUE, range, mode)
+    }
+
+    /// Fills absent pages from `to` on with `bytes`, whole pages, and maps them, write-protected if asked, in one step; wakes
+    /// who waits for them. The memory is registered, so nobody sees a page before it is whole.
+    pub(crate) fn copy(&self, to: usize, bytes: &[u8], write_protect: bool) -> io::Result<()> {
+        let mode = if write_protect { COPY_MODE_WP } else { 0 };
+        let mut done = 0;
+        while done < bytes.len() {
+            let rest = &bytes[done..];
+            let (to, from, len) = ((to + done) as u64, rest.as_ptr() as u64, rest.len() as u64);
+            let mut argument = Copy { to, from, len, mode, copied: 0 };
+            // SAFETY: `argument` has the kernel's layout of `struct uffdio_copy`; it reads `bytes` and writes only to pages
+            // that are registered with this userfaultfd and absent.
+            let answer = unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_COPY, &mut argument) };
+            let Err(error) = check(answer.into()) else { return Ok(()) };
+            match error.raw_os_error() {
+                _ if argument.copied > 0 => done += argument.copied as usize,
+                Some(libc::EAGAIN | libc::EINTR) => {} // the address space was changing
+                _ => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Makes every touch of `range` raise SIGBUS, and wakes who waits there.

@@ -14,7 +14,6 @@ use super::block::{MAPPED, State, TRIGGER};
 use super::budget::Lent;
 use super::evict;
 use super::file::{CHUNK, File};
-use super::kernel::View;
 use super::{Engine, PAGE, lock};
 use crate::error::{Change, Error, Result};
 use crate::stores::Read;
@@ -334,8 +333,9 @@ fn finish(
 ) -> Result<()> {
     let at = blocks.start << file.block_shift;
     let len = (blocks.end - blocks.start) << file.block_shift;
+    let trigger = purpose.read_ahead.flatten().filter(|block| blocks.contains(block));
     let stored = got.and_then(|()| check_version(file, at)).and_then(|()| {
-        file.frames.store(at, bytes).map_err(|e| Error::io("store a frame", file.name.clone(), at, len, e))
+        show(file, &blocks, bytes, trigger).map_err(|e| Error::io("store a frame", file.name.clone(), at, len, e))
     });
     if let Err(error) = stored {
         // What was stored in part must not stay: an absent block has no frame.
@@ -350,14 +350,8 @@ fn finish(
     if purpose.read_ahead.is_some() {
         counters.read_ahead_bytes.add(count << file.block_shift);
     }
-    let trigger = purpose.read_ahead.flatten().filter(|block| blocks.contains(block));
-    let mapped = show(file, &blocks, trigger);
     for block in blocks {
-        let set = match trigger {
-            Some(trigger) if trigger == block => TRIGGER,
-            _ if mapped => MAPPED,
-            _ => 0,
-        };
+        let set = if trigger == Some(block) { TRIGGER } else { 0 };
         file.filled(block, u32::from(purpose.pin.is_some()), set, purpose.read_ahead.is_some());
         if let Some(pin) = &mut purpose.pin {
             pin(block);
@@ -366,13 +360,22 @@ fn finish(
     Ok(())
 }
 
-/// Shows filled blocks in the plain view, all but the trigger. A failure is left to the touch that will map again.
-fn show(file: &File, blocks: &Range<u64>, trigger: Option<u64>) -> bool {
-    let around = match trigger {
-        Some(block) => [blocks.start..block, block + 1..blocks.end],
-        None => [blocks.clone(), blocks.end..blocks.end],
+/// Makes bytes the contents of blocks and shows them in the plain view, all but the trigger. The bit is set before the page
+/// tables change: invariant (3) of `block`.
+fn show(file: &File, blocks: &Range<u64>, bytes: &[u8], trigger: Option<u64>) -> io::Result<()> {
+    let of = |run: &Range<u64>| {
+        let place = |block: u64| ((block - blocks.start) << file.block_shift) as usize;
+        &bytes[place(run.start)..place(run.end)]
     };
-    around.into_iter().filter(|run| !run.is_empty()).all(|run| file.map(View::Plain, run).is_ok())
+    let fill = |run: Range<u64>| {
+        run.clone().for_each(|block| _ = file.word(block).set(MAPPED));
+        if run.is_empty() { Ok(()) } else { file.frames.fill(file.bytes_of(&run).start, of(&run)) }
+    };
+    let Some(trigger) = trigger else { return fill(blocks.clone()) };
+    fill(blocks.start..trigger)?;
+    let kept_back = trigger..trigger + 1;
+    file.frames.store(file.bytes_of(&kept_back).start, of(&kept_back))?;
+    fill(trigger + 1..blocks.end)
 }
 
 /// Runs a store call again while its error is transient, until patience ends.

@@ -220,6 +220,10 @@ impl Frames for HostFrames {
         self.inner.store(at, bytes)
     }
 
+    fn fill(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.inner.fill(at, bytes)
+    }
+
     fn load(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
         self.inner.load(at, into)
     }

@@ -110,6 +110,7 @@ pub trait Kernel: Send + Sync + 'static {
 /// | from → to | by |
 /// | --- | --- |
 /// | absent → stored | `store` |
+/// | absent → mapped in the plain view, clean and write-protected | `fill` |
 /// | stored → mapped, clean and write-protected | `map` |
 /// | mapped clean → mapped written | a write through the view: no call, no fault that anybody sees |
 /// | mapped written → mapped clean | `take_written` |
@@ -135,6 +136,15 @@ pub trait Frames: Send + Sync {
     /// # Errors
     /// When memory is short; the pages may then be stored in part.
     fn store(&self, at: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Makes `bytes` the contents of the absent pages from `at` on and maps them in the plain view: `store` and `map` in one.
+    ///
+    /// # Errors
+    /// When memory is short; the pages may then be stored or mapped in part.
+    fn fill(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.store(at, bytes)?;
+        self.map(View::Plain, at..at + bytes.len() as u64)
+    }
 
     /// Copies the contents of stored or mapped pages out, by the frame and not by the mapping.
     ///
