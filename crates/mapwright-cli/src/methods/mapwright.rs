@@ -100,7 +100,7 @@ impl Cursor for Explicit<'_> {
         let ahead = (range.end + self.opened.ahead).min(self.opened.file_len);
         if ahead > self.fetched {
             // Only a hint: what it could not fetch, `get` fetches, and reports when it fails.
-            let _ = self.opened.map.prefetch(self.fetched.max(range.end)..ahead);
+            let _ = self.opened.map.will_need(self.fetched.max(range.end)..ahead);
             self.fetched = ahead;
         }
         Ok(sum(&self.opened.map.get(range).map_err(failed)?))

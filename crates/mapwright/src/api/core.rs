@@ -10,7 +10,7 @@ use crate::engine::checked::Scope;
 use crate::engine::file::File;
 use crate::engine::read_ahead::Advice;
 use crate::engine::request::{Acquire, Request};
-use crate::engine::{evict, request};
+use crate::engine::{evict, fault, request};
 use crate::error::{Error, Result};
 use crate::stores::Store;
 
@@ -151,6 +151,18 @@ impl Core {
                     tracing::debug_span!("prefetch", file = %file.name, start = range.start, end = range.end)
                         .entered();
                 request::prefetch(file, self.in_file(range))
+            }
+            Behind::Kernel(kernel) => kernel.will_need(self.in_file(range)),
+            Behind::Buffer { .. } => Ok(()),
+        }
+    }
+
+    /// Starts to bring a range into memory.
+    pub(super) fn will_need(&self, range: &Range<u64>) -> Result<()> {
+        match &self.behind {
+            Behind::Pager(file) => {
+                fault::read_soon(file, vec![file.blocks_of(self.in_file(range))], None);
+                Ok(())
             }
             Behind::Kernel(kernel) => kernel.will_need(self.in_file(range)),
             Behind::Buffer { .. } => Ok(()),

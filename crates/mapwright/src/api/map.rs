@@ -127,6 +127,15 @@ impl Map {
         self.core.prefetch(&self.core.resolve(range)?)
     }
 
+    /// Starts to bring a range into memory, as far as the budget allows, and returns at once. Failures show where the
+    /// bytes are used.
+    ///
+    /// # Errors
+    /// [`OutOfRange`](crate::Error::OutOfRange).
+    pub fn will_need(&self, range: impl RangeBounds<u64>) -> Result<()> {
+        self.core.will_need(&self.core.resolve(range)?)
+    }
+
     /// As [`prefetch`](Self::prefetch), as a future.
     ///
     /// # Errors

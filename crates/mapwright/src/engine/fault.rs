@@ -125,12 +125,20 @@ fn fill_block(file: &Arc<File>, block: u64, since: Duration, deadline: Duration)
 pub(crate) fn read_ahead(file: &Arc<File>, block: u64) {
     let count = file.block_count();
     let Some(plan) = lock(&file.read_ahead).touched(block, count) else { return };
+    read_soon(file, plan.blocks, plan.trigger);
+}
+
+/// Fills what is absent of some runs, on another thread and as far as there is room. Failures are left to whoever touches
+/// the block.
+pub(crate) fn read_soon(file: &Arc<File>, runs: Vec<Range<u64>>, trigger: Option<u64>) {
     let own = Arc::clone(file);
     file.pager.pool.submit(
         &file.pager,
         Box::new(move |_| {
-            for run in split(&own, plan.blocks) {
-                prefetch_run(&own, run, plan.trigger);
+            for group in split(&own, runs) {
+                let claimed = request::claim_absent(&own, &group);
+                let purpose = Purpose { patience: Patience::Never, pin: None, read_ahead: Some(trigger) };
+                let _ = fill::fill(&own, &claimed, purpose);
             }
         }),
     );
@@ -157,13 +165,6 @@ fn split(file: &File, runs: Vec<Range<u64>>) -> impl Iterator<Item = Vec<Range<u
         }
     }
     groups.into_iter()
-}
-
-/// Fills what is absent of some runs, as far as there is room. Failures are left to whoever touches the block.
-fn prefetch_run(file: &Arc<File>, runs: Vec<Range<u64>>, trigger: Option<u64>) {
-    let claimed = request::claim_absent(file, &runs);
-    let purpose = Purpose { patience: Patience::Never, pin: None, read_ahead: Some(trigger) };
-    let _ = fill::fill(file, &claimed, purpose);
 }
 
 /// Brings a failed fill to whoever touched the page: a checked scope reads zeros and returns the error at its end; outside

@@ -335,7 +335,8 @@ fn finish(
     let len = (blocks.end - blocks.start) << file.block_shift;
     let trigger = purpose.read_ahead.flatten().filter(|block| blocks.contains(block));
     let stored = got.and_then(|()| check_version(file, at)).and_then(|()| {
-        show(file, &blocks, bytes, trigger).map_err(|e| Error::io("store a frame", file.name.clone(), at, len, e))
+        show(file, &blocks, bytes, trigger)
+            .map_err(|e| Error::io("store a frame", file.name.clone(), at, len, e))
     });
     if let Err(error) = stored {
         // What was stored in part must not stay: an absent block has no frame.
