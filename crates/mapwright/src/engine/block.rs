@@ -103,13 +103,14 @@ impl Word<'_> {
     #[inline]
     pub fn pin_hit(self) -> bool {
         const READY: u32 = STATE | MAPPED | TRIGGER;
-        let bits = self.0.load(Ordering::Relaxed);
-        bits & READY == State::Resident as u32 | MAPPED
-            && bits & PINS < PINS
-            && self
-                .0
-                .compare_exchange(bits, (bits + 1) | TOUCHED, Ordering::AcqRel, Ordering::Relaxed)
-                .is_ok()
+        let mut bits = self.0.load(Ordering::Relaxed);
+        while bits & READY == State::Resident as u32 | MAPPED && bits & PINS < PINS {
+            match self.0.compare_exchange_weak(bits, (bits + 1) | TOUCHED, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(now) => bits = now,
+            }
+        }
+        false
     }
 
     /// Pins the block if it is resident; counts as a touch.

@@ -446,10 +446,15 @@ fn max_read_ahead(limit: u64) -> u64 {
 
 impl Drop for File {
     fn drop(&mut self) {
-        self.pager.forget(self.slot);
-        let blocks = self.resident.load(Ordering::Acquire) * self.block_charge();
+        let resident = self.resident.load(Ordering::Acquire);
         let tables = self.charged.load(Ordering::Acquire);
-        self.pager.budget.release(&*self.pager.kernel, blocks + tables);
+        // A file that was ever filled may have left entries of blocks that are gone.
+        self.pager.forget(self.slot, resident.max(tables / PAGE));
+        if resident > 0 {
+            // The memory goes back before the budget does, though slices' owners may keep the address range a little longer.
+            let _ = self.frames.release(std::slice::from_ref(&(0..self.capacity)));
+        }
+        self.pager.budget.release(&*self.pager.kernel, resident * self.block_charge() + tables);
     }
 }
 

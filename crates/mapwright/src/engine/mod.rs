@@ -23,8 +23,7 @@
 //! I/O. That is sound because the signal is synchronous: the thread was executing a load or store of the program's, so it
 //! holds none of these locks (the engine never touches a slice while it holds one) and is not inside the allocator.
 
-use std::collections::BTreeMap;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
@@ -55,7 +54,7 @@ pub mod write_back;
 use budget::{Budget, Buffers};
 use file::{File, FileSpec};
 use kernel::{Fault, FaultMode, FaultOutcome, FaultSink, Kernel, View};
-use policy::Policy;
+use policy::{Key, Policy};
 use pool::Pool;
 use stats::{Counters, Stats};
 
@@ -87,11 +86,29 @@ pub struct Engine {
 /// The files of a pager by every key they are looked up with.
 #[derive(Default)]
 struct Files {
-    by_slot: HashMap<u32, Weak<File>>,
+    by_slot: BTreeMap<u32, Weak<File>>,
     /// Start of a view → its end.
     by_address: BTreeMap<usize, (usize, View, Weak<File>)>,
-    next_slot: u32,
+    last_slot: u32,
+    /// Slots of files that are gone and of which the policy may still hold entries, `stale` of them at most.
+    dead: BTreeSet<u32>,
+    stale: u64,
 }
+
+impl Files {
+    /// A slot that no file has and the policy knows nothing of.
+    fn new_slot(&mut self) -> u32 {
+        loop {
+            self.last_slot = (self.last_slot + 1) % Key::SLOTS;
+            if !self.by_slot.contains_key(&self.last_slot) && !self.dead.contains(&self.last_slot) {
+                return self.last_slot;
+            }
+        }
+    }
+}
+
+/// The policy is purged of files that are gone when it may hold this many of their entries, or a quarter of all.
+const MAX_STALE: u64 = 4096;
 
 /// Keeps a pager open; the last one closes it.
 pub struct Handle(Arc<Engine>);
@@ -152,21 +169,16 @@ impl Engine {
         if let Some(file) = handle.shareable(&spec, version)? {
             return Ok(file);
         }
-        let slot = {
-            let mut files = handle.files.write().unwrap_or_else(PoisonError::into_inner);
-            files.next_slot += 1;
-            files.next_slot
-        };
+        let slot = handle.files.write().unwrap_or_else(PoisonError::into_inner).new_slot();
         let file = File::open(Arc::clone(handle), spec, slot, version)?;
         if file.mode == FaultMode::Thread {
             handle.serve_faults()?;
         }
         let address = file.frames.address(View::Plain)?;
         let mut files = handle.files.write().unwrap_or_else(PoisonError::into_inner);
-        let conflicts = |other: &Weak<File>| {
-            other.upgrade().is_some_and(|o| o.identity() == file.identity() && (o.writable || file.writable))
-        };
-        if files.by_slot.values().any(conflicts) {
+        // Upgraded files are let go after the lock: dropping the last hold of one takes it.
+        let others: Vec<Arc<File>> = files.by_slot.values().filter_map(Weak::upgrade).collect();
+        if others.iter().any(|other| other.identity() == file.identity() && (other.writable || file.writable)) {
             drop(files);
             return Err(Error::Locked { path: file.name.clone(), holder: "opened at the same time" });
         }
@@ -202,15 +214,24 @@ impl Engine {
         self.files.write().unwrap_or_else(PoisonError::into_inner).by_address.insert(address, entry);
     }
 
-    /// Forgets a file that is being dropped.
-    pub(crate) fn forget(&self, slot: u32) {
-        let mut removed = Vec::new();
-        {
+    /// Forgets a file that is being dropped, with up to `entries` entries in the policy.
+    pub(crate) fn forget(&self, slot: u32, entries: u64) {
+        let most = MAX_STALE.max(lock(&self.policy).len() as u64 / 4);
+        let dead = {
             let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
-            removed.extend(files.by_slot.remove(&slot));
+            files.by_slot.remove(&slot);
             files.by_address.retain(|_, (_, _, file)| file.strong_count() > 0);
-        }
-        lock(&self.policy).forget_file(slot);
+            if entries > 0 {
+                files.dead.insert(slot);
+                files.stale += entries;
+            }
+            if files.stale < most {
+                return;
+            }
+            files.stale = 0;
+            std::mem::take(&mut files.dead)
+        };
+        lock(&self.policy).forget_files(|slot| dead.contains(&slot));
     }
 
     /// The file in a slot.
@@ -222,8 +243,8 @@ impl Engine {
     pub(crate) fn locate(&self, address: usize) -> Option<(Arc<File>, View, u64)> {
         let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
         let (start, (end, view, file)) = files.by_address.range(..=address).next_back()?;
-        let file = file.upgrade().filter(|_| address < *end)?;
-        Some((file, *view, (address - start) as u64))
+        // Nothing may fail after the upgrade: dropping the last hold of a file takes this lock.
+        (address < *end).then(|| file.upgrade().map(|file| (file, *view, (address - start) as u64)))?
     }
 
     /// Starts the service of thread-mode faults, once.

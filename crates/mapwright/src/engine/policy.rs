@@ -48,6 +48,8 @@ pub struct Key(pub u64);
 impl Key {
     const BLOCK_BITS: u32 = 40;
     const SLOT_BITS: u32 = 22;
+    /// Slots are below this.
+    pub const SLOTS: u32 = 1 << Self::SLOT_BITS;
 
     /// Makes a key.
     ///
@@ -172,6 +174,13 @@ impl Policy {
         self.queues.retain(|key| key.slot() != slot);
         self.ghost.forget_file(slot);
         self.forget_recent(|key| key.slot() == slot);
+    }
+
+    /// Drops the entries of files that are gone, all at once; their ghosts fade by themselves. Takes time in proportion to the
+    /// number of entries.
+    pub fn forget_files(&mut self, is_gone: impl Fn(u32) -> bool) {
+        self.queues.retain(|key| !is_gone(key.slot()));
+        self.forget_recent(|key| is_gone(key.slot()));
     }
 
     /// Drops the entries of some blocks of a file, as when it shrinks. Without it they are dropped when seen as `Gone`, which
