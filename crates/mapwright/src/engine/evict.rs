@@ -262,7 +262,7 @@ fn relieve(file: &Arc<File>, mut blocks: Vec<u64>) -> Result<()> {
 }
 
 /// Drops every clean, unpinned block of a run, whatever the policy thinks of it.
-pub(crate) fn drop_clean(file: &Arc<File>, blocks: Range<u64>) -> u64 {
+pub fn drop_clean(file: &Arc<File>, blocks: Range<u64>) -> u64 {
     let mut freed = 0;
     for run in file.used_runs(blocks) {
         let claimed = run

@@ -166,6 +166,11 @@ impl File {
         lock(&self.lengths).mapped
     }
 
+    /// Bytes of address space reserved: as far as the length can grow.
+    pub fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
     /// Whether the length is zero.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
