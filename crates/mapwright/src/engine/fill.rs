@@ -24,7 +24,7 @@ const MAX_BATCH: usize = 256;
 const FIRST_BACKOFF: Duration = Duration::from_micros(200);
 const MAX_BACKOFF: Duration = Duration::from_millis(100);
 
-/// How long to wait for room and for transient errors to pass.
+/// How long to wait for room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Patience {
     /// Until this time.
@@ -35,7 +35,10 @@ pub(crate) enum Patience {
 
 /// What a fill is for.
 pub(crate) struct Purpose<'a> {
-    pub patience: Patience,
+    /// How long to wait for room.
+    pub room: Patience,
+    /// Until when transient errors of the store are tried again.
+    pub deadline: Duration,
     /// Called for each filled block, which then holds a pin for the caller. Without it blocks are left unpinned.
     pub pin: Option<&'a mut dyn FnMut(u64)>,
     /// Nobody asked for the blocks yet. One of them may be left unmapped, to trigger the next read-ahead.
@@ -60,7 +63,7 @@ pub(crate) fn fill(file: &Arc<File>, runs: &[Range<u64>], mut purpose: Purpose<'
     while waiting.peek().is_some() {
         let mut batch = Vec::new();
         while let Some(blocks) = waiting.peek().cloned() {
-            match prepare(file, blocks.clone(), purpose.patience, batch.is_empty()) {
+            match prepare(file, blocks.clone(), purpose.room, batch.is_empty()) {
                 Ok(Some(buffer)) => batch.push(Piece { blocks, buffer }),
                 Ok(None) => break, // no more room just now: read what there is first
                 Err(error) => {
@@ -207,9 +210,9 @@ fn give_up(file: &File, blocks: &Range<u64>, reserved: bool) {
 /// Reads pieces and makes each resident as its bytes arrive.
 fn read(file: &Arc<File>, mut batch: Vec<Piece>, purpose: &mut Purpose<'_>) -> Result<()> {
     let backed = lock(&file.lengths).backed;
-    let patience = purpose.patience;
+    let deadline = purpose.deadline;
     if let [piece] = &mut batch[..] {
-        let got = read_exactly(file, piece.blocks.start << file.block_shift, &mut piece.buffer, 0, backed, patience);
+        let got = read_exactly(file, piece.blocks.start << file.block_shift, &mut piece.buffer, 0, backed, deadline);
         return finish(file, piece.blocks.clone(), &piece.buffer, got, purpose);
     }
     let mut outcome = Ok(());
@@ -238,8 +241,8 @@ fn read(file: &Arc<File>, mut batch: Vec<Piece>, purpose: &mut Purpose<'_>) -> R
             let offset = places[index].start << file.block_shift;
             let len = (places[index].end - places[index].start) << file.block_shift;
             let got = match got {
-                Ok(n) => read_exactly(file, offset, buffer, n, backed, patience),
-                Err(error) if is_transient(&error) => read_exactly(file, offset, buffer, 0, backed, patience),
+                Ok(n) => read_exactly(file, offset, buffer, n, backed, deadline),
+                Err(error) if is_transient(&error) => read_exactly(file, offset, buffer, 0, backed, deadline),
                 Err(error) => Err(Error::io("read", file.name.clone(), offset, len, error)),
             };
             let finished = finish(file, places[index].clone(), buffer, got, purpose);
@@ -271,17 +274,17 @@ fn read_exactly(
     buffer: &mut [u8],
     mut got: usize,
     backed: u64,
-    patience: Patience,
+    deadline: Duration,
 ) -> Result<()> {
     let valid = valid_bytes(offset, buffer.len(), backed);
     let whole = valid.next_multiple_of(PAGE as usize);
     while got < valid {
         let at = offset + got as u64;
-        let n = retried(file, "read", at, (valid - got) as u64, patience, || {
+        let n = retried(file, "read", at, (valid - got) as u64, deadline, || {
             file.store.read_at(at, &mut buffer[got..whole])
         })?;
         if n == 0 {
-            return Err(ended_early(file, at, (valid - got) as u64));
+            return Err(ended_early(file, at, (valid - got) as u64, deadline));
         }
         got += n.min(whole - got);
     }
@@ -290,16 +293,16 @@ fn read_exactly(
 }
 
 /// Why a store ended before the length it had when it was opened.
-fn ended_early(file: &File, offset: u64, len: u64) -> Error {
-    match check_version(file, offset) {
+fn ended_early(file: &File, offset: u64, len: u64, deadline: Duration) -> Error {
+    match check_version(file, offset, deadline) {
         Err(change) => change,
         Ok(()) => Error::io("read", file.name.clone(), offset, len, io::ErrorKind::UnexpectedEof.into()),
     }
 }
 
 /// Whether the store is still what was opened.
-fn check_version(file: &File, offset: u64) -> Result<()> {
-    let now = guarded(|| file.store.version()).map_err(|e| Error::io("check", file.name.clone(), offset, 0, e))?;
+fn check_version(file: &File, offset: u64, deadline: Duration) -> Result<()> {
+    let now = retried(file, "check", offset, 0, deadline, || file.store.version())?;
     let opened = file.version();
     let changed = |change| Err(Error::Changed { path: file.name.clone(), offset, change });
     if now.identity != opened.identity {
@@ -320,7 +323,7 @@ fn check_version(file: &File, offset: u64) -> Result<()> {
 fn finish(file: &Arc<File>, blocks: Range<u64>, bytes: &[u8], got: Result<()>, purpose: &mut Purpose<'_>) -> Result<()> {
     let at = blocks.start << file.block_shift;
     let len = (blocks.end - blocks.start) << file.block_shift;
-    let stored = got.and_then(|()| check_version(file, at)).and_then(|()| {
+    let stored = got.and_then(|()| check_version(file, at, purpose.deadline)).and_then(|()| {
         file.frames.store(at, bytes).map_err(|e| Error::io("store a frame", file.name.clone(), at, len, e))
     });
     if let Err(error) = stored {
@@ -361,7 +364,7 @@ fn show(file: &File, blocks: &Range<u64>, trigger: Option<u64>) -> bool {
     around.into_iter().filter(|run| !run.is_empty()).all(|run| file.map(View::Plain, run).is_ok())
 }
 
-/// Runs a store call again while its error is transient, until patience ends.
+/// Runs a store call again while its error is transient, until a deadline.
 ///
 /// # Errors
 /// The last error, with the range.
@@ -370,27 +373,35 @@ pub(crate) fn retried<T>(
     operation: &'static str,
     offset: u64,
     len: u64,
-    patience: Patience,
-    mut call: impl FnMut() -> io::Result<T>,
+    deadline: Duration,
+    call: impl FnMut() -> io::Result<T>,
 ) -> Result<T> {
+    patiently(&file.pager, deadline, call).map_err(|e| Error::io(operation, file.name.clone(), offset, len, e))
+}
+
+/// As [`retried`], for a store that is not a file yet.
+///
+/// # Errors
+/// The last error.
+pub(crate) fn patiently<T>(
+    engine: &Engine,
+    deadline: Duration,
+    mut call: impl FnMut() -> io::Result<T>,
+) -> io::Result<T> {
     let mut backoff = FIRST_BACKOFF;
     loop {
         let error = match guarded(&mut call) {
             Ok(value) => return Ok(value),
             Err(error) => error,
         };
-        let now = file.pager.now();
-        let deadline = match patience {
-            Patience::Until(deadline) => deadline,
-            Patience::Never => now + FIRST_BACKOFF,
-        };
+        let now = engine.now();
         if !is_transient(&error) || now >= deadline {
-            return Err(Error::io(operation, file.name.clone(), offset, len, error));
+            return Err(error);
         }
-        file.pager.counters.retries.add(1);
+        engine.counters.retries.add(1);
         if error.kind() != io::ErrorKind::Interrupted {
             let nobody = AtomicU32::new(0);
-            file.pager.kernel.wait(&nobody, 0, Some(backoff.min(deadline - now)));
+            engine.kernel.wait(&nobody, 0, Some(backoff.min(deadline - now)));
             backoff = (backoff * 2).min(MAX_BACKOFF);
         }
     }

@@ -148,7 +148,8 @@ impl Engine {
     /// # Errors
     /// See [`File::open`]; [`Error::Locked`] if one of the two openings writes.
     pub fn open_file(handle: &Arc<Handle>, spec: FileSpec) -> Result<Arc<File>> {
-        let version = spec.store.version().map_err(|e| Error::io("open", spec.store.name(), 0, 0, e))?;
+        let version = fill::patiently(handle, handle.now() + spec.deadline, || spec.store.version())
+            .map_err(|e| Error::io("open", spec.store.name(), 0, 0, e))?;
         if let Some(file) = handle.shareable(&spec, version)? {
             return Ok(file);
         }

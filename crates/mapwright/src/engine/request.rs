@@ -151,10 +151,11 @@ impl Request {
             return outcome.error().map_or(Ok(()), Err);
         }
         let Self { wanted, held, .. } = self;
-        let hold = Patience::Until(self.deadline.min(file.pager.now() + HOLD));
+        let deadline = self.deadline;
+        let room = Patience::Until(deadline.min(file.pager.now() + HOLD));
         let first = held.len();
         let mut pin = |block: u64| held.push(block);
-        let purpose = Purpose { patience: hold, pin: Some(&mut pin), read_ahead: None };
+        let purpose = Purpose { room, deadline, pin: Some(&mut pin), read_ahead: None };
         let filled = fill::fill(&file, &claimed, purpose);
         // One mention of each block that was filled is served by the pin it came with.
         let mut served = held[first..].to_vec();
@@ -281,7 +282,7 @@ pub(crate) fn fill_elsewhere(file: &Arc<File>, runs: Vec<Range<u64>>, deadline: 
         file.pager.pool.submit(
             &file.pager,
             Box::new(move |_| {
-                let purpose = Purpose { patience: Patience::Until(deadline), pin: None, read_ahead: None };
+                let purpose = Purpose { room: Patience::Until(deadline), deadline, pin: None, read_ahead: None };
                 let filled = fill::fill(&own, &runs, purpose);
                 told.ended(&own, filled);
             }),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::block::{self, State};
 use super::file::{File, mapped_bit};
-use super::fill::{Patience, retried};
+use super::fill::retried;
 use super::request;
 use super::{PAGE, lock};
 use crate::error::{Error, Result};
@@ -181,12 +181,12 @@ fn write_pages(file: &File, pages: Range<u64>) -> Result<()> {
 }
 
 fn write_all(file: &File, at: u64, bytes: &[u8]) -> Result<()> {
-    let patience = Patience::Until(file.pager.now() + file.deadline);
+    let deadline = file.pager.now() + file.deadline;
     let mut done = 0;
     while done < bytes.len() {
         let offset = at + done as u64;
         let rest = &bytes[done..];
-        let n = retried(file, "write", offset, rest.len() as u64, patience, || {
+        let n = retried(file, "write", offset, rest.len() as u64, deadline, || {
             match file.store.write_at(offset, rest)? {
                 0 => Err(std::io::ErrorKind::WriteZero.into()),
                 n => Ok(n.min(rest.len())),
@@ -198,8 +198,8 @@ fn write_all(file: &File, at: u64, bytes: &[u8]) -> Result<()> {
 }
 
 fn sync(file: &File) -> Result<()> {
-    let patience = Patience::Until(file.pager.now() + file.deadline);
-    retried(file, "sync", 0, 0, patience, || file.store.sync())
+    let deadline = file.pager.now() + file.deadline;
+    retried(file, "sync", 0, 0, deadline, || file.store.sync())
 }
 
 /// Gives the store the file's length; whether that changed anything. What lies between the prefix that is still the file's
@@ -207,8 +207,8 @@ fn sync(file: &File) -> Result<()> {
 fn settle_length(file: &File) -> Result<bool> {
     let before = *lock(&file.lengths);
     let set_len = |len: u64| -> Result<()> {
-        let patience = Patience::Until(file.pager.now() + file.deadline);
-        retried(file, "set length", len, 0, patience, || file.store.set_len(len))?;
+        let deadline = file.pager.now() + file.deadline;
+        retried(file, "set length", len, 0, deadline, || file.store.set_len(len))?;
         lock(&file.lengths).stored = len;
         Ok(())
     };
