@@ -184,8 +184,13 @@ fn deliver(file: &Arc<File>, view: View, offset: u64, error: Error) -> FaultOutc
             if file.mode == FaultMode::InThread {
                 return FaultOutcome::Failed;
             }
-            match file.frames.poison(bytes) {
+            match file.frames.poison(bytes.clone()) {
                 Ok(()) => FaultOutcome::Failed,
+                // Another thread had more luck with the block: it is to be touched again.
+                Err(cause) if cause.kind() == std::io::ErrorKind::AlreadyExists => {
+                    file.frames.wake(bytes);
+                    FaultOutcome::Served
+                }
                 Err(cause) => fatal(file, offset, &format!("{error}; SIGBUS could not be raised: {cause}")),
             }
         }
