@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::block::{self, DIRTY, MAPPED, MAPPED_CHECKED, QUEUED, State, TOUCHED};
+use super::block::{self, DIRTY, MAPPED, MAPPED_CHECKED, QUEUED, SHOWN, State, TOUCHED};
 use super::file::File;
 use super::kernel::View;
 use super::policy::{Key, Seen, Victim};
@@ -162,7 +162,7 @@ fn look(files: &mut KnownFiles<'_>, key: Key) -> Seen {
 fn unmap_stage(choice: &Choice) {
     let file = &choice.file;
     let unmapped = unmap(file, &choice.unmap);
-    let clear = if unmapped.is_ok() { MAPPED | MAPPED_CHECKED } else { 0 };
+    let clear = if unmapped.is_ok() { MAPPED | MAPPED_CHECKED | SHOWN } else { SHOWN };
     for claimed in &choice.unmap {
         file.settle(claimed.block, State::Resident, 0, 0, clear);
     }
@@ -195,7 +195,7 @@ fn drop_stage(choice: &Choice, dirty: &mut Vec<(Arc<File>, Vec<u64>)>) -> u64 {
     }
     if !kept.is_empty() {
         requeue(file, &kept);
-        let clear = if unmapped.is_ok() { MAPPED | MAPPED_CHECKED } else { 0 };
+        let clear = if unmapped.is_ok() { MAPPED | MAPPED_CHECKED | SHOWN } else { SHOWN };
         for &block in &kept {
             file.settle(block, State::Resident, 0, 0, clear);
         }

@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::block::{Pin, TRIGGER};
-use super::file::{File, mapped_bit};
+use super::block::{Pin, SHOWN, TRIGGER};
+use super::file::File;
 use super::fill::{self, Patience, Purpose};
 use super::kernel::{Fault, FaultMode, FaultOutcome, View};
 use super::request;
@@ -81,8 +81,7 @@ fn serve(file: &Arc<File>, view: View, offset: u64) -> Result<()> {
         let word = file.word(block);
         match if filled_here { word.pin_untouched() } else { word.pin() } {
             Pin::Held(bits) => {
-                // The bit may be set a moment before the page is shown, so only one's own fill can be trusted to have done it.
-                let shown_by_fill = filled_here && bits & mapped_bit(view) != 0;
+                let shown_by_fill = filled_here && view == View::Plain && bits & SHOWN != 0;
                 let shown = if shown_by_fill { Ok(()) } else { file.map(view, block..block + 1) };
                 file.unpin(block);
                 if bits & TRIGGER != 0 && file.word(block).clear(TRIGGER) & TRIGGER != 0 {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use mapwright_sys::table::Table;
 
-use super::block::{self, DIRTY, MAPPED, MAPPED_CHECKED, Pin, QUEUED, State, TOUCHED, TRIGGER, WAITERS, Word};
+use super::block::{self, DIRTY, MAPPED, MAPPED_CHECKED, Pin, QUEUED, SHOWN, State, TOUCHED, TRIGGER, WAITERS, Word};
 use super::budget::MIN_BLOCKS;
 use super::gate::Gate;
 use super::checked::Scopes;
@@ -227,7 +227,7 @@ impl File {
         bytes.start / PAGE..bytes.end / PAGE
     }
 
-    /// Shows pinned blocks in a view. The bit is set before the page tables change: invariant (3) of `block`.
+    /// Shows blocks that are pinned or claimed in a view. The bits keep invariant (3) of `block`.
     pub(crate) fn map(&self, view: View, blocks: Range<u64>) -> Result<()> {
         let bit = mapped_bit(view);
         for block in blocks.clone() {
@@ -236,7 +236,13 @@ impl File {
         let bytes = self.bytes_of(&blocks);
         self.frames
             .map(view, bytes.clone())
-            .map_err(|e| Error::io("map", self.name.clone(), bytes.start, bytes.end - bytes.start, e))
+            .map_err(|e| Error::io("map", self.name.clone(), bytes.start, bytes.end - bytes.start, e))?;
+        if view == View::Plain {
+            for block in blocks {
+                self.word(block).set(SHOWN);
+            }
+        }
+        Ok(())
     }
 
     /// Ends the transition of a block and wakes everybody who waited for that.
@@ -334,7 +340,7 @@ impl File {
     /// Ends the dropping of one block; the caller has released its frame.
     pub(crate) fn dropped(&self, block: u64) {
         self.resident.fetch_sub(1, Ordering::Relaxed);
-        self.settle(block, State::Absent, 0, 0, MAPPED | MAPPED_CHECKED | TOUCHED | TRIGGER);
+        self.settle(block, State::Absent, 0, 0, MAPPED | MAPPED_CHECKED | SHOWN | TOUCHED | TRIGGER);
     }
 
     /// Bytes charged to the budget for one block.

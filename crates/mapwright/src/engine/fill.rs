@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
-use super::block::{MAPPED, State, TRIGGER};
+use super::block::{MAPPED, SHOWN, State, TRIGGER};
 use super::budget::Lent;
 use super::evict;
 use super::file::{CHUNK, File};
@@ -199,7 +199,7 @@ pub(crate) fn abandon(file: &File, runs: &[Range<u64>]) {
 fn give_up(file: &File, blocks: &Range<u64>, reserved: bool) {
     let engine = &file.pager;
     for block in blocks.clone() {
-        file.settle(block, State::Absent, 0, 0, MAPPED);
+        file.settle(block, State::Absent, 0, 0, MAPPED | SHOWN);
     }
     engine.counters.failed_fills.add(blocks.end - blocks.start);
     if reserved {
@@ -340,13 +340,9 @@ fn finish(file: &Arc<File>, blocks: Range<u64>, bytes: &[u8], got: Result<()>, p
         counters.read_ahead_bytes.add(count << file.block_shift);
     }
     let trigger = purpose.read_ahead.flatten().filter(|block| blocks.contains(block));
-    let mapped = show(file, &blocks, trigger);
+    show(file, &blocks, trigger);
     for block in blocks {
-        let set = match trigger {
-            Some(trigger) if trigger == block => TRIGGER,
-            _ if mapped => MAPPED,
-            _ => 0,
-        };
+        let set = if trigger == Some(block) { TRIGGER } else { 0 };
         file.filled(block, u32::from(purpose.pin.is_some()), set, purpose.read_ahead.is_some());
         if let Some(pin) = &mut purpose.pin {
             pin(block);
@@ -356,12 +352,14 @@ fn finish(file: &Arc<File>, blocks: Range<u64>, bytes: &[u8], got: Result<()>, p
 }
 
 /// Shows filled blocks in the plain view, all but the trigger. A failure is left to the touch that will map again.
-fn show(file: &File, blocks: &Range<u64>, trigger: Option<u64>) -> bool {
+fn show(file: &File, blocks: &Range<u64>, trigger: Option<u64>) {
     let around = match trigger {
         Some(block) => [blocks.start..block, block + 1..blocks.end],
         None => [blocks.clone(), blocks.end..blocks.end],
     };
-    around.into_iter().filter(|run| !run.is_empty()).all(|run| file.map(View::Plain, run).is_ok())
+    for run in around.into_iter().filter(|run| !run.is_empty()) {
+        let _ = file.map(View::Plain, run);
+    }
 }
 
 /// Runs a store call again while its error is transient, until a deadline.

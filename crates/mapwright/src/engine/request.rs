@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::block::{MAPPED, Pin, TRIGGER};
+use super::block::{Pin, SHOWN, TRIGGER};
 use super::fault;
 use super::file::File;
 use super::fill::{self, Patience, Purpose};
@@ -72,7 +72,7 @@ impl Request {
         let before = held.len();
         self.wanted.retain(|&block| match file.word(block).pin() {
             Pin::Held(bits) => {
-                if bits & MAPPED == 0 {
+                if bits & SHOWN == 0 {
                     unmapped.push(block);
                 }
                 if bits & TRIGGER != 0 && file.word(block).clear(TRIGGER) & TRIGGER != 0 {
@@ -168,7 +168,7 @@ impl Request {
             Err(_) => true,
         });
         let unshown: Vec<u64> =
-            held[first..].iter().copied().filter(|&block| file.word(block).bits() & MAPPED == 0).collect();
+            held[first..].iter().copied().filter(|&block| file.word(block).bits() & SHOWN == 0).collect();
         unshown.into_iter().try_for_each(|block| file.map(View::Plain, block..block + 1))?;
         filled
     }
