@@ -29,7 +29,8 @@ const MAX_BACKOFF: Duration = Duration::from_millis(100);
 pub(crate) enum Patience {
     /// Until this time.
     Until(Duration),
-    /// Not at all: read-ahead that finds no room is not worth waiting for.
+    /// Not at all, nor for a write-back: read-ahead that finds no room is not worth waiting for, and a batch that holds
+    /// buffers must not.
     Never,
 }
 
@@ -165,9 +166,10 @@ pub(crate) fn reserve(engine: &Engine, bytes: u64, patience: Patience) -> Result
         engine.evict_ahead();
         return Ok(());
     }
+    let dirty = if patience == Patience::Never { evict::Dirty::Keep } else { evict::Dirty::WriteBack };
     let mut waiter = engine.budget.waiter();
     loop {
-        let made = evict::make_room(engine, bytes);
+        let made = evict::make_room(engine, bytes, dirty);
         if engine.budget.try_reserve(bytes) {
             return Ok(());
         }
