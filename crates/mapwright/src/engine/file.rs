@@ -348,16 +348,15 @@ impl File {
         self.block_size() + super::budget::BLOCK_METADATA
     }
 
-    /// Marks a chunk of the table as used; whether it was not.
-    pub(crate) fn use_chunk(&self, chunk: u64) -> bool {
-        let word = &self.used_chunks[(chunk / 32) as usize];
-        let bit = 1 << (chunk % 32);
-        word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::AcqRel) & bit == 0
+    /// Whether a chunk of the table was ever used.
+    pub(crate) fn is_chunk_used(&self, chunk: u64) -> bool {
+        self.used_chunks[(chunk / 32) as usize].load(Ordering::Acquire) & 1 << (chunk % 32) != 0
     }
 
-    /// Takes that mark back, when the chunk could not be charged.
-    pub(crate) fn unuse_chunk(&self, chunk: u64) {
-        self.used_chunks[(chunk / 32) as usize].fetch_and(!(1 << (chunk % 32)), Ordering::AcqRel);
+    /// Marks a chunk of the table as used; whether it was not.
+    pub(crate) fn use_chunk(&self, chunk: u64) -> bool {
+        let bit = 1 << (chunk % 32);
+        self.used_chunks[(chunk / 32) as usize].fetch_or(bit, Ordering::AcqRel) & bit == 0
     }
 
     /// Notes that a chunk of the table is charged.
@@ -372,9 +371,7 @@ impl File {
         words
             .filter(|&word| self.used_chunks[word as usize].load(Ordering::Acquire) != 0)
             .flat_map(|word| word * 32..word * 32 + 32)
-            .filter(|chunk| {
-                self.used_chunks[(chunk / 32) as usize].load(Ordering::Acquire) & 1 << (chunk % 32) != 0
-            })
+            .filter(|&chunk| self.is_chunk_used(chunk))
             .map(move |chunk| (chunk * CHUNK).max(blocks.start)..((chunk + 1) * CHUNK).min(blocks.end))
             .filter(|run| !run.is_empty())
     }

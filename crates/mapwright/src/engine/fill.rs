@@ -148,9 +148,15 @@ fn prepare(file: &Arc<File>, blocks: Range<u64>, patience: Patience, must: bool)
 /// Charges the parts of the block table that come into use with a run of blocks.
 fn charge_tables(file: &File, blocks: &Range<u64>, patience: Patience) -> Result<()> {
     for chunk in blocks.start / CHUNK..=(blocks.end - 1) / CHUNK {
+        if file.is_chunk_used(chunk) {
+            continue;
+        }
+        // Charged before it is marked: what others see as used must never be taken back, they may fill blocks there.
+        reserve(&file.pager, PAGE, patience)?;
         if file.use_chunk(chunk) {
-            reserve(&file.pager, PAGE, patience).inspect_err(|_| file.unuse_chunk(chunk))?;
             file.chunk_charged();
+        } else {
+            file.pager.budget.release(&*file.pager.kernel, PAGE);
         }
     }
     Ok(())
