@@ -66,7 +66,7 @@ pub(crate) fn make_room(engine: &Engine, bytes: u64, what: Dirty) -> Result<bool
     let mut failure = Ok(());
     for (file, blocks) in dirty {
         match relieve(&file, blocks) {
-            Ok(()) => progress = true,
+            Ok(written) => progress |= written,
             Err(error) => failure = Err(error),
         }
     }
@@ -261,8 +261,8 @@ fn ranges(file: &File, blocks: &[u64]) -> Vec<Range<u64>> {
 }
 
 /// Writes dirty blocks back so that they can be dropped, and with them what else of the file is known to be dirty, because
-/// one sync serves all.
-fn relieve(file: &Arc<File>, mut blocks: Vec<u64>) -> Result<()> {
+/// one sync serves all; `false` if somebody else writes back already.
+fn relieve(file: &Arc<File>, mut blocks: Vec<u64>) -> Result<bool> {
     let most = (PRESSURE_BATCH.min(file.pager.budget.limit() / 8) / PAGE).max(1) as usize;
     let pages_in_block = file.block_size() / PAGE;
     let known = lock(&file.dirty).runs_in(&(0..u64::MAX / PAGE), most);

@@ -11,7 +11,7 @@ use mapwright_sys::table::Table;
 
 use super::block::{self, DIRTY, MAPPED, MAPPED_CHECKED, Pin, QUEUED, SHOWN, State, TOUCHED, TRIGGER, WAITERS, Word};
 use super::budget::MIN_BLOCKS;
-use super::gate::Gate;
+use super::gate::{Gate, Turn};
 use super::checked::Scopes;
 use super::kernel::{FaultMode, FaultSink, FrameSpec, Frames, View};
 use super::page_set::PageSet;
@@ -284,6 +284,17 @@ impl File {
             self.pager.kernel.wait(self.word(block).0, bits, Some(deadline - now));
         }
         Ok(())
+    }
+
+    /// Waits for the turn to write back or to resize: for as long as it takes where the store can't hang.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`].
+    pub(crate) fn take_turn(&self) -> Result<Turn<'_>> {
+        let since = self.pager.now();
+        let deadline = (!self.local).then(|| since + self.deadline);
+        let turn = self.turn.enter(&*self.pager.kernel, deadline);
+        turn.ok_or_else(|| self.timed_out(0..self.len(), self.pager.now() - since))
     }
 
     /// An [`Error::TimedOut`] for a byte range of this file.

@@ -21,7 +21,7 @@ impl File {
                 "open it with MapOptions::reserve() large enough for what it may grow to",
             ));
         }
-        let _turn = self.turn.enter(&*self.pager.kernel, None);
+        let _turn = self.take_turn()?;
         let before = {
             let mut lengths = lock(&self.lengths);
             let before = lengths.mapped;

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::block::{self, State};
 use super::file::{File, mapped_bit};
@@ -21,18 +22,28 @@ pub fn flush(file: &Arc<File>, bytes: Range<u64>) -> Result<()> {
     }
     let blocks = file.blocks_of(bytes);
     where_it_may_hang(file, move |file| {
+        let _turn = file.take_turn()?;
+        // Not before the turn: what another write-back has taken is dirty again if it fails.
         let dirty = dirty_blocks(file, blocks.clone())?;
         write_back(file, &dirty)
     })
 }
 
-/// Writes blocks back because room is needed.
+/// Writes blocks back because room is needed; `false` if somebody else has the file's turn. The caller may have claimed
+/// blocks that the other waits for, so it must not wait for the other; it will see what the other makes evictable.
 ///
 /// # Errors
 /// As for [`flush`], but for `Latched`.
-pub(crate) fn write_back_blocks(file: &Arc<File>, blocks: &[u64]) -> Result<()> {
+pub(crate) fn write_back_blocks(file: &Arc<File>, blocks: &[u64]) -> Result<bool> {
     let blocks = blocks.to_vec();
-    where_it_may_hang(file, move |file| write_back(file, &blocks))
+    let had_turn = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&had_turn);
+    where_it_may_hang(file, move |file| {
+        let Some(_turn) = file.turn.try_enter(&*file.pager.kernel) else { return Ok(()) };
+        told.store(true, Ordering::Release);
+        write_back(file, &blocks)
+    })?;
+    Ok(had_turn.load(Ordering::Acquire))
 }
 
 /// Takes the error of an earlier write-back that nobody has acknowledged yet. Pages that could not be written are still
@@ -52,34 +63,27 @@ fn where_it_may_hang(file: &Arc<File>, work: impl Fn(&Arc<File>) -> Result<()> +
 
 /// No `tracing` here: it may run in a signal handler, and what a subscriber does there is not known.
 ///
-/// The walk: the file's turn → its length settled → batches of dirty pages, each taken and re-protected in one step,
+/// The walk, in the file's turn: its length settled → batches of dirty pages, each taken and re-protected in one step,
 /// copied out through the frames, written, synced → clean, but for what was written meanwhile.
 fn write_back(file: &Arc<File>, blocks: &[u64]) -> Result<()> {
-    let kernel = &*file.pager.kernel;
-    let written = {
-        let _turn = file.turn.enter(kernel, None);
-        let most = (file.pager.budget.limit() / 4 >> file.block_shift).max(1) as usize;
-        settle_length(file).and_then(|resized| {
-            if resized && blocks.is_empty() {
-                sync(file)?;
-            }
-            blocks.chunks(most).try_for_each(|batch| write_batch(file, batch))
-        })
-    };
+    let most = (file.pager.budget.limit() / 4 >> file.block_shift).max(1) as usize;
+    let written = settle_length(file).and_then(|resized| {
+        if resized && blocks.is_empty() {
+            sync(file)?;
+        }
+        blocks.chunks(most).try_for_each(|batch| write_batch(file, batch))
+    });
     written.inspect_err(|error| {
         lock(&file.latch).get_or_insert_with(|| Arc::new(error.clone()));
     })
 }
 
-/// Which blocks of a run have dirty pages: those the dirty set knows and those the page tables tell of.
+/// Which blocks of a run have dirty pages: those the page tables tell of and those the dirty set knows. In this order:
+/// eviction moves pages from the former to the latter.
 fn dirty_blocks(file: &File, blocks: Range<u64>) -> Result<Vec<u64>> {
     let pages_in_block = file.block_size() / PAGE;
     let bytes = file.bytes_of(&blocks);
-    let known = lock(&file.dirty).runs_in(&(bytes.start / PAGE..bytes.end / PAGE), usize::MAX);
-    let mut found: Vec<u64> = known
-        .into_iter()
-        .flat_map(|run| run.start / pages_in_block..run.end.div_ceil(pages_in_block))
-        .collect();
+    let mut found: Vec<u64> = Vec::new();
     for view in file.views() {
         let mut written = Vec::new();
         for run in joined(file.used_runs(blocks.clone())) {
@@ -92,6 +96,8 @@ fn dirty_blocks(file: &File, blocks: Range<u64>) -> Result<Vec<u64>> {
         let shown = |block: &u64| file.word(*block).bits() & mapped_bit(view) != 0;
         found.extend(written.into_iter().flat_map(|bytes| file.blocks_of(bytes)).filter(shown));
     }
+    let known = lock(&file.dirty).runs_in(&(bytes.start / PAGE..bytes.end / PAGE), usize::MAX);
+    found.extend(known.into_iter().flat_map(|run| run.start / pages_in_block..run.end.div_ceil(pages_in_block)));
     found.sort_unstable();
     found.dedup();
     Ok(found)
