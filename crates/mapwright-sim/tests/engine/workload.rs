@@ -123,6 +123,10 @@ pub fn run(sim: &SimHandle, told: &AtomicU64, kind: Kind) {
         users.into_iter().for_each(|user| user.join());
         user.crash(&mut rng);
         if kind.resizes {
+            if plan.hangs {
+                heal(&store);
+                sim.sleep(Duration::from_millis(100)); // what hung ends
+            }
             user.resize(&mut rng);
         }
         if rng.per_1000(500) || round + 1 == rounds {
@@ -159,15 +163,17 @@ fn reopen(
     (pager_now, file): (Arc<Handle>, Arc<File>),
     store: &Arc<SimStore>,
 ) -> (Arc<Handle>, Arc<File>) {
+    let still_open = Arc::downgrade(&file);
     drop(file);
     drop(pager_now);
     // What a pool thread does on the file's behalf may hold it a little longer; so may a call that hung.
     for _ in 0..1000 {
-        if sim.resident_bytes() == 0 {
+        if still_open.strong_count() == 0 {
             break;
         }
         sim.sleep(Duration::from_millis(1));
     }
+    assert_eq!(still_open.strong_count(), 0, "a file that nobody uses stays open");
     assert_eq!(sim.resident_bytes(), 0, "frames that outlive their file");
     let pager_now = pager(sim, plan.budget);
     let file = plan.opening.open(&pager_now, store).expect("open again");
@@ -389,7 +395,7 @@ impl User {
                     self.oracle.resize(len);
                     assert_eq!(self.file.len(), len);
                 }
-                Err(Error::Invalid { .. }) => {}
+                Err(Error::Invalid { .. }) => assert!(len > self.file.capacity()),
                 Err(error) => panic!("resize to {len}: {error}"),
             }
             if rng.per_1000(300) {
