@@ -52,6 +52,15 @@ pub struct Lengths {
     pub backed: u64,
     /// What the store was last set to.
     pub stored: u64,
+    /// What `backed` was before the store's length was changed, until that is durable.
+    pub unsynced: Option<u64>,
+}
+
+impl Lengths {
+    /// Whether the store's length is the file's, for good.
+    pub(crate) fn are_settled(self) -> bool {
+        self.mapped == self.stored && self.backed == self.stored && self.unsynced.is_none()
+    }
 }
 
 /// One store opened by a pager.
@@ -127,7 +136,7 @@ impl File {
             used_chunks: chunks,
             charged: 0.into(),
             resident: 0.into(),
-            lengths: Mutex::new(Lengths { mapped: len, backed: len, stored: len }),
+            lengths: Mutex::new(Lengths { mapped: len, backed: len, stored: len, unsynced: None }),
             version,
             dirty: Mutex::default(),
             read_ahead: Mutex::new(read_ahead),

@@ -63,15 +63,13 @@ fn where_it_may_hang(file: &Arc<File>, work: impl Fn(&Arc<File>) -> Result<()> +
 
 /// No `tracing` here: it may run in a signal handler, and what a subscriber does there is not known.
 ///
-/// The walk, in the file's turn: its length settled → batches of dirty pages, each taken and re-protected in one step,
-/// copied out through the frames, written, synced → clean, but for what was written meanwhile.
+/// The walk, in the file's turn: batches of dirty pages, each taken and re-protected in one step → the length settled →
+/// pages copied out through the frames, written, synced → clean, but for what was written meanwhile.
 fn write_back(file: &Arc<File>, blocks: &[u64]) -> Result<()> {
     let most = (file.pager.budget.limit() / 4 >> file.block_shift).max(1) as usize;
-    let written = settle_length(file).and_then(|resized| {
-        if resized && blocks.is_empty() {
-            sync(file)?;
-        }
-        blocks.chunks(most).try_for_each(|batch| write_batch(file, batch))
+    let written = blocks.chunks(most).try_for_each(|batch| write_batch(file, batch)).and_then(|()| {
+        let settled = lock(&file.lengths).are_settled();
+        if settled { Ok(()) } else { write_and_sync(file, &[]) }
     });
     written.inspect_err(|error| {
         lock(&file.latch).get_or_insert_with(|| Arc::new(error.clone()));
@@ -130,8 +128,7 @@ fn write_batch(file: &Arc<File>, blocks: &[u64]) -> Result<()> {
     let mut pages = Vec::new();
     let taken = take_dirty_pages(file, &pinned, &mut pages);
     let written = outcome.and(taken).and_then(|()| {
-        pages.iter().try_for_each(|run| write_pages(file, run.clone()))?;
-        if pages.is_empty() { Ok(()) } else { sync(file) }
+        if pages.is_empty() { Ok(()) } else { write_and_sync(file, &pages) }
     });
     if written.is_err() {
         pages.into_iter().for_each(|run| file.mark_dirty(run));
@@ -203,17 +200,35 @@ fn write_all(file: &File, at: u64, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn sync(file: &File) -> Result<()> {
+/// Settles the length, writes pages and syncs. After a sync that failed nothing is promised of what was written since the
+/// last one, so all of it is done again, also when the failure was one that passes.
+fn write_and_sync(file: &File, pages: &[Range<u64>]) -> Result<()> {
     let deadline = file.pager.now() + file.deadline;
-    retried(file, "sync", 0, 0, deadline, || file.store.sync())
+    let mut outcome = Ok(());
+    retried(file, "sync", 0, 0, deadline, || {
+        outcome = settle_length(file).and_then(|()| pages.iter().try_for_each(|run| write_pages(file, run.clone())));
+        if outcome.is_err() {
+            return Ok(());
+        }
+        let synced = file.store.sync();
+        let mut lengths = lock(&file.lengths);
+        match (&synced, lengths.unsynced) {
+            (Ok(()), _) => lengths.unsynced = None,
+            (Err(_), Some(backed)) => lengths.backed = lengths.backed.min(backed),
+            (Err(_), None) => {}
+        }
+        synced
+    })?;
+    outcome
 }
 
-/// Gives the store the file's length; whether that changed anything. What lies between the prefix that is still the file's
-/// and its end is cut off first, so that old bytes don't come back as it grows again.
-fn settle_length(file: &File) -> Result<bool> {
+/// Gives the store the file's length. What lies between the prefix that is still the file's and its end is cut off first,
+/// so that old bytes don't come back as it grows again.
+fn settle_length(file: &File) -> Result<()> {
     let before = *lock(&file.lengths);
     let set_len = |len: u64| -> Result<()> {
         let deadline = file.pager.now() + file.deadline;
+        lock(&file.lengths).unsynced.get_or_insert(before.backed);
         retried(file, "set length", len, 0, deadline, || file.store.set_len(len))?;
         lock(&file.lengths).stored = len;
         Ok(())
@@ -226,7 +241,7 @@ fn settle_length(file: &File) -> Result<bool> {
     }
     let mut lengths = lock(&file.lengths);
     lengths.backed = lengths.stored;
-    Ok(before.stored != lengths.stored || before.backed != lengths.backed)
+    Ok(())
 }
 
 /// Whether a page of the block that holds `offset` is dirty, for tests and reports.
