@@ -168,7 +168,7 @@ fn reopen(
     drop(pager_now);
     // What a pool thread does on the file's behalf may hold it a little longer; so may a call that hung.
     for _ in 0..1000 {
-        if still_open.strong_count() == 0 {
+        if still_open.strong_count() == 0 && sim.resident_bytes() == 0 {
             break;
         }
         sim.sleep(Duration::from_millis(1));

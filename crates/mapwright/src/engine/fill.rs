@@ -174,6 +174,7 @@ pub(crate) fn reserve(engine: &Engine, bytes: u64, patience: Patience) -> Result
     }
     let dirty = if patience == Patience::Never { evict::Dirty::Keep } else { evict::Dirty::WriteBack };
     let mut waiter = engine.budget.waiter();
+    let mut backoff = FIRST_BACKOFF;
     loop {
         let made = evict::make_room(engine, bytes, dirty);
         if engine.budget.try_reserve(bytes) {
@@ -188,12 +189,18 @@ pub(crate) fn reserve(engine: &Engine, bytes: u64, patience: Patience) -> Result
             },
             Err(error) => error,
         };
-        match patience {
-            Patience::Until(deadline) if engine.now() < deadline => {
-                let left = deadline - engine.now();
-                waiter.wait(&*engine.kernel, left.min(MAX_BACKOFF));
-            }
+        let now = engine.now();
+        let left = match patience {
+            Patience::Until(deadline) if now < deadline => deadline - now,
             _ => return Err(exhausted),
+        };
+        if let Error::BudgetExhausted { .. } = exhausted {
+            waiter.wait(&*engine.kernel, left.min(MAX_BACKOFF));
+        } else {
+            // A write-back that fails gives pins back, which looks like progress: without a pause it would run in circles.
+            let nobody = AtomicU32::new(0);
+            engine.kernel.wait(&nobody, 0, Some(left.min(backoff)));
+            backoff = (backoff * 2).min(MAX_BACKOFF);
         }
     }
 }
