@@ -66,7 +66,9 @@ pub(crate) fn make_room(engine: &Engine, bytes: u64, what: Dirty) -> Result<bool
     let mut failure = Ok(());
     for (file, blocks) in dirty {
         match relieve(&file, blocks) {
-            Ok(written) => progress |= written,
+            Ok(true) => progress = true,
+            // Somebody else is at it. If that went wrong before, it is why there is no room.
+            Ok(false) => failure = lock(&file.latch).as_ref().map_or(failure, |error| Err((**error).clone())),
             Err(error) => failure = Err(error),
         }
     }

@@ -175,26 +175,23 @@ pub(crate) fn reserve(engine: &Engine, bytes: u64, patience: Patience) -> Result
     let dirty = if patience == Patience::Never { evict::Dirty::Keep } else { evict::Dirty::WriteBack };
     let mut waiter = engine.budget.waiter();
     let mut backoff = FIRST_BACKOFF;
+    let mut write_back_failed = None;
     loop {
         let made = evict::make_room(engine, bytes, dirty);
         if engine.budget.try_reserve(bytes) {
             return Ok(());
         }
-        let exhausted = match made {
-            Ok(true) => continue,
-            Ok(false) => Error::BudgetExhausted {
-                needed: bytes,
-                budget: engine.budget.total(),
-                remedy: "drop Pinned values that are no longer needed, or raise Pager::builder().budget()",
-            },
-            Err(error) => error,
-        };
+        if let Ok(true) = made {
+            continue;
+        }
+        let failed = made.is_err();
+        write_back_failed = made.err().or(write_back_failed);
         let now = engine.now();
         let left = match patience {
             Patience::Until(deadline) if now < deadline => deadline - now,
-            _ => return Err(exhausted),
+            _ => return Err(write_back_failed.unwrap_or_else(|| exhausted(engine, bytes))),
         };
-        if let Error::BudgetExhausted { .. } = exhausted {
+        if !failed {
             waiter.wait(&*engine.kernel, left.min(MAX_BACKOFF));
         } else {
             // A write-back that fails gives pins back, which looks like progress: without a pause it would run in circles.
@@ -202,6 +199,14 @@ pub(crate) fn reserve(engine: &Engine, bytes: u64, patience: Patience) -> Result
             engine.kernel.wait(&nobody, 0, Some(left.min(backoff)));
             backoff = (backoff * 2).min(MAX_BACKOFF);
         }
+    }
+}
+
+fn exhausted(engine: &Engine, needed: u64) -> Error {
+    Error::BudgetExhausted {
+        needed,
+        budget: engine.budget.total(),
+        remedy: "drop Pinned values that are no longer needed, or raise Pager::builder().budget()",
     }
 }
 
