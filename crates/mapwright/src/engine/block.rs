@@ -19,7 +19,8 @@
 //! | Evicting | Absent | `settle` after the frame is released | the claimant |
 //!
 //! Invariants: (1) pins are above zero only in Resident; (2) a pinned block is not unmapped and not released;
-//! (3) MAPPED is set before the page tables show the block, so who sees a written page also sees the bit;
+//! (3) MAPPED is set before the page tables show the block, so who sees a written page also sees the bit; SHOWN is set after
+//! all of them do, by one who holds a pin or the claim, and cleared with the claim that unmaps: who has a pin may rely on it;
 //! (4) DIRTY is set exactly when the file's dirty set holds a page of the block, and changes under that set's lock;
 //! (5) QUEUED is set exactly when the policy holds an entry, and changes under the policy's lock;
 //! (6) who sets WAITERS has seen Filling or Evicting in the same compare-and-swap, so the settling thread sees it.
@@ -28,9 +29,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 const PINS: u32 = (1 << 14) - 1;
 const STATE: u32 = 3 << 14;
-/// Shown in the plain view.
+/// Perhaps shown in the plain view: its page tables are to be asked what was written.
 pub const MAPPED: u32 = 1 << 16;
-/// Shown in the checked view.
+/// As `MAPPED`, for the checked view.
 pub const MAPPED_CHECKED: u32 = 1 << 17;
 /// The file's dirty set holds pages of this block.
 pub const DIRTY: u32 = 1 << 18;
@@ -40,6 +41,8 @@ pub const TOUCHED: u32 = 1 << 19;
 pub const QUEUED: u32 = 1 << 20;
 /// The first touch asks for the next read-ahead.
 pub const TRIGGER: u32 = 1 << 21;
+/// Shown in the plain view for as long as it is pinned.
+pub const SHOWN: u32 = 1 << 23;
 /// Somebody waits for the state to settle.
 pub const WAITERS: u32 = 1 << 22;
 
@@ -102,10 +105,15 @@ impl Word<'_> {
     /// Pins the block if it is resident, shown in the plain view and no trigger: the path of a hit.
     #[inline]
     pub fn pin_hit(self) -> bool {
-        const READY: u32 = STATE | MAPPED | TRIGGER;
+        const READY: u32 = STATE | SHOWN | TRIGGER;
         let mut bits = self.0.load(Ordering::Relaxed);
-        while bits & READY == State::Resident as u32 | MAPPED && bits & PINS < PINS {
-            match self.0.compare_exchange_weak(bits, (bits + 1) | TOUCHED, Ordering::AcqRel, Ordering::Relaxed) {
+        while bits & READY == State::Resident as u32 | SHOWN && bits & PINS < PINS {
+            match self.0.compare_exchange_weak(
+                bits,
+                (bits + 1) | TOUCHED,
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            ) {
                 Ok(_) => return true,
                 Err(now) => bits = now,
             }
@@ -204,7 +212,7 @@ mod tests {
         assert!(word.claim_eviction().is_none(), "a block being filled is not evicted");
         let waiting = word.announce_waiter().expect("filling can be waited for");
         assert_eq!(waiting, word.bits());
-        let before = word.settle(State::Resident, 1, MAPPED, 0);
+        let before = word.settle(State::Resident, 1, MAPPED | SHOWN, 0);
         assert_ne!(before & WAITERS, 0, "the filler learns of the waiter");
         assert!(word.announce_waiter().is_none(), "settled blocks are not waited for");
         assert!(word.claim_eviction().is_none(), "pinned");
@@ -213,13 +221,13 @@ mod tests {
         assert!(word.unpin(), "the last pin");
         assert!(word.claim_eviction().is_some());
         assert_eq!(word.pin(), Pin::Busy);
-        word.settle(State::Absent, 0, 0, MAPPED | TOUCHED);
+        word.settle(State::Absent, 0, 0, MAPPED | SHOWN | TOUCHED);
         assert_eq!(word.bits(), 0);
     }
 
     #[test]
     fn pins_do_not_overflow_into_the_state() {
-        let atomic = AtomicU32::new(State::Resident as u32 | MAPPED | PINS);
+        let atomic = AtomicU32::new(State::Resident as u32 | SHOWN | PINS);
         let word = Word(&atomic);
         assert!(!word.pin_hit());
         assert_eq!(word.pin(), Pin::Overflow);

@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::block::{self, DIRTY, MAPPED, MAPPED_CHECKED, QUEUED, State, TOUCHED};
+use super::block::{self, DIRTY, MAPPED, MAPPED_CHECKED, QUEUED, SHOWN, State, TOUCHED};
 use super::file::File;
 use super::kernel::View;
 use super::policy::{Key, Seen, Victim};
@@ -33,11 +33,20 @@ struct Choice {
     drop: Vec<Claimed>,
 }
 
+/// What to do where nothing clean is left to drop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dirty {
+    /// Write it back. The caller holds no buffer: a write-back needs one, and would wait for its own caller.
+    WriteBack,
+    /// Leave it.
+    Keep,
+}
+
 /// Makes room for at least `bytes`, if anything can be evicted; whether there was any progress.
 ///
 /// # Errors
 /// The failure of a write-back, if nothing clean was left to drop.
-pub(crate) fn make_room(engine: &Engine, bytes: u64) -> Result<bool> {
+pub(crate) fn make_room(engine: &Engine, bytes: u64, what: Dirty) -> Result<bool> {
     let batch = (engine.budget.limit() / 32).min(MAX_BATCH as u64 * PAGE).max(bytes);
     let wanted = (batch / PAGE).clamp(1, MAX_BATCH as u64) as usize;
     let mut dirty = Vec::new();
@@ -51,10 +60,15 @@ pub(crate) fn make_room(engine: &Engine, bytes: u64) -> Result<bool> {
     if freed > 0 || progress && dirty.is_empty() {
         return Ok(true);
     }
+    if what == Dirty::Keep {
+        return Ok(false);
+    }
     let mut failure = Ok(());
     for (file, blocks) in dirty {
         match relieve(&file, blocks) {
-            Ok(()) => progress = true,
+            Ok(true) => progress = true,
+            // Somebody else is at it. If that went wrong before, it is why there is no room.
+            Ok(false) => failure = lock(&file.latch).as_ref().map_or(failure, |error| Err((**error).clone())),
             Err(error) => failure = Err(error),
         }
     }
@@ -65,7 +79,7 @@ pub(crate) fn make_room(engine: &Engine, bytes: u64) -> Result<bool> {
 pub(crate) fn run_evictor(engine: &Arc<Engine>) {
     let enough = engine.budget.limit() / 32;
     while engine.budget.free() < enough && !engine.pool.is_closing() {
-        if !make_room(engine, PAGE).is_ok_and(|progress| progress) {
+        if !make_room(engine, PAGE, Dirty::WriteBack).is_ok_and(|progress| progress) {
             break;
         }
     }
@@ -162,7 +176,7 @@ fn look(files: &mut KnownFiles<'_>, key: Key) -> Seen {
 fn unmap_stage(choice: &Choice) {
     let file = &choice.file;
     let unmapped = unmap(file, &choice.unmap);
-    let clear = if unmapped.is_ok() { MAPPED | MAPPED_CHECKED } else { 0 };
+    let clear = if unmapped.is_ok() { MAPPED | MAPPED_CHECKED | SHOWN } else { SHOWN };
     for claimed in &choice.unmap {
         file.settle(claimed.block, State::Resident, 0, 0, clear);
     }
@@ -195,7 +209,7 @@ fn drop_stage(choice: &Choice, dirty: &mut Vec<(Arc<File>, Vec<u64>)>) -> u64 {
     }
     if !kept.is_empty() {
         requeue(file, &kept);
-        let clear = if unmapped.is_ok() { MAPPED | MAPPED_CHECKED } else { 0 };
+        let clear = if unmapped.is_ok() { MAPPED | MAPPED_CHECKED | SHOWN } else { SHOWN };
         for &block in &kept {
             file.settle(block, State::Resident, 0, 0, clear);
         }
@@ -250,8 +264,8 @@ fn ranges(file: &File, blocks: &[u64]) -> Vec<Range<u64>> {
 }
 
 /// Writes dirty blocks back so that they can be dropped, and with them what else of the file is known to be dirty, because
-/// one sync serves all.
-fn relieve(file: &Arc<File>, mut blocks: Vec<u64>) -> Result<()> {
+/// one sync serves all; `false` if somebody else writes back already.
+fn relieve(file: &Arc<File>, mut blocks: Vec<u64>) -> Result<bool> {
     let most = (PRESSURE_BATCH.min(file.pager.budget.limit() / 8) / PAGE).max(1) as usize;
     let pages_in_block = file.block_size() / PAGE;
     let known = lock(&file.dirty).runs_in(&(0..u64::MAX / PAGE), most);
@@ -264,7 +278,7 @@ fn relieve(file: &Arc<File>, mut blocks: Vec<u64>) -> Result<()> {
 }
 
 /// Drops every clean, unpinned block of a run, whatever the policy thinks of it.
-pub(crate) fn drop_clean(file: &Arc<File>, blocks: Range<u64>) -> u64 {
+pub fn drop_clean(file: &Arc<File>, blocks: Range<u64>) -> u64 {
     let mut freed = 0;
     for run in file.used_runs(blocks) {
         let claimed = run

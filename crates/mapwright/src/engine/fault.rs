@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::block::{Pin, TRIGGER};
-use super::file::{File, mapped_bit};
+use super::block::{Pin, SHOWN, TRIGGER};
+use super::file::File;
 use super::fill::{self, Patience, Purpose};
 use super::kernel::{Fault, FaultMode, FaultOutcome, View};
 use super::request;
@@ -82,8 +82,7 @@ fn serve(file: &Arc<File>, view: View, offset: u64) -> Result<()> {
         let word = file.word(block);
         match if filled_here { word.pin_untouched() } else { word.pin() } {
             Pin::Held(bits) => {
-                // The bit may be set a moment before the page is shown, so only one's own fill can be trusted to have done it.
-                let shown_by_fill = filled_here && bits & mapped_bit(view) != 0;
+                let shown_by_fill = filled_here && view == View::Plain && bits & SHOWN != 0;
                 let shown = if shown_by_fill { Ok(()) } else { file.map(view, block..block + 1) };
                 file.unpin(block);
                 if bits & TRIGGER != 0 && file.word(block).clear(TRIGGER) & TRIGGER != 0 {
@@ -113,7 +112,7 @@ fn serve(file: &Arc<File>, view: View, offset: u64) -> Result<()> {
 fn fill_block(file: &Arc<File>, block: u64, since: Duration, deadline: Duration) -> Result<()> {
     let run = block..block + 1;
     if file.local {
-        let purpose = Purpose { patience: Patience::Until(deadline), pin: None, read_ahead: None };
+        let purpose = Purpose { room: Patience::Until(deadline), deadline, pin: None, read_ahead: None };
         return fill::fill(file, &[run], purpose);
     }
     let outcome = request::fill_elsewhere(file, vec![run], deadline);
@@ -137,7 +136,12 @@ pub(crate) fn read_soon(file: &Arc<File>, runs: Vec<Range<u64>>, trigger: Option
         Box::new(move |_| {
             for group in split(&own, runs) {
                 let claimed = request::claim_absent(&own, &group);
-                let purpose = Purpose { patience: Patience::Never, pin: None, read_ahead: Some(trigger) };
+                let purpose = Purpose {
+                    room: Patience::Never,
+                    deadline: own.pager.now(),
+                    pin: None,
+                    read_ahead: Some(trigger),
+                };
                 let _ = fill::fill(&own, &claimed, purpose);
             }
         }),
@@ -186,8 +190,13 @@ fn deliver(file: &Arc<File>, view: View, offset: u64, error: Error) -> FaultOutc
             if file.mode == FaultMode::InThread {
                 return FaultOutcome::Failed;
             }
-            match file.frames.poison(bytes) {
+            match file.frames.poison(bytes.clone()) {
                 Ok(()) => FaultOutcome::Failed,
+                // Another thread had more luck with the block: it is to be touched again.
+                Err(cause) if cause.kind() == std::io::ErrorKind::AlreadyExists => {
+                    file.frames.wake(bytes);
+                    FaultOutcome::Served
+                }
                 Err(cause) => fatal(file, offset, &format!("{error}; SIGBUS could not be raised: {cause}")),
             }
         }

@@ -10,11 +10,11 @@ use std::time::Duration;
 use mapwright_sys::table::Table;
 
 use super::block::{
-    self, DIRTY, MAPPED, MAPPED_CHECKED, Pin, QUEUED, State, TOUCHED, TRIGGER, WAITERS, Word,
+    self, DIRTY, MAPPED, MAPPED_CHECKED, Pin, QUEUED, SHOWN, State, TOUCHED, TRIGGER, WAITERS, Word,
 };
 use super::budget::MIN_BLOCKS;
 use super::checked::Scopes;
-use super::gate::Gate;
+use super::gate::{Gate, Turn};
 use super::kernel::{FaultMode, FaultSink, FrameSpec, Frames, View};
 use super::page_set::PageSet;
 use super::policy::Key;
@@ -54,6 +54,15 @@ pub struct Lengths {
     pub backed: u64,
     /// What the store was last set to.
     pub stored: u64,
+    /// What `backed` was before the store's length was changed, until that is durable.
+    pub unsynced: Option<u64>,
+}
+
+impl Lengths {
+    /// Whether the store's length is the file's, for good.
+    pub(crate) fn are_settled(self) -> bool {
+        self.mapped == self.stored && self.backed == self.stored && self.unsynced.is_none()
+    }
 }
 
 /// One store opened by a pager.
@@ -129,7 +138,7 @@ impl File {
             used_chunks: chunks,
             charged: 0.into(),
             resident: 0.into(),
-            lengths: Mutex::new(Lengths { mapped: len, backed: len, stored: len }),
+            lengths: Mutex::new(Lengths { mapped: len, backed: len, stored: len, unsynced: None }),
             version,
             dirty: Mutex::default(),
             read_ahead: Mutex::new(read_ahead),
@@ -166,6 +175,11 @@ impl File {
     /// Length in bytes of what is mapped.
     pub fn len(&self) -> u64 {
         lock(&self.lengths).mapped
+    }
+
+    /// Bytes of address space reserved: as far as the length can grow.
+    pub fn capacity(&self) -> u64 {
+        self.capacity
     }
 
     /// Whether the length is zero.
@@ -224,7 +238,7 @@ impl File {
         bytes.start / PAGE..bytes.end / PAGE
     }
 
-    /// Shows pinned blocks in a view. The bit is set before the page tables change: invariant (3) of `block`.
+    /// Shows blocks that are pinned or claimed in a view. The bits keep invariant (3) of `block`.
     pub(crate) fn map(&self, view: View, blocks: Range<u64>) -> Result<()> {
         let bit = mapped_bit(view);
         for block in blocks.clone() {
@@ -233,7 +247,13 @@ impl File {
         let bytes = self.bytes_of(&blocks);
         self.frames
             .map(view, bytes.clone())
-            .map_err(|e| Error::io("map", self.name.clone(), bytes.start, bytes.end - bytes.start, e))
+            .map_err(|e| Error::io("map", self.name.clone(), bytes.start, bytes.end - bytes.start, e))?;
+        if view == View::Plain {
+            for block in blocks {
+                self.word(block).set(SHOWN);
+            }
+        }
+        Ok(())
     }
 
     /// Ends the transition of a block and wakes everybody who waited for that.
@@ -275,6 +295,17 @@ impl File {
             self.pager.kernel.wait(self.word(block).0, bits, Some(deadline - now));
         }
         Ok(())
+    }
+
+    /// Waits for the turn to write back or to resize: for as long as it takes where the store can't hang.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`].
+    pub(crate) fn take_turn(&self) -> Result<Turn<'_>> {
+        let since = self.pager.now();
+        let deadline = (!self.local).then(|| since + self.deadline);
+        let turn = self.turn.enter(&*self.pager.kernel, deadline);
+        turn.ok_or_else(|| self.timed_out(0..self.len(), self.pager.now() - since))
     }
 
     /// An [`Error::TimedOut`] for a byte range of this file.
@@ -334,7 +365,7 @@ impl File {
     /// Ends the dropping of one block; the caller has released its frame.
     pub(crate) fn dropped(&self, block: u64) {
         self.resident.fetch_sub(1, Ordering::Relaxed);
-        self.settle(block, State::Absent, 0, 0, MAPPED | MAPPED_CHECKED | TOUCHED | TRIGGER);
+        self.settle(block, State::Absent, 0, 0, MAPPED | MAPPED_CHECKED | SHOWN | TOUCHED | TRIGGER);
     }
 
     /// Bytes charged to the budget for one block.
@@ -342,16 +373,15 @@ impl File {
         self.block_size() + super::budget::BLOCK_METADATA
     }
 
-    /// Marks a chunk of the table as used; whether it was not.
-    pub(crate) fn use_chunk(&self, chunk: u64) -> bool {
-        let word = &self.used_chunks[(chunk / 32) as usize];
-        let bit = 1 << (chunk % 32);
-        word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::AcqRel) & bit == 0
+    /// Whether a chunk of the table was ever used.
+    pub(crate) fn is_chunk_used(&self, chunk: u64) -> bool {
+        self.used_chunks[(chunk / 32) as usize].load(Ordering::Acquire) & 1 << (chunk % 32) != 0
     }
 
-    /// Takes that mark back, when the chunk could not be charged.
-    pub(crate) fn unuse_chunk(&self, chunk: u64) {
-        self.used_chunks[(chunk / 32) as usize].fetch_and(!(1 << (chunk % 32)), Ordering::AcqRel);
+    /// Marks a chunk of the table as used; whether it was not.
+    pub(crate) fn use_chunk(&self, chunk: u64) -> bool {
+        let bit = 1 << (chunk % 32);
+        self.used_chunks[(chunk / 32) as usize].fetch_or(bit, Ordering::AcqRel) & bit == 0
     }
 
     /// Notes that a chunk of the table is charged.
@@ -366,9 +396,7 @@ impl File {
         words
             .filter(|&word| self.used_chunks[word as usize].load(Ordering::Acquire) != 0)
             .flat_map(|word| word * 32..word * 32 + 32)
-            .filter(|chunk| {
-                self.used_chunks[(chunk / 32) as usize].load(Ordering::Acquire) & 1 << (chunk % 32) != 0
-            })
+            .filter(|&chunk| self.is_chunk_used(chunk))
             .map(move |chunk| (chunk * CHUNK).max(blocks.start)..((chunk + 1) * CHUNK).min(blocks.end))
             .filter(|run| !run.is_empty())
     }

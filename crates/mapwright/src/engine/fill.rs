@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
-use super::block::{MAPPED, State, TRIGGER};
+use super::block::{MAPPED, SHOWN, State, TRIGGER};
 use super::budget::Lent;
 use super::evict;
 use super::file::{CHUNK, File};
@@ -23,18 +23,22 @@ const MAX_BATCH: usize = 256;
 const FIRST_BACKOFF: Duration = Duration::from_micros(200);
 const MAX_BACKOFF: Duration = Duration::from_millis(100);
 
-/// How long to wait for room and for transient errors to pass.
+/// How long to wait for room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Patience {
     /// Until this time.
     Until(Duration),
-    /// Not at all: read-ahead that finds no room is not worth waiting for.
+    /// Not at all, nor for a write-back: read-ahead that finds no room is not worth waiting for, and a batch that holds
+    /// buffers must not.
     Never,
 }
 
 /// What a fill is for.
 pub(crate) struct Purpose<'a> {
-    pub patience: Patience,
+    /// How long to wait for room.
+    pub room: Patience,
+    /// Until when transient errors of the store are tried again.
+    pub deadline: Duration,
     /// Called for each filled block, which then holds a pin for the caller. Without it blocks are left unpinned.
     pub pin: Option<&'a mut dyn FnMut(u64)>,
     /// Nobody asked for the blocks yet. One of them may be left unmapped, to trigger the next read-ahead.
@@ -59,7 +63,7 @@ pub(crate) fn fill(file: &Arc<File>, runs: &[Range<u64>], mut purpose: Purpose<'
     while waiting.peek().is_some() {
         let mut batch = Vec::new();
         while let Some(blocks) = waiting.peek().cloned() {
-            match prepare(file, blocks.clone(), purpose.patience, batch.is_empty()) {
+            match prepare(file, blocks.clone(), purpose.room, batch.is_empty()) {
                 Ok(Some(buffer)) => batch.push(Piece { blocks, buffer }),
                 Ok(None) => break, // no more room just now: read what there is first
                 Err(error) => {
@@ -143,9 +147,15 @@ fn prepare(file: &Arc<File>, blocks: Range<u64>, patience: Patience, must: bool)
 /// Charges the parts of the block table that come into use with a run of blocks.
 fn charge_tables(file: &File, blocks: &Range<u64>, patience: Patience) -> Result<()> {
     for chunk in blocks.start / CHUNK..=(blocks.end - 1) / CHUNK {
+        if file.is_chunk_used(chunk) {
+            continue;
+        }
+        // Charged before it is marked: what others see as used must never be taken back, they may fill blocks there.
+        reserve(&file.pager, PAGE, patience)?;
         if file.use_chunk(chunk) {
-            reserve(&file.pager, PAGE, patience).inspect_err(|_| file.unuse_chunk(chunk))?;
             file.chunk_charged();
+        } else {
+            file.pager.budget.release(&*file.pager.kernel, PAGE);
         }
     }
     Ok(())
@@ -161,28 +171,41 @@ pub(crate) fn reserve(engine: &Engine, bytes: u64, patience: Patience) -> Result
         engine.evict_ahead();
         return Ok(());
     }
+    let dirty = if patience == Patience::Never { evict::Dirty::Keep } else { evict::Dirty::WriteBack };
     let mut waiter = engine.budget.waiter();
+    let mut backoff = FIRST_BACKOFF;
+    let mut write_back_failed = None;
     loop {
-        let made = evict::make_room(engine, bytes);
+        let made = evict::make_room(engine, bytes, dirty);
         if engine.budget.try_reserve(bytes) {
             return Ok(());
         }
-        let exhausted = match made {
-            Ok(true) => continue,
-            Ok(false) => Error::BudgetExhausted {
-                needed: bytes,
-                budget: engine.budget.total(),
-                remedy: "drop Pinned values that are no longer needed, or raise Pager::builder().budget()",
-            },
-            Err(error) => error,
-        };
-        match patience {
-            Patience::Until(deadline) if engine.now() < deadline => {
-                let left = deadline - engine.now();
-                waiter.wait(&*engine.kernel, left.min(MAX_BACKOFF));
-            }
-            _ => return Err(exhausted),
+        if let Ok(true) = made {
+            continue;
         }
+        let failed = made.is_err();
+        write_back_failed = made.err().or(write_back_failed);
+        let now = engine.now();
+        let left = match patience {
+            Patience::Until(deadline) if now < deadline => deadline - now,
+            _ => return Err(write_back_failed.unwrap_or_else(|| exhausted(engine, bytes))),
+        };
+        if !failed {
+            waiter.wait(&*engine.kernel, left.min(MAX_BACKOFF));
+        } else {
+            // A write-back that fails gives pins back, which looks like progress: without a pause it would run in circles.
+            let nobody = AtomicU32::new(0);
+            engine.kernel.wait(&nobody, 0, Some(left.min(backoff)));
+            backoff = (backoff * 2).min(MAX_BACKOFF);
+        }
+    }
+}
+
+fn exhausted(engine: &Engine, needed: u64) -> Error {
+    Error::BudgetExhausted {
+        needed,
+        budget: engine.budget.total(),
+        remedy: "drop Pinned values that are no longer needed, or raise Pager::builder().budget()",
     }
 }
 
@@ -195,7 +218,7 @@ pub(crate) fn abandon(file: &File, runs: &[Range<u64>]) {
 fn give_up(file: &File, blocks: &Range<u64>, reserved: bool) {
     let engine = &file.pager;
     for block in blocks.clone() {
-        file.settle(block, State::Absent, 0, 0, MAPPED);
+        file.settle(block, State::Absent, 0, 0, MAPPED | SHOWN);
     }
     engine.counters.failed_fills.add(blocks.end - blocks.start);
     if reserved {
@@ -206,7 +229,7 @@ fn give_up(file: &File, blocks: &Range<u64>, reserved: bool) {
 /// Reads pieces and makes each resident as its bytes arrive.
 fn read(file: &Arc<File>, mut batch: Vec<Piece>, purpose: &mut Purpose<'_>) -> Result<()> {
     let backed = lock(&file.lengths).backed;
-    let patience = purpose.patience;
+    let deadline = purpose.deadline;
     if let [piece] = &mut batch[..] {
         let got = read_exactly(
             file,
@@ -214,7 +237,7 @@ fn read(file: &Arc<File>, mut batch: Vec<Piece>, purpose: &mut Purpose<'_>) -> R
             &mut piece.buffer,
             0,
             backed,
-            patience,
+            deadline,
         );
         return finish(file, piece.blocks.clone(), &piece.buffer, got, purpose);
     }
@@ -244,8 +267,8 @@ fn read(file: &Arc<File>, mut batch: Vec<Piece>, purpose: &mut Purpose<'_>) -> R
             let offset = places[index].start << file.block_shift;
             let len = (places[index].end - places[index].start) << file.block_shift;
             let got = match got {
-                Ok(n) => read_exactly(file, offset, buffer, n, backed, patience),
-                Err(error) if is_transient(&error) => read_exactly(file, offset, buffer, 0, backed, patience),
+                Ok(n) => read_exactly(file, offset, buffer, n, backed, deadline),
+                Err(error) if is_transient(&error) => read_exactly(file, offset, buffer, 0, backed, deadline),
                 Err(error) => Err(Error::io("read", file.name.clone(), offset, len, error)),
             };
             let finished = finish(file, places[index].clone(), buffer, got, purpose);
@@ -277,17 +300,17 @@ fn read_exactly(
     buffer: &mut [u8],
     mut got: usize,
     backed: u64,
-    patience: Patience,
+    deadline: Duration,
 ) -> Result<()> {
     let valid = valid_bytes(offset, buffer.len(), backed);
     let whole = valid.next_multiple_of(PAGE as usize);
     while got < valid {
         let at = offset + got as u64;
-        let n = retried(file, "read", at, (valid - got) as u64, patience, || {
+        let n = retried(file, "read", at, (valid - got) as u64, deadline, || {
             file.store.read_at(at, &mut buffer[got..whole])
         })?;
         if n == 0 {
-            return Err(ended_early(file, at, (valid - got) as u64));
+            return Err(ended_early(file, at, (valid - got) as u64, deadline));
         }
         got += n.min(whole - got);
     }
@@ -296,17 +319,16 @@ fn read_exactly(
 }
 
 /// Why a store ended before the length it had when it was opened.
-fn ended_early(file: &File, offset: u64, len: u64) -> Error {
-    match check_version(file, offset) {
+fn ended_early(file: &File, offset: u64, len: u64, deadline: Duration) -> Error {
+    match check_version(file, offset, deadline) {
         Err(change) => change,
         Ok(()) => Error::io("read", file.name.clone(), offset, len, io::ErrorKind::UnexpectedEof.into()),
     }
 }
 
 /// Whether the store is still what was opened.
-fn check_version(file: &File, offset: u64) -> Result<()> {
-    let now =
-        guarded(|| file.store.version()).map_err(|e| Error::io("check", file.name.clone(), offset, 0, e))?;
+fn check_version(file: &File, offset: u64, deadline: Duration) -> Result<()> {
+    let now = retried(file, "check", offset, 0, deadline, || file.store.version())?;
     let opened = file.version();
     let changed = |change| Err(Error::Changed { path: file.name.clone(), offset, change });
     if now.identity != opened.identity {
@@ -334,7 +356,7 @@ fn finish(
     let at = blocks.start << file.block_shift;
     let len = (blocks.end - blocks.start) << file.block_shift;
     let trigger = purpose.read_ahead.flatten().filter(|block| blocks.contains(block));
-    let stored = got.and_then(|()| check_version(file, at)).and_then(|()| {
+    let stored = got.and_then(|()| check_version(file, at, purpose.deadline)).and_then(|()| {
         show(file, &blocks, bytes, trigger)
             .map_err(|e| Error::io("store a frame", file.name.clone(), at, len, e))
     });
@@ -352,7 +374,7 @@ fn finish(
         counters.read_ahead_bytes.add(count << file.block_shift);
     }
     for block in blocks {
-        let set = if trigger == Some(block) { TRIGGER } else { 0 };
+        let set = if trigger == Some(block) { TRIGGER } else { SHOWN };
         file.filled(block, u32::from(purpose.pin.is_some()), set, purpose.read_ahead.is_some());
         if let Some(pin) = &mut purpose.pin {
             pin(block);
@@ -379,7 +401,7 @@ fn show(file: &File, blocks: &Range<u64>, bytes: &[u8], trigger: Option<u64>) ->
     fill(trigger + 1..blocks.end)
 }
 
-/// Runs a store call again while its error is transient, until patience ends.
+/// Runs a store call again while its error is transient, until a deadline.
 ///
 /// # Errors
 /// The last error, with the range.
@@ -388,27 +410,36 @@ pub(crate) fn retried<T>(
     operation: &'static str,
     offset: u64,
     len: u64,
-    patience: Patience,
-    mut call: impl FnMut() -> io::Result<T>,
+    deadline: Duration,
+    call: impl FnMut() -> io::Result<T>,
 ) -> Result<T> {
+    patiently(&file.pager, deadline, call)
+        .map_err(|e| Error::io(operation, file.name.clone(), offset, len, e))
+}
+
+/// As [`retried`], for a store that is not a file yet.
+///
+/// # Errors
+/// The last error.
+pub(crate) fn patiently<T>(
+    engine: &Engine,
+    deadline: Duration,
+    mut call: impl FnMut() -> io::Result<T>,
+) -> io::Result<T> {
     let mut backoff = FIRST_BACKOFF;
     loop {
         let error = match guarded(&mut call) {
             Ok(value) => return Ok(value),
             Err(error) => error,
         };
-        let now = file.pager.now();
-        let deadline = match patience {
-            Patience::Until(deadline) => deadline,
-            Patience::Never => now + FIRST_BACKOFF,
-        };
+        let now = engine.now();
         if !is_transient(&error) || now >= deadline {
-            return Err(Error::io(operation, file.name.clone(), offset, len, error));
+            return Err(error);
         }
-        file.pager.counters.retries.add(1);
+        engine.counters.retries.add(1);
         if error.kind() != io::ErrorKind::Interrupted {
             let nobody = AtomicU32::new(0);
-            file.pager.kernel.wait(&nobody, 0, Some(backoff.min(deadline - now)));
+            engine.kernel.wait(&nobody, 0, Some(backoff.min(deadline - now)));
             backoff = (backoff * 2).min(MAX_BACKOFF);
         }
     }

@@ -20,6 +20,12 @@ pub(crate) struct Turn<'a> {
 }
 
 impl Gate {
+    /// Takes a turn if it is free.
+    pub(crate) fn try_enter<'a>(&'a self, kernel: &'a dyn Kernel) -> Option<Turn<'a>> {
+        let taken = self.0.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed);
+        taken.is_ok().then(|| Turn { gate: self, kernel })
+    }
+
     /// Waits for a turn, until `deadline` if there is one.
     pub(crate) fn enter<'a>(
         &'a self,

@@ -165,7 +165,8 @@ impl Engine {
     /// # Errors
     /// See [`File::open`]; [`Error::Locked`] if one of the two openings writes.
     pub fn open_file(handle: &Arc<Handle>, spec: FileSpec) -> Result<Arc<File>> {
-        let version = spec.store.version().map_err(|e| Error::io("open", spec.store.name(), 0, 0, e))?;
+        let version = fill::patiently(handle, handle.now() + spec.deadline, || spec.store.version())
+            .map_err(|e| Error::io("open", spec.store.name(), 0, 0, e))?;
         if let Some(file) = handle.shareable(&spec, version)? {
             return Ok(file);
         }
@@ -178,7 +179,8 @@ impl Engine {
         let mut files = handle.files.write().unwrap_or_else(PoisonError::into_inner);
         // Upgraded files are let go after the lock: dropping the last hold of one takes it.
         let others: Vec<Arc<File>> = files.by_slot.values().filter_map(Weak::upgrade).collect();
-        if others.iter().any(|other| other.identity() == file.identity() && (other.writable || file.writable)) {
+        if others.iter().any(|other| other.identity() == file.identity() && (other.writable || file.writable))
+        {
             drop(files);
             return Err(Error::Locked { path: file.name.clone(), holder: "opened at the same time" });
         }

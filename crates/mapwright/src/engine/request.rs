@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::block::{MAPPED, Pin, TRIGGER};
+use super::block::{Pin, SHOWN, TRIGGER};
 use super::fault;
 use super::file::File;
 use super::fill::{self, Patience, Purpose};
@@ -72,7 +72,7 @@ impl Request {
         let before = held.len();
         self.wanted.retain(|&block| match file.word(block).pin() {
             Pin::Held(bits) => {
-                if bits & MAPPED == 0 {
+                if bits & SHOWN == 0 {
                     unmapped.push(block);
                 }
                 if bits & TRIGGER != 0 && file.word(block).clear(TRIGGER) & TRIGGER != 0 {
@@ -151,10 +151,11 @@ impl Request {
             return outcome.error().map_or(Ok(()), Err);
         }
         let Self { wanted, held, .. } = self;
-        let hold = Patience::Until(self.deadline.min(file.pager.now() + HOLD));
+        let deadline = self.deadline;
+        let room = Patience::Until(deadline.min(file.pager.now() + HOLD));
         let first = held.len();
         let mut pin = |block: u64| held.push(block);
-        let purpose = Purpose { patience: hold, pin: Some(&mut pin), read_ahead: None };
+        let purpose = Purpose { room, deadline, pin: Some(&mut pin), read_ahead: None };
         let filled = fill::fill(&file, &claimed, purpose);
         // One mention of each block that was filled is served by the pin it came with.
         let mut served = held[first..].to_vec();
@@ -167,7 +168,7 @@ impl Request {
             Err(_) => true,
         });
         let unshown: Vec<u64> =
-            held[first..].iter().copied().filter(|&block| file.word(block).bits() & MAPPED == 0).collect();
+            held[first..].iter().copied().filter(|&block| file.word(block).bits() & SHOWN == 0).collect();
         unshown.into_iter().try_for_each(|block| file.map(View::Plain, block..block + 1))?;
         filled
     }
@@ -284,7 +285,8 @@ pub(crate) fn fill_elsewhere(file: &Arc<File>, runs: Vec<Range<u64>>, deadline: 
         file.pager.pool.submit(
             &file.pager,
             Box::new(move |_| {
-                let purpose = Purpose { patience: Patience::Until(deadline), pin: None, read_ahead: None };
+                let purpose =
+                    Purpose { room: Patience::Until(deadline), deadline, pin: None, read_ahead: None };
                 let filled = fill::fill(&own, &runs, purpose);
                 told.ended(&own, filled);
             }),

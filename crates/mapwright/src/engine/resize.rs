@@ -13,7 +13,8 @@ impl File {
     /// The caller has exclusive access: nobody holds a slice or a pin.
     ///
     /// # Errors
-    /// [`Error::Invalid`] past the reserved address space; [`Error::TimedOut`] if a block in transition does not settle.
+    /// [`Error::Invalid`] past the reserved address space; [`Error::TimedOut`] if a block in transition does not settle: the
+    /// length is then as before, and what lies past `len` may read as zeros already.
     pub fn resize(self: &Arc<Self>, len: u64) -> Result<()> {
         if len > self.capacity {
             return Err(Error::invalid(
@@ -21,7 +22,7 @@ impl File {
                 "open it with MapOptions::reserve() large enough for what it may grow to",
             ));
         }
-        let _turn = self.turn.enter(&*self.pager.kernel, None);
+        let _turn = self.take_turn()?;
         let before = {
             let mut lengths = lock(&self.lengths);
             let before = lengths.mapped;
@@ -30,7 +31,7 @@ impl File {
             before
         };
         if len < before {
-            self.forget_beyond(len, before)?;
+            self.forget_beyond(len, before).inspect_err(|_| lock(&self.lengths).mapped = before)?;
         }
         Ok(())
     }

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::block::{self, State};
 use super::file::{File, mapped_bit};
-use super::fill::{Patience, retried};
+use super::fill::retried;
 use super::request;
 use super::{PAGE, lock};
 use crate::error::{Error, Result};
@@ -21,18 +22,28 @@ pub fn flush(file: &Arc<File>, bytes: Range<u64>) -> Result<()> {
     }
     let blocks = file.blocks_of(bytes);
     where_it_may_hang(file, move |file| {
+        let _turn = file.take_turn()?;
+        // Not before the turn: what another write-back has taken is dirty again if it fails.
         let dirty = dirty_blocks(file, blocks.clone())?;
         write_back(file, &dirty)
     })
 }
 
-/// Writes blocks back because room is needed.
+/// Writes blocks back because room is needed; `false` if somebody else has the file's turn. The caller may have claimed
+/// blocks that the other waits for, so it must not wait for the other; it will see what the other makes evictable.
 ///
 /// # Errors
 /// As for [`flush`], but for `Latched`.
-pub(crate) fn write_back_blocks(file: &Arc<File>, blocks: &[u64]) -> Result<()> {
+pub(crate) fn write_back_blocks(file: &Arc<File>, blocks: &[u64]) -> Result<bool> {
     let blocks = blocks.to_vec();
-    where_it_may_hang(file, move |file| write_back(file, &blocks))
+    let had_turn = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&had_turn);
+    where_it_may_hang(file, move |file| {
+        let Some(_turn) = file.turn.try_enter(&*file.pager.kernel) else { return Ok(()) };
+        told.store(true, Ordering::Release);
+        write_back(file, &blocks)
+    })?;
+    Ok(had_turn.load(Ordering::Acquire))
 }
 
 /// Takes the error of an earlier write-back that nobody has acknowledged yet. Pages that could not be written are still
@@ -55,34 +66,25 @@ fn where_it_may_hang(
 
 /// No `tracing` here: it may run in a signal handler, and what a subscriber does there is not known.
 ///
-/// The walk: the file's turn → its length settled → batches of dirty pages, each taken and re-protected in one step,
-/// copied out through the frames, written, synced → clean, but for what was written meanwhile.
+/// The walk, in the file's turn: batches of dirty pages, each taken and re-protected in one step → the length settled →
+/// pages copied out through the frames, written, synced → clean, but for what was written meanwhile.
 fn write_back(file: &Arc<File>, blocks: &[u64]) -> Result<()> {
-    let kernel = &*file.pager.kernel;
-    let written = {
-        let _turn = file.turn.enter(kernel, None);
-        let most = ((file.pager.budget.limit() / 4) >> file.block_shift).max(1) as usize;
-        settle_length(file).and_then(|resized| {
-            if resized && blocks.is_empty() {
-                sync(file)?;
-            }
-            blocks.chunks(most).try_for_each(|batch| write_batch(file, batch))
-        })
-    };
+    let most = (file.pager.budget.limit() / 4 >> file.block_shift).max(1) as usize;
+    let written = blocks.chunks(most).try_for_each(|batch| write_batch(file, batch)).and_then(|()| {
+        let settled = lock(&file.lengths).are_settled();
+        if settled { Ok(()) } else { write_and_sync(file, &[]) }
+    });
     written.inspect_err(|error| {
         lock(&file.latch).get_or_insert_with(|| Arc::new(error.clone()));
     })
 }
 
-/// Which blocks of a run have dirty pages: those the dirty set knows and those the page tables tell of.
+/// Which blocks of a run have dirty pages: those the page tables tell of and those the dirty set knows. In this order:
+/// eviction moves pages from the former to the latter.
 fn dirty_blocks(file: &File, blocks: Range<u64>) -> Result<Vec<u64>> {
     let pages_in_block = file.block_size() / PAGE;
     let bytes = file.bytes_of(&blocks);
-    let known = lock(&file.dirty).runs_in(&(bytes.start / PAGE..bytes.end / PAGE), usize::MAX);
-    let mut found: Vec<u64> = known
-        .into_iter()
-        .flat_map(|run| run.start / pages_in_block..run.end.div_ceil(pages_in_block))
-        .collect();
+    let mut found: Vec<u64> = Vec::new();
     for view in file.views() {
         let mut written = Vec::new();
         for run in joined(file.used_runs(blocks.clone())) {
@@ -95,6 +97,10 @@ fn dirty_blocks(file: &File, blocks: Range<u64>) -> Result<Vec<u64>> {
         let shown = |block: &u64| file.word(*block).bits() & mapped_bit(view) != 0;
         found.extend(written.into_iter().flat_map(|bytes| file.blocks_of(bytes)).filter(shown));
     }
+    let known = lock(&file.dirty).runs_in(&(bytes.start / PAGE..bytes.end / PAGE), usize::MAX);
+    found.extend(
+        known.into_iter().flat_map(|run| run.start / pages_in_block..run.end.div_ceil(pages_in_block)),
+    );
     found.sort_unstable();
     found.dedup();
     Ok(found)
@@ -126,10 +132,9 @@ fn write_batch(file: &Arc<File>, blocks: &[u64]) -> Result<()> {
     }
     let mut pages = Vec::new();
     let taken = take_dirty_pages(file, &pinned, &mut pages);
-    let written = outcome.and(taken).and_then(|()| {
-        pages.iter().try_for_each(|run| write_pages(file, run.clone()))?;
-        if pages.is_empty() { Ok(()) } else { sync(file) }
-    });
+    let written = outcome
+        .and(taken)
+        .and_then(|()| if pages.is_empty() { Ok(()) } else { write_and_sync(file, &pages) });
     if written.is_err() {
         pages.into_iter().for_each(|run| file.mark_dirty(run));
     }
@@ -186,12 +191,12 @@ fn write_pages(file: &File, pages: Range<u64>) -> Result<()> {
 }
 
 fn write_all(file: &File, at: u64, bytes: &[u8]) -> Result<()> {
-    let patience = Patience::Until(file.pager.now() + file.deadline);
+    let deadline = file.pager.now() + file.deadline;
     let mut done = 0;
     while done < bytes.len() {
         let offset = at + done as u64;
         let rest = &bytes[done..];
-        let n = retried(file, "write", offset, rest.len() as u64, patience, || {
+        let n = retried(file, "write", offset, rest.len() as u64, deadline, || {
             match file.store.write_at(offset, rest)? {
                 0 => Err(std::io::ErrorKind::WriteZero.into()),
                 n => Ok(n.min(rest.len())),
@@ -202,18 +207,37 @@ fn write_all(file: &File, at: u64, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn sync(file: &File) -> Result<()> {
-    let patience = Patience::Until(file.pager.now() + file.deadline);
-    retried(file, "sync", 0, 0, patience, || file.store.sync())
+/// Settles the length, writes pages and syncs. After a sync that failed nothing is promised of what was written since the
+/// last one, so all of it is done again, also when the failure was one that passes.
+fn write_and_sync(file: &File, pages: &[Range<u64>]) -> Result<()> {
+    let deadline = file.pager.now() + file.deadline;
+    let mut outcome = Ok(());
+    retried(file, "sync", 0, 0, deadline, || {
+        outcome = settle_length(file)
+            .and_then(|()| pages.iter().try_for_each(|run| write_pages(file, run.clone())));
+        if outcome.is_err() {
+            return Ok(());
+        }
+        let synced = file.store.sync();
+        let mut lengths = lock(&file.lengths);
+        match (&synced, lengths.unsynced) {
+            (Ok(()), _) => lengths.unsynced = None,
+            (Err(_), Some(backed)) => lengths.backed = lengths.backed.min(backed),
+            (Err(_), None) => {}
+        }
+        synced
+    })?;
+    outcome
 }
 
-/// Gives the store the file's length; whether that changed anything. What lies between the prefix that is still the file's
-/// and its end is cut off first, so that old bytes don't come back as it grows again.
-fn settle_length(file: &File) -> Result<bool> {
+/// Gives the store the file's length. What lies between the prefix that is still the file's and its end is cut off first,
+/// so that old bytes don't come back as it grows again.
+fn settle_length(file: &File) -> Result<()> {
     let before = *lock(&file.lengths);
     let set_len = |len: u64| -> Result<()> {
-        let patience = Patience::Until(file.pager.now() + file.deadline);
-        retried(file, "set length", len, 0, patience, || file.store.set_len(len))?;
+        let deadline = file.pager.now() + file.deadline;
+        lock(&file.lengths).unsynced.get_or_insert(before.backed);
+        retried(file, "set length", len, 0, deadline, || file.store.set_len(len))?;
         lock(&file.lengths).stored = len;
         Ok(())
     };
@@ -225,7 +249,7 @@ fn settle_length(file: &File) -> Result<bool> {
     }
     let mut lengths = lock(&file.lengths);
     lengths.backed = lengths.stored;
-    Ok(before.stored != lengths.stored || before.backed != lengths.backed)
+    Ok(())
 }
 
 /// Whether a page of the block that holds `offset` is dirty, for tests and reports.

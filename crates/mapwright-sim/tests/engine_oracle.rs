@@ -1,0 +1,42 @@
+//! The engine against an oracle: random work from several threads on simulated stores, good and bad.
+
+mod engine;
+
+use mapwright_sim::Options;
+
+use engine::for_seeds;
+use engine::workload::{self, Kind};
+
+fn run(name: &str, count: u64, kind: Kind) {
+    for_seeds(name, count, &Options::default(), move |sim, told| workload::run(sim, told, kind));
+}
+
+#[test]
+fn readers_see_the_file() {
+    run("readers", 600, Kind { read_only: true, ..Kind::default() });
+}
+
+#[test]
+fn writers_lose_nothing() {
+    run("writers", 1500, Kind::default());
+}
+
+#[test]
+fn lengths_change_and_nothing_stale_shows() {
+    run("resizes", 800, Kind { resizes: true, ..Kind::default() });
+}
+
+#[test]
+fn readers_of_a_failing_store_get_errors_and_never_wrong_bytes() {
+    run("failing reads", 400, Kind { read_only: true, errors: true, ..Kind::default() });
+}
+
+#[test]
+fn a_failing_store_loses_nothing_that_was_flushed() {
+    run("failing writes", 1000, Kind { errors: true, ..Kind::default() });
+}
+
+#[test]
+fn lengths_change_on_a_failing_store() {
+    run("failing resizes", 500, Kind { errors: true, resizes: true, ..Kind::default() });
+}
