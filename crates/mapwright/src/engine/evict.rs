@@ -33,11 +33,20 @@ struct Choice {
     drop: Vec<Claimed>,
 }
 
+/// What may be done to make room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Means {
+    /// Dropping what is clean, and writing back if that is not enough. It waits for a buffer: never for those who hold one.
+    WriteBack,
+    /// Dropping what is clean.
+    CleanOnly,
+}
+
 /// Makes room for at least `bytes`, if anything can be evicted; whether there was any progress.
 ///
 /// # Errors
 /// The failure of a write-back, if nothing clean was left to drop.
-pub(crate) fn make_room(engine: &Engine, bytes: u64) -> Result<bool> {
+pub(crate) fn make_room(engine: &Engine, bytes: u64, means: Means) -> Result<bool> {
     let batch = (engine.budget.limit() / 32).min(MAX_BATCH as u64 * PAGE).max(bytes);
     let wanted = (batch / PAGE).clamp(1, MAX_BATCH as u64) as usize;
     let mut dirty = Vec::new();
@@ -50,6 +59,9 @@ pub(crate) fn make_room(engine: &Engine, bytes: u64) -> Result<bool> {
     }
     if freed > 0 || progress && dirty.is_empty() {
         return Ok(true);
+    }
+    if means == Means::CleanOnly {
+        return Ok(false);
     }
     let mut failure = Ok(());
     for (file, blocks) in dirty {
@@ -65,7 +77,7 @@ pub(crate) fn make_room(engine: &Engine, bytes: u64) -> Result<bool> {
 pub(crate) fn run_evictor(engine: &Arc<Engine>) {
     let enough = engine.budget.limit() / 32;
     while engine.budget.free() < enough && !engine.pool.is_closing() {
-        if !make_room(engine, PAGE).is_ok_and(|progress| progress) {
+        if !make_room(engine, PAGE, Means::WriteBack).is_ok_and(|progress| progress) {
             break;
         }
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::block::{MAPPED, State, TRIGGER};
 use super::budget::Lent;
-use super::evict;
+use super::evict::{self, Means};
 use super::file::{CHUNK, File};
 use super::kernel::View;
 use super::{Engine, PAGE, lock};
@@ -29,7 +29,8 @@ const MAX_BACKOFF: Duration = Duration::from_millis(100);
 pub(crate) enum Patience {
     /// Until this time.
     Until(Duration),
-    /// Not at all: read-ahead that finds no room is not worth waiting for.
+    /// Not at all, and nothing is written back: read-ahead that finds no room is not worth that, and who holds a buffer
+    /// may not wait for the buffer of a write-back.
     Never,
 }
 
@@ -162,9 +163,10 @@ pub(crate) fn reserve(engine: &Engine, bytes: u64, patience: Patience) -> Result
         engine.evict_ahead();
         return Ok(());
     }
+    let means = if patience == Patience::Never { Means::CleanOnly } else { Means::WriteBack };
     let mut waiter = engine.budget.waiter();
     loop {
-        let made = evict::make_room(engine, bytes);
+        let made = evict::make_room(engine, bytes, means);
         if engine.budget.try_reserve(bytes) {
             return Ok(());
         }
