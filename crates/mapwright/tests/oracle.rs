@@ -54,6 +54,23 @@ fn wide(range: &std::ops::Range<usize>) -> std::ops::Range<u64> {
     range.start as u64..range.end as u64
 }
 
+/// Printed when a case fails.
+struct Log(Vec<String>);
+
+impl Log {
+    fn push(&mut self, line: String) {
+        self.0.push(line);
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("operations:\n{}", self.0.join("\n"));
+        }
+    }
+}
+
 fn run(case: &Case, watchdog: &Watchdog) {
     let dir = scratch();
     let mut rng = Rng(case.seed ^ 0x5eed);
@@ -63,12 +80,20 @@ fn run(case: &Case, watchdog: &Watchdog) {
     // What fits into the smallest budget at once, whatever the alignment, metadata aside.
     let held = 3 * case.block;
     let operations = if case.block > 65536 { 60 } else { 120 };
+    let mut log = Log(Vec::new());
     for step in 0..operations {
         watchdog.tick();
         let at =
             format!("seed {} step {step} block {} {:?} {}", case.seed, case.block, case.mode, case.strategy);
         let range = some_range(&mut rng, oracle.len(), 40 * PAGE);
-        match rng.below(19) {
+        let what = rng.below(19);
+        log.push(format!(
+            "{step}: {what} {range:?} page {}..{} len {}",
+            range.start / PAGE,
+            range.end / PAGE,
+            oracle.len()
+        ));
+        match what {
             0 => assert!(map[range.clone()] == oracle[range.clone()], "{at}: slice {range:?}"),
             1 | 2 => {
                 let bytes = rng.bytes(range.len());
@@ -102,7 +127,10 @@ fn run(case: &Case, watchdog: &Watchdog) {
                 assert!(pinned[..] == oracle[range.clone()], "{at}: get {range:?}");
             }
             10 => {
-                let ranges: Vec<_> = (0..2).map(|_| some_range(&mut rng, oracle.len(), 100)).collect();
+                let ranges: Vec<_> = (0..2)
+                    .map(|_| rng.below(oracle.len() as u64) as usize)
+                    .map(|start| start..oracle.len().min(start + 100))
+                    .collect();
                 let asked: Vec<_> = ranges.iter().map(wide).collect();
                 let pinned =
                     map.get_many(&asked).unwrap_or_else(|e| panic!("{at}: get_many {ranges:?}: {e}"));
@@ -126,7 +154,7 @@ fn run(case: &Case, watchdog: &Watchdog) {
                     map.flush_range(wide(&range)).unwrap()
                 }
                 if whole {
-                    assert!(std::fs::read(&path).unwrap() == oracle, "{at}: the file after a flush");
+                    assert_file(&path, &oracle, &format!("{at}: the file after a flush"));
                 }
             }
             14 | 15 => {
@@ -164,7 +192,7 @@ fn run(case: &Case, watchdog: &Watchdog) {
                 } else {
                     map.close().unwrap()
                 }
-                assert!(std::fs::read(&path).unwrap() == oracle, "{at}: the file after closing");
+                assert_file(&path, &oracle, &format!("{at}: the file after closing"));
                 map = case.open(&path);
             }
         }
@@ -174,6 +202,19 @@ fn run(case: &Case, watchdog: &Watchdog) {
     assert!(map[..] == oracle[..], "seed {}: at the end", case.seed);
     map.flush().unwrap();
     assert!(std::fs::read(&path).unwrap() == oracle, "seed {}: the file at the end", case.seed);
+}
+
+/// Fails with the places that differ.
+#[track_caller]
+fn assert_file(path: &Path, oracle: &[u8], at: &str) {
+    let file = std::fs::read(path).unwrap();
+    if file == oracle {
+        return;
+    }
+    let n = file.len().min(oracle.len());
+    let wrong: Vec<_> = (0..n).filter(|&i| file[i] != oracle[i]).collect();
+    let pages: Vec<_> = wrong.chunk_by(|a, b| a / PAGE == b / PAGE).map(|run| (run[0], run.len())).collect();
+    panic!("{at}: {} bytes instead of {}; differs at (offset, count) {pages:?}", file.len(), oracle.len());
 }
 
 fn seeds(count: u64) -> Vec<u64> {
@@ -266,7 +307,7 @@ fn shared_access_by_many_threads_to_interleaved_ranges() {
         }
         assert!(map[..] == oracle[..], "seed {seed}");
         map.close().unwrap();
-        assert!(std::fs::read(&path).unwrap() == oracle, "seed {seed}");
+        assert_file(&path, &oracle, &format!("seed {seed}"));
     }
 }
 

@@ -293,6 +293,33 @@ impl File {
         }
     }
 
+    /// As [`pin_settled`](Self::pin_settled), for a write-back: also `false` if the block is being filled and not shown yet.
+    /// Then nothing of it is dirty, and its filler may be waiting for the very turn that the caller holds. Once the block is
+    /// shown it may be dirty, and its filler waits for nothing any more.
+    pub(crate) fn pin_written(&self, block: u64) -> Result<bool> {
+        let word = self.word(block);
+        let unshown = |bits| block::state(bits) == State::Filling && bits & MAPPED == 0;
+        let since = self.pager.now();
+        loop {
+            match word.pin_untouched() {
+                Pin::Held(_) => return Ok(true),
+                Pin::Absent => return Ok(false),
+                Pin::Overflow => return Err(self.too_many_pins()),
+                Pin::Busy if unshown(word.bits()) => return Ok(false),
+                Pin::Busy => {
+                    let Some(bits) = word.announce_waiter() else { continue };
+                    let waited = self.pager.now() - since;
+                    let Some(left) = self.deadline.checked_sub(waited).filter(|left| !left.is_zero()) else {
+                        return Err(self.timed_out(self.bytes_of(&(block..block + 1)), waited));
+                    };
+                    if !unshown(bits) {
+                        self.pager.kernel.wait(word.0, bits, Some(left));
+                    }
+                }
+            }
+        }
+    }
+
     pub(crate) fn too_many_pins(&self) -> Error {
         Error::invalid(format!("{}: one block is pinned 16383 times", self.name), "drop pins that are no longer needed")
     }

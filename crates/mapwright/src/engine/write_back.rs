@@ -115,7 +115,7 @@ fn write_batch(file: &Arc<File>, blocks: &[u64]) -> Result<()> {
     let mut pinned = Vec::with_capacity(blocks.len());
     let mut outcome = Ok(());
     for &block in blocks {
-        match file.pin_settled(block) {
+        match file.pin_written(block) {
             Ok(true) => pinned.push(block),
             Ok(false) => {}
             Err(error) => outcome = Err(error),
