@@ -129,6 +129,9 @@ pub(crate) fn read_ahead(file: &Arc<File>, block: u64) {
         &file.pager,
         Box::new(move |_| {
             for run in split(&own, plan.blocks) {
+                if own.is_closed() {
+                    return;
+                }
                 prefetch_run(&own, run, plan.trigger);
             }
         }),
