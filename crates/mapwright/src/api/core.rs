@@ -7,7 +7,7 @@ use super::kernel_map::KernelFile;
 use super::pinned::Pins;
 use super::strategy::Choice;
 use crate::engine::checked::Scope;
-use crate::engine::file::File;
+use crate::engine::file::{File, Opened};
 use crate::engine::read_ahead::Advice;
 use crate::engine::request::{Acquire, Request};
 use crate::engine::{evict, fault, request};
@@ -22,7 +22,7 @@ pub(super) enum Behind {
         name: String,
     },
     Kernel(Arc<KernelFile>),
-    Pager(Arc<File>),
+    Pager(Opened),
 }
 
 /// A part of a file: `offset..offset + len` of it, all else in the map's own coordinates.

@@ -17,7 +17,7 @@ use super::map_mut::MapMut;
 use super::pager::Pager;
 use super::strategy::{Choice, Strategy};
 use crate::engine::Engine;
-use crate::engine::file::FileSpec;
+use crate::engine::file::{FileSpec, Opened};
 use crate::engine::kernel::FaultMode;
 use crate::engine::read_ahead::Advice;
 use crate::error::{Error, Result};
@@ -338,7 +338,7 @@ impl MapOptions {
         let Some(memory) = file.frames().memory() else {
             return Err(Error::invalid("a simulated kernel", "use the engine's own interface there"));
         };
-        let core = self.part(Behind::Pager(file), len, Choice::new(Strategy::Pager, why))?;
+        let core = self.part(Behind::Pager(Opened::new(file)), len, Choice::new(Strategy::Pager, why))?;
         Ok((core, memory))
     }
 

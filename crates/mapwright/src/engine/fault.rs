@@ -135,6 +135,9 @@ pub(crate) fn read_soon(file: &Arc<File>, runs: Vec<Range<u64>>, trigger: Option
         &file.pager,
         Box::new(move |_| {
             for group in split(&own, runs) {
+                if own.is_closed() {
+                    return;
+                }
                 let claimed = request::claim_absent(&own, &group);
                 let purpose = Purpose {
                     room: Patience::Never,

@@ -95,6 +95,84 @@ pub struct File {
     pub(crate) scopes_changed: AtomicU32,
     /// Held over a write-back or a resize.
     pub(crate) turn: Gate,
+    /// The last field, and so the last to be dropped.
+    gone: Gone,
+}
+
+/// What those who wait for the end of a file look at; it outlives the file.
+#[derive(Default)]
+struct Life {
+    /// Maps of the file. Only [`Opened`] counts: the engine's own jobs hold the file too, for a moment.
+    maps: AtomicU32,
+    /// 1 when the last map was dropped: read-ahead stops.
+    closed: AtomicU32,
+    /// 1 when the file is dropped, its store with it.
+    gone: AtomicU32,
+}
+
+struct Gone {
+    life: Arc<Life>,
+    engine: Arc<Engine>,
+}
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.life.gone.store(1, Ordering::Release);
+        self.engine.kernel.wake(&self.life.gone);
+    }
+}
+
+/// A file held by a map. When the last one is dropped, jobs of the engine may still hold the file: the drop waits for them,
+/// so that the store is closed, its lock given back, and the file free to be opened again.
+pub struct Opened {
+    file: Arc<File>,
+    /// Dropped after `file`.
+    _farewell: Farewell,
+}
+
+struct Farewell {
+    life: Arc<Life>,
+    engine: Arc<Engine>,
+    patience: Duration,
+}
+
+impl Opened {
+    /// Counts a map.
+    pub fn new(file: Arc<File>) -> Self {
+        // A store that hangs must not keep its maps from being dropped.
+        let patience = if file.local { file.deadline } else { file.deadline.min(Duration::from_millis(50)) };
+        let life = Arc::clone(&file.gone.life);
+        life.maps.fetch_add(1, Ordering::AcqRel);
+        life.closed.store(0, Ordering::Release);
+        let _farewell = Farewell { life, engine: file.pager.this(), patience };
+        Self { file, _farewell }
+    }
+}
+
+impl std::ops::Deref for Opened {
+    type Target = Arc<File>;
+    #[inline]
+    fn deref(&self) -> &Arc<File> {
+        &self.file
+    }
+}
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        let Self { life, engine, patience } = self;
+        if life.maps.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return;
+        }
+        life.closed.store(1, Ordering::Release);
+        let deadline = engine.now() + *patience;
+        while life.gone.load(Ordering::Acquire) == 0 && life.maps.load(Ordering::Acquire) == 0 {
+            let Some(left) = deadline.checked_sub(engine.now()).filter(|left| !left.is_zero()) else {
+                return;
+            };
+            // In slices: another map may be made of the file meanwhile.
+            engine.kernel.wait(&life.gone, 0, Some(left.min(Duration::from_millis(20))));
+        }
+    }
 }
 
 impl File {
@@ -124,7 +202,9 @@ impl File {
         let mut read_ahead = ReadAhead::new((max_read_ahead(pager.budget.limit()) / spec.block_size).max(1));
         read_ahead.advise(spec.advice);
         let len = version.len;
+        let gone = Gone { life: Arc::default(), engine: pager.this() };
         Ok(Arc::new(Self {
+            gone,
             slot,
             local: spec.store.is_local(),
             store: spec.store,
@@ -326,6 +406,33 @@ impl File {
         }
     }
 
+    /// As [`pin_settled`](Self::pin_settled), for a write-back: also `false` if the block is being filled and not shown yet.
+    /// Then nothing of it is dirty, and its filler may be waiting for the very turn that the caller holds. Once the block is
+    /// shown it may be dirty, and its filler waits for nothing any more.
+    pub(crate) fn pin_written(&self, block: u64) -> Result<bool> {
+        let word = self.word(block);
+        let unshown = |bits| block::state(bits) == State::Filling && bits & MAPPED == 0;
+        let since = self.pager.now();
+        loop {
+            match word.pin_untouched() {
+                Pin::Held(_) => return Ok(true),
+                Pin::Absent => return Ok(false),
+                Pin::Overflow => return Err(self.too_many_pins()),
+                Pin::Busy if unshown(word.bits()) => return Ok(false),
+                Pin::Busy => {
+                    let Some(bits) = word.announce_waiter() else { continue };
+                    let waited = self.pager.now() - since;
+                    let Some(left) = self.deadline.checked_sub(waited).filter(|left| !left.is_zero()) else {
+                        return Err(self.timed_out(self.bytes_of(&(block..block + 1)), waited));
+                    };
+                    if !unshown(bits) {
+                        self.pager.kernel.wait(word.0, bits, Some(left));
+                    }
+                }
+            }
+        }
+    }
+
     pub(crate) fn too_many_pins(&self) -> Error {
         Error::invalid(
             format!("{}: one block is pinned 16383 times", self.name),
@@ -425,6 +532,11 @@ impl File {
         let mut dirty = lock(&self.dirty);
         self.word(block).clear(DIRTY);
         dirty.take(self.pages_of(block))
+    }
+
+    /// Whether the last map of it was dropped: what was planned for later is not worth doing.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.gone.life.closed.load(Ordering::Acquire) != 0
     }
 
     /// Sets the pattern that read-ahead assumes.

@@ -69,7 +69,7 @@ fn where_it_may_hang(
 /// The walk, in the file's turn: batches of dirty pages, each taken and re-protected in one step → the length settled →
 /// pages copied out through the frames, written, synced → clean, but for what was written meanwhile.
 fn write_back(file: &Arc<File>, blocks: &[u64]) -> Result<()> {
-    let most = (file.pager.budget.limit() / 4 >> file.block_shift).max(1) as usize;
+    let most = ((file.pager.budget.limit() / 4) >> file.block_shift).max(1) as usize;
     let written = blocks.chunks(most).try_for_each(|batch| write_batch(file, batch)).and_then(|()| {
         let settled = lock(&file.lengths).are_settled();
         if settled { Ok(()) } else { write_and_sync(file, &[]) }
@@ -124,7 +124,7 @@ fn write_batch(file: &Arc<File>, blocks: &[u64]) -> Result<()> {
     let mut pinned = Vec::with_capacity(blocks.len());
     let mut outcome = Ok(());
     for &block in blocks {
-        match file.pin_settled(block) {
+        match file.pin_written(block) {
             Ok(true) => pinned.push(block),
             Ok(false) => {}
             Err(error) => outcome = Err(error),
