@@ -15,6 +15,7 @@
 //! | Filling | Resident | [`settle`](super::file::File::settle) after the frame is stored | the claimant |
 //! | Filling | Absent | `settle` after a failed fill | the claimant |
 //! | Resident | Evicting | [`Word::claim_eviction`], with no pins | evict, discard |
+//! | Absent | Evicting | [`Word::claim_idle`] | evict, while it unmaps a region; back to Absent by `settle` |
 //! | Evicting | Resident | `settle`: it was dirty, or only unmapped | the claimant |
 //! | Evicting | Absent | `settle` after the frame is released | the claimant |
 //!
@@ -162,6 +163,15 @@ impl Word<'_> {
     pub fn claim_eviction(self) -> Option<u32> {
         self.update(|bits| {
             (state(bits) == State::Resident && pins(bits) == 0).then_some(bits | State::Evicting as u32)
+        })
+        .ok()
+    }
+
+    /// Resident with no pins, or Absent → Evicting; the bits before if this thread won.
+    pub fn claim_idle(self) -> Option<u32> {
+        self.update(|bits| {
+            let idle = matches!(state(bits), State::Absent | State::Resident) && pins(bits) == 0;
+            idle.then_some(bits | State::Evicting as u32)
         })
         .ok()
     }

@@ -6,10 +6,10 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::block::{self, DIRTY, MAPPED, MAPPED_CHECKED, QUEUED, SHOWN, State, TOUCHED};
-use super::file::File;
-use super::kernel::View;
+use super::file::{File, mapped_bit};
 use super::policy::{Key, Seen, Victim};
 use super::write_back;
 use super::{Engine, PAGE, lock};
@@ -52,9 +52,9 @@ pub(crate) fn make_room(engine: &Engine, bytes: u64, what: Dirty) -> Result<bool
     let mut dirty = Vec::new();
     let mut progress = false;
     let mut freed = 0;
-    for choice in choose(engine, wanted) {
+    for mut choice in choose(engine, wanted) {
         progress |= !choice.unmap.is_empty();
-        unmap_stage(&choice);
+        unmap_stage(&mut choice);
         freed += drop_stage(&choice, &mut dirty);
     }
     if freed > 0 || progress && dirty.is_empty() {
@@ -172,13 +172,28 @@ fn look(files: &mut KnownFiles<'_>, key: Key) -> Seen {
     }
 }
 
-/// Unmaps claimed blocks and lets them go on as resident.
-fn unmap_stage(choice: &Choice) {
-    let file = &choice.file;
-    let unmapped = unmap(file, &choice.unmap);
+/// Unmaps claimed blocks and lets them go on as resident. Where a victim's region was not unmapped for a while, all of it is,
+/// but for what is pinned or in transition: unmapping costs a system call and an interrupt of every other processor a range,
+/// so a region at a time is far cheaper than a page at a time, and what is used comes back by a soft fault as any block that
+/// is looked at does.
+fn unmap_stage(choice: &mut Choice) {
+    let file = Arc::clone(&choice.file);
+    let mut claimed = std::mem::take(&mut choice.unmap);
+    let mut region = None;
+    for victim in 0..claimed.len() {
+        let around = file.region_of(claimed[victim].block);
+        if region.replace(around.clone()) != Some(around.clone()) && file.unmap_is_due(&around) {
+            // The victims among them are claimed already.
+            let others =
+                around.filter_map(|block| Some(Claimed { block, bits: file.word(block).claim_idle()? }));
+            claimed.extend(others);
+        }
+    }
+    claimed.sort_unstable_by_key(|claimed| claimed.block);
+    let unmapped = unmap(&file, &claimed);
     let clear = if unmapped.is_ok() { MAPPED | MAPPED_CHECKED | SHOWN } else { SHOWN };
-    for claimed in &choice.unmap {
-        file.settle(claimed.block, State::Resident, 0, 0, clear);
+    for Claimed { block, bits } in claimed {
+        file.settle(block, block::state(bits), 0, 0, clear);
     }
 }
 
@@ -205,6 +220,7 @@ fn drop_stage(choice: &Choice, dirty: &mut Vec<(Arc<File>, Vec<u64>)>) -> u64 {
     let freed = clean.len() as u64 * file.block_charge();
     if freed > 0 {
         file.pager.counters.evictions.add(clean.len() as u64);
+        file.pager.dropped.fetch_add(clean.len() as u32, Ordering::Relaxed);
         file.pager.budget.release(&*file.pager.kernel, freed);
     }
     if !kept.is_empty() {
@@ -227,33 +243,38 @@ fn requeue(file: &File, blocks: &[u64]) {
     }
 }
 
-/// Takes claimed blocks out of every view and moves what was written there to the dirty set. No write can be missed: after
-/// the unmapping every touch is a fault, which waits for the claim to end, and the page tables still tell what was written.
+/// Takes claimed blocks, sorted, out of every view and moves what was written there to the dirty set. No write can be missed:
+/// after the unmapping every touch is a fault, which waits for the claim to end, and the page tables still tell what was
+/// written. Absent blocks among them only join their neighbours.
 fn unmap(file: &File, claimed: &[Claimed]) -> Result<()> {
-    let mapped = |view_bits: u32| {
-        claimed
-            .iter()
-            .filter(move |claimed| claimed.bits & view_bits != 0)
-            .map(|claimed| claimed.block)
-            .collect::<Vec<_>>()
-    };
-    let everywhere = ranges(file, &mapped(MAPPED | MAPPED_CHECKED));
-    if everywhere.is_empty() {
-        return Ok(());
-    }
-    let failed = |e| Error::io("unmap", file.name.clone(), everywhere[0].start, 0, e);
+    let runs: Vec<&[Claimed]> = claimed
+        .chunk_by(|a, b| a.block + 1 == b.block)
+        .filter_map(|run| {
+            let shown = |claimed: &Claimed| claimed.bits & (MAPPED | MAPPED_CHECKED) != 0;
+            Some(&run[run.iter().position(shown)?..=run.iter().rposition(shown)?])
+        })
+        .collect();
+    let bytes = |run: &[Claimed]| file.bytes_of(&(run[0].block..run[run.len() - 1].block + 1));
+    let everywhere: Vec<_> = runs.iter().map(|run| bytes(run)).collect();
+    let Some(first) = everywhere.first() else { return Ok(()) };
+    let failed = |e| Error::io("unmap", file.name.clone(), first.start, 0, e);
     file.frames.unmap(&everywhere).map_err(failed)?;
     if !file.writable {
         return Ok(());
     }
-    let mut written = Vec::new();
-    for (view, bit) in [(View::Plain, MAPPED), (View::Checked, MAPPED_CHECKED)] {
-        for range in ranges(file, &mapped(bit)) {
-            file.frames.written(view, range, &mut written).map_err(failed)?;
+    for view in file.views() {
+        for run in &runs {
+            let mut written = Vec::new();
+            file.frames.written(view, bytes(run), &mut written).map_err(failed)?;
+            // Page tables without an entry look written: only a block that this view shows counts.
+            let shown = |block: u64| run[(block - run[0].block) as usize].bits & mapped_bit(view) != 0;
+            for range in written {
+                for block in file.blocks_of(range.clone()).filter(|&block| shown(block)) {
+                    let block = file.bytes_of(&(block..block + 1));
+                    file.mark_dirty(range.start.max(block.start) / PAGE..range.end.min(block.end) / PAGE);
+                }
+            }
         }
-    }
-    for range in written {
-        file.mark_dirty(range.start / PAGE..range.end / PAGE);
     }
     Ok(())
 }
@@ -282,7 +303,7 @@ pub fn drop_clean(file: &Arc<File>, blocks: Range<u64>) -> u64 {
     let mut freed = 0;
     for run in file.used_runs(blocks) {
         let claimed = run
-            .filter_map(|block| file.word(block).claim_eviction().map(|bits| Claimed { block, bits }))
+            .filter_map(|block| Some(Claimed { block, bits: file.word(block).claim_eviction()? }))
             .collect();
         let choice = Choice { file: Arc::clone(file), unmap: Vec::new(), drop: claimed };
         freed += drop_stage(&choice, &mut Vec::new());

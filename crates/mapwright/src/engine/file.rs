@@ -26,6 +26,8 @@ use crate::stores::{Store, Version};
 /// Words of the block table in a page of memory: the unit in which the table is charged to the budget and searched.
 pub const CHUNK: u64 = PAGE / size_of::<AtomicU32>() as u64;
 const MAX_BLOCK: u64 = 2 << 20;
+/// Bytes that one page of the kernel's page tables covers: unmapped together.
+const REGION: u64 = 2 << 20;
 
 /// How to open a file.
 pub struct FileSpec {
@@ -83,6 +85,8 @@ pub struct File {
     /// A bit for each chunk of the table that was ever used.
     used_chunks: Table,
     charged: AtomicU64,
+    /// What the pager's `dropped` was when a region was last unmapped whole.
+    unmapped_at: Table,
     resident: AtomicU64,
     pub(crate) lengths: Mutex<Lengths>,
     version: Version,
@@ -199,6 +203,7 @@ impl File {
         let no_memory = |e| Error::io("reserve the block table", name.clone(), 0, capacity, e);
         let table = Table::new(blocks as usize).map_err(no_memory)?;
         let chunks = Table::new(blocks.div_ceil(CHUNK * 32) as usize).map_err(no_memory)?;
+        let regions = Table::new(capacity.div_ceil(REGION) as usize).map_err(no_memory)?;
         let mut read_ahead = ReadAhead::new((max_read_ahead(pager.budget.limit()) / spec.block_size).max(1));
         read_ahead.advise(spec.advice);
         let len = version.len;
@@ -216,6 +221,7 @@ impl File {
             deadline: spec.deadline,
             blocks: table,
             used_chunks: chunks,
+            unmapped_at: regions,
             charged: 0.into(),
             resident: 0.into(),
             lengths: Mutex::new(Lengths { mapped: len, backed: len, stored: len, unsynced: None }),
@@ -310,6 +316,28 @@ impl File {
     /// The bytes of a run of blocks.
     pub(crate) fn bytes_of(&self, blocks: &Range<u64>) -> Range<u64> {
         blocks.start << self.block_shift..blocks.end << self.block_shift
+    }
+
+    /// The blocks of the region that holds a block.
+    pub(crate) fn region_of(&self, block: u64) -> Range<u64> {
+        let blocks = (REGION >> self.block_shift).max(1);
+        let start = block / blocks * blocks;
+        start..(start + blocks).min(self.capacity >> self.block_shift)
+    }
+
+    /// Whether a region was not unmapped for as long as it takes to evict half of what the budget holds. Notes that it is now.
+    pub(crate) fn unmap_is_due(&self, region: &Range<u64>) -> bool {
+        let now = self.pager.dropped.load(Ordering::Relaxed) | 1; // 0 stands for never
+        let half = self.pager.budget.limit() / self.block_charge() / 2;
+        let last = &self.unmapped_at[((region.start << self.block_shift) / REGION) as usize];
+        let due = match last.load(Ordering::Relaxed) {
+            0 => true,
+            then => u64::from(now.wrapping_sub(then)) >= half,
+        };
+        if due {
+            last.store(now, Ordering::Relaxed);
+        }
+        due
     }
 
     /// The pages of a block.

@@ -24,7 +24,7 @@
 //! holds none of these locks (the engine never touches a slice while it holds one) and is not inside the allocator.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -75,6 +75,8 @@ pub struct Engine {
     files: RwLock<Files>,
     pub(crate) pool: Pool,
     pub(crate) counters: Counters,
+    /// Blocks evicted since the start, wrapping: the clock by which regions are unmapped.
+    pub(crate) dropped: AtomicU32,
     evictor_runs: AtomicBool,
     serving: AtomicBool,
     /// Requests that could not get all their blocks at once go on one at a time.
@@ -151,6 +153,7 @@ impl Engine {
             files: RwLock::default(),
             pool: Pool::default(),
             counters: Counters::default(),
+            dropped: AtomicU32::new(0),
             evictor_runs: AtomicBool::new(false),
             serving: AtomicBool::new(false),
             hungry: gate::Gate::default(),
