@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::block::{State, state};
 use super::file::File;
 use super::request::Request;
 use super::{PAGE, fill, lock};
@@ -51,14 +53,35 @@ impl File {
         let whole = len.div_ceil(self.block_size())..blocks.end;
         let since = self.pager.now();
         for run in self.used_runs(whole.clone()).collect::<Vec<_>>() {
-            for block in run {
-                self.wait_settled(block, since, since + self.deadline)?;
-                if self.word(block).claim_eviction().is_some() {
-                    self.discard(block)?;
-                }
-            }
+            run.into_iter().try_for_each(|block| self.forget_block(block, since))?;
         }
         Ok(())
+    }
+
+    /// Drops a block, dirty or not, once it has settled and nobody pins it: the service of a fault that was told twice may.
+    fn forget_block(&self, block: u64, since: Duration) -> Result<()> {
+        let kernel = &*self.pager.kernel;
+        let deadline = since + self.deadline;
+        let mut waiter = None;
+        loop {
+            self.wait_settled(block, since, deadline)?;
+            let bits = self.word(block).bits();
+            if state(bits) == State::Absent {
+                return Ok(());
+            }
+            if self.word(block).claim_eviction().is_some() {
+                return self.discard(block);
+            }
+            let now = self.pager.now();
+            if now >= deadline {
+                return Err(self.timed_out(self.bytes_of(&(block..block + 1)), now - since));
+            }
+            // Made before the second look: the pin may have been given back meanwhile.
+            match &mut waiter {
+                None => waiter = Some(self.pager.budget.waiter()),
+                Some(waiter) => waiter.wait(kernel, deadline - now),
+            }
+        }
     }
 
     /// Drops one claimed block, dirty or not.
