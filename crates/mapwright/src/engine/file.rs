@@ -52,7 +52,7 @@ pub struct Lengths {
     pub backed: u64,
     /// What the store was last set to.
     pub stored: u64,
-    /// What `backed` was before the store's length was changed, until that is durable.
+    /// The least that `backed` was since the store's length was changed, until that is durable.
     pub unsynced: Option<u64>,
 }
 

@@ -228,7 +228,10 @@ fn settle_length(file: &File) -> Result<()> {
     let before = *lock(&file.lengths);
     let set_len = |len: u64| -> Result<()> {
         let deadline = file.pager.now() + file.deadline;
-        lock(&file.lengths).unsynced.get_or_insert(before.backed);
+        {
+            let mut lengths = lock(&file.lengths);
+            lengths.unsynced = Some(lengths.unsynced.map_or(before.backed, |backed| backed.min(before.backed)));
+        }
         retried(file, "set length", len, 0, deadline, || file.store.set_len(len))?;
         lock(&file.lengths).stored = len;
         Ok(())
