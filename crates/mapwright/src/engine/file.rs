@@ -10,7 +10,7 @@ use std::time::Duration;
 use mapwright_sys::table::Table;
 
 use super::block::{self, DIRTY, MAPPED, MAPPED_CHECKED, Pin, QUEUED, SHOWN, State, TOUCHED, TRIGGER, WAITERS, Word};
-use super::budget::MIN_BLOCKS;
+use super::budget::{BLOCK_METADATA, MIN_BLOCKS};
 use super::gate::{Gate, Turn};
 use super::checked::Scopes;
 use super::kernel::{FaultMode, FaultSink, FrameSpec, Frames, View};
@@ -80,8 +80,6 @@ pub struct File {
     blocks: Table,
     /// A bit for each chunk of the table that was ever used.
     used_chunks: Table,
-    charged: AtomicU64,
-    resident: AtomicU64,
     pub(crate) lengths: Mutex<Lengths>,
     version: Version,
     pub(crate) dirty: Mutex<PageSet>,
@@ -93,6 +91,25 @@ pub struct File {
     pub(crate) scopes_changed: AtomicU32,
     /// Held over a write-back or a resize.
     pub(crate) turn: Gate,
+    charges: Charges,
+}
+
+/// What a file has taken of the budget. The last field of [`File`]: given back when the frames are gone.
+struct Charges {
+    pager: Arc<Handle>,
+    block_charge: u64,
+    /// Blocks.
+    resident: AtomicU64,
+    /// Bytes of the block table.
+    tables: AtomicU64,
+}
+
+impl Drop for Charges {
+    fn drop(&mut self) {
+        let blocks = self.resident.load(Ordering::Acquire) * self.block_charge;
+        let tables = self.tables.load(Ordering::Acquire);
+        self.pager.budget.release(&*self.pager.kernel, blocks + tables);
+    }
 }
 
 impl File {
@@ -134,8 +151,6 @@ impl File {
             deadline: spec.deadline,
             blocks: table,
             used_chunks: chunks,
-            charged: 0.into(),
-            resident: 0.into(),
             lengths: Mutex::new(Lengths { mapped: len, backed: len, stored: len, unsynced: None }),
             version,
             dirty: Mutex::default(),
@@ -145,6 +160,12 @@ impl File {
             scopes: Mutex::default(),
             scopes_changed: 0.into(),
             turn: Gate::default(),
+            charges: Charges {
+                pager: Arc::clone(&pager),
+                block_charge: spec.block_size + BLOCK_METADATA,
+                resident: 0.into(),
+                tables: 0.into(),
+            },
             name,
             pager,
         }))
@@ -344,7 +365,7 @@ impl File {
     /// Ends a successful fill of one block: it becomes resident, with `pins` pins and the bits `set`, and the policy learns
     /// of it. The fill does not count as a touch.
     pub(crate) fn filled(&self, block: u64, pins: u32, set: u32, ahead: bool) {
-        self.resident.fetch_add(1, Ordering::Relaxed);
+        self.charges.resident.fetch_add(1, Ordering::Relaxed);
         {
             let key = Key::new(self.slot, block);
             let mut policy = lock(&self.pager.policy);
@@ -359,13 +380,13 @@ impl File {
 
     /// Ends the dropping of one block; the caller has released its frame.
     pub(crate) fn dropped(&self, block: u64) {
-        self.resident.fetch_sub(1, Ordering::Relaxed);
+        self.charges.resident.fetch_sub(1, Ordering::Relaxed);
         self.settle(block, State::Absent, 0, 0, MAPPED | MAPPED_CHECKED | SHOWN | TOUCHED | TRIGGER);
     }
 
     /// Bytes charged to the budget for one block.
     pub(crate) fn block_charge(&self) -> u64 {
-        self.block_size() + super::budget::BLOCK_METADATA
+        self.charges.block_charge
     }
 
     /// Whether a chunk of the table was ever used.
@@ -381,7 +402,7 @@ impl File {
 
     /// Notes that a chunk of the table is charged.
     pub(crate) fn chunk_charged(&self) {
-        self.charged.fetch_add(PAGE, Ordering::Relaxed);
+        self.charges.tables.fetch_add(PAGE, Ordering::Relaxed);
     }
 
     /// The runs of blocks inside `blocks` whose chunks of the table were ever used: all others are absent.
@@ -429,7 +450,7 @@ impl File {
 
     /// Bytes of blocks resident now.
     pub fn resident_bytes(&self) -> u64 {
-        self.resident.load(Ordering::Relaxed) << self.block_shift
+        self.charges.resident.load(Ordering::Relaxed) << self.block_shift
     }
 
     /// Whether the block that holds `offset` is resident, for tests and reports.
@@ -470,9 +491,6 @@ fn max_read_ahead(limit: u64) -> u64 {
 impl Drop for File {
     fn drop(&mut self) {
         self.pager.forget(self.slot);
-        let blocks = self.resident.load(Ordering::Acquire) * self.block_charge();
-        let tables = self.charged.load(Ordering::Acquire);
-        self.pager.budget.release(&*self.pager.kernel, blocks + tables);
     }
 }
 
