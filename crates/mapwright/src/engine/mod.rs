@@ -24,7 +24,6 @@
 //! holds none of these locks (the engine never touches a slice while it holds one) and is not inside the allocator.
 
 use std::collections::BTreeMap;
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
@@ -87,7 +86,7 @@ pub struct Engine {
 /// The files of a pager by every key they are looked up with.
 #[derive(Default)]
 struct Files {
-    by_slot: HashMap<u32, Weak<File>>,
+    by_slot: BTreeMap<u32, Weak<File>>,
     /// Start of a view → its end.
     by_address: BTreeMap<usize, (usize, View, Weak<File>)>,
     next_slot: u32,
