@@ -179,9 +179,8 @@ fn a_hung_read_delays_nobody_else() {
         let other = opening.open(&bench.pager, &good).expect("open");
         let held = bench.get(3..4).expect("not hung yet");
         bench.store.hang();
-        let stuck: Vec<_> = (0..3)
-            .map(|n| bench.spawn("stuck", move |sim, _, base| sim.read_slice(base + n * PAGE as usize, 4)))
-            .collect();
+        // One, because there are two buffers: what hangs keeps its own.
+        let stuck = bench.spawn("stuck", move |sim, _, base| sim.read_slice(base, 4));
         sim.sleep(Duration::from_millis(1));
         let begun = sim.now();
         let there = sim.read_slice(bench.address(View::Plain) + 3 * PAGE as usize, 4).expect("resident");
@@ -193,15 +192,34 @@ fn a_hung_read_delays_nobody_else() {
         let Error::TimedOut { path, offset, len, waited } = &error else { panic!("{error}") };
         assert_eq!((&path[..], *offset, *len), ("simulated", 9 * PAGE, PAGE));
         assert!(*waited >= Duration::from_millis(200));
-        for stuck in stuck {
-            assert!(stuck.join().is_err(), "nothing can be read, so it is SIGBUS");
-        }
+        assert!(stuck.join().is_err(), "nothing can be read, so it is SIGBUS");
         bench.store.unhang();
         drop(held);
         sim.sleep(Duration::from_secs(1));
         let mut bytes = vec![0; LEN as usize];
         bench.file.read_at(0, &mut bytes).expect("it answers again");
         assert!(bytes == Oracle::pattern(LEN));
+    });
+}
+
+#[test]
+fn a_hung_store_that_keeps_all_buffers_lets_others_fail_in_time() {
+    races("all buffers hang", 100, |sim, told| {
+        let opening = Opening { deadline: Duration::from_millis(200), ..either_mode(sim) };
+        let bench = bench(sim, told, remote(), &opening);
+        let good = SimStore::new(sim, Oracle::pattern(LEN), StoreOptions::default());
+        let other = opening.open(&bench.pager, &good).expect("open");
+        bench.store.hang();
+        let stuck: Vec<_> = (0..3)
+            .map(|n| bench.spawn("stuck", move |sim, _, base| sim.read_slice(base + n * PAGE as usize, 4)))
+            .collect();
+        sim.sleep(Duration::from_millis(50));
+        let error = Request::new(&other, vec![1], false).and_then(Request::wait).err().expect("no buffer");
+        assert!(matches!(error, Error::TimedOut { offset: PAGE, .. }), "{error}");
+        stuck.into_iter().for_each(|stuck| assert!(stuck.join().is_err()));
+        bench.store.unhang();
+        sim.sleep(Duration::from_secs(1));
+        drop(Request::new(&other, vec![1], false).and_then(Request::wait).expect("buffers are back"));
     });
 }
 
@@ -377,10 +395,15 @@ fn a_failed_page_reads_as_zeros_in_scopes_only_and_they_tell() {
             other => panic!("{other:?}"),
         }
         bench.store.set_options(|options| options.error_per_1000 = 0);
-        let scope = Scope::enter(&bench.file).expect("the view exists");
-        let found = sim.read_slice(checked, LEN as usize).expect("a good store");
-        assert!(found == expected, "zeros left over");
-        scope.end().expect("a good store");
+        // A fault that was told twice may bring its error late, but then with the scope that sees the zeros.
+        let clean = (0..5).any(|_| {
+            let scope = Scope::enter(&bench.file).expect("the view exists");
+            let found = sim.read_slice(checked, LEN as usize).expect("no SIGBUS in a scope");
+            let ended = scope.end();
+            assert!(ended.is_err() || found == expected, "zeros, and nobody told");
+            ended.is_ok()
+        });
+        assert!(clean, "errors of a good store");
     });
 }
 

@@ -173,7 +173,10 @@ fn write_pages(file: &File, pages: Range<u64>) -> Result<()> {
     let counters = &file.pager.counters;
     while at < end {
         let len = (end - at).min(file.pager.buffers.max_run()) as usize;
-        let mut buffer = file.pager.buffers.take(&file.pager.kernel, len);
+        let since = file.pager.now();
+        let buffer = file.pager.buffers.take(&file.pager.kernel, len, since + file.deadline);
+        let mut buffer =
+            buffer.ok_or_else(|| file.timed_out(at..at + len as u64, file.pager.now() - since))?;
         file.frames.load(at, &mut buffer).map_err(|e| Error::io("load a frame", file.name.clone(), at, len as u64, e))?;
         write_all(file, at, &buffer)?;
         counters.write_backs.add(1);
