@@ -17,6 +17,7 @@ use super::kernel::{FaultMode, FaultSink, FrameSpec, Frames, View};
 use super::page_set::PageSet;
 use super::policy::Key;
 use super::read_ahead::{Advice, ReadAhead};
+use super::sabotage::{self, Sabotage};
 use super::{Engine, Handle, PAGE, lock};
 use crate::error::{Error, Result};
 use crate::stores::{Store, Version};
@@ -260,13 +261,22 @@ impl File {
     /// Shows blocks that are pinned or claimed in a view. The bits keep invariant (3) of `block`.
     pub(crate) fn map(&self, view: View, blocks: Range<u64>) -> Result<()> {
         let bit = mapped_bit(view);
-        for block in blocks.clone() {
-            self.word(block).set(bit);
+        let late = sabotage::is(Sabotage::LateMappedBit);
+        let announce = || {
+            for block in blocks.clone() {
+                self.word(block).set(bit);
+            }
+        };
+        if !late {
+            announce();
         }
         let bytes = self.bytes_of(&blocks);
         self.frames
             .map(view, bytes.clone())
             .map_err(|e| Error::io("map", self.name.clone(), bytes.start, bytes.end - bytes.start, e))?;
+        if late {
+            announce();
+        }
         if view == View::Plain {
             for block in blocks {
                 self.word(block).set(SHOWN);
@@ -278,7 +288,7 @@ impl File {
     /// Ends the transition of a block and wakes everybody who waited for that.
     pub(crate) fn settle(&self, block: u64, to: State, pins: u32, set: u32, clear: u32) {
         let before = self.word(block).settle(to, pins, set, clear);
-        if before & WAITERS != 0 {
+        if before & WAITERS != 0 && !sabotage::is(Sabotage::SilentSettle) {
             self.wake_waiters(block);
         }
     }

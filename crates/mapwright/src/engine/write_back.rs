@@ -8,6 +8,7 @@ use super::block::{self, State};
 use super::file::{File, mapped_bit};
 use super::fill::retried;
 use super::request;
+use super::sabotage::{self, Sabotage};
 use super::{PAGE, lock};
 use crate::error::{Error, Result};
 
@@ -125,13 +126,23 @@ fn write_batch(file: &Arc<File>, blocks: &[u64]) -> Result<()> {
             Err(error) => outcome = Err(error),
         }
     }
+    if sabotage::is(Sabotage::UnpinnedWriteBack) {
+        pinned.drain(..).for_each(|block| file.unpin(block));
+        pinned.extend(blocks);
+    }
     let mut pages = Vec::new();
     let taken = take_dirty_pages(file, &pinned, &mut pages);
     let written = outcome.and(taken).and_then(|()| {
         if pages.is_empty() { Ok(()) } else { write_and_sync(file, &pages) }
     });
-    if written.is_err() {
+    if written.is_err() && !sabotage::is(Sabotage::ForgetFailedWrite) {
         pages.into_iter().for_each(|run| file.mark_dirty(run));
+    }
+    if sabotage::is(Sabotage::CleanAfterWrite) {
+        let _ = take_dirty_pages(file, &pinned, &mut Vec::new());
+    }
+    if sabotage::is(Sabotage::UnpinnedWriteBack) {
+        return written;
     }
     pinned.into_iter().for_each(|block| file.unpin(block));
     written
@@ -213,7 +224,10 @@ fn write_and_sync(file: &File, pages: &[Range<u64>]) -> Result<()> {
         if outcome.is_err() {
             return Ok(());
         }
-        let synced = file.store.sync();
+        let mut synced = if sabotage::is(Sabotage::NoSync) { Ok(()) } else { file.store.sync() };
+        if synced.is_err() && sabotage::is(Sabotage::SyncAgainOnly) {
+            synced = file.store.sync();
+        }
         let mut lengths = lock(&file.lengths);
         match (&synced, lengths.unsynced) {
             (Ok(()), _) => lengths.unsynced = None,
