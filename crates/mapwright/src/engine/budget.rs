@@ -6,6 +6,7 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use mapwright_sys::PAGE_SIZE;
 use mapwright_sys::buffer::Buffer;
@@ -97,7 +98,7 @@ pub struct Waiter<'a> {
 
 impl Waiter<'_> {
     /// Sleeps until there was progress since this waiter was made, or for `timeout`.
-    pub fn wait(&mut self, kernel: &dyn Kernel, timeout: std::time::Duration) {
+    pub fn wait(&mut self, kernel: &dyn Kernel, timeout: Duration) {
         kernel.wait(&self.budget.progress, self.seen, Some(timeout));
         self.seen = self.budget.progress.load(Ordering::SeqCst);
     }
@@ -142,24 +143,26 @@ impl Buffers {
         1 << quarter.ilog2()
     }
 
-    /// Takes a buffer of at least `len` bytes, waiting for one to come back if all are lent.
+    /// Takes a buffer of at least `len` bytes, waiting for one to come back if all are lent; `None` if that takes longer than
+    /// until `deadline`: reads and writes that hang keep theirs.
     ///
     /// # Panics
     /// If `len` is above the reserve: callers cut their runs.
-    pub fn take(self: &Arc<Self>, kernel: &Arc<dyn Kernel>, len: usize) -> Lent {
+    pub fn take(self: &Arc<Self>, kernel: &Arc<dyn Kernel>, len: usize, deadline: Duration) -> Option<Lent> {
         loop {
             if let Some(buffer) = self.try_take(kernel, len) {
-                return buffer;
+                return Some(buffer);
             }
+            let left = deadline.checked_sub(kernel.now()).filter(|left| !left.is_zero())?;
             let seen = self.returned.load(Ordering::SeqCst);
             lock(&self.state).waiters += 1;
             let retry = self.try_take(kernel, len);
             if retry.is_none() {
-                kernel.wait(&self.returned, seen, None);
+                kernel.wait(&self.returned, seen, Some(left));
             }
             lock(&self.state).waiters -= 1;
-            if let Some(buffer) = retry {
-                return buffer;
+            if retry.is_some() {
+                return retry;
             }
         }
     }

@@ -24,6 +24,8 @@ pub(crate) struct Scopes {
     failures: u64,
     error: Option<Error>,
     zeroed: Vec<Range<u64>>,
+    /// Threads that are about to show zeros, which `zeroed` has already.
+    zeroing: usize,
     /// The last scope has ended and takes the zeros away: new scopes wait.
     restoring: bool,
 }
@@ -76,31 +78,21 @@ impl Scope {
             scopes.active -= 1;
             let failed = scopes.failures > self.failures_before || !scopes.zeroed.is_empty();
             let outcome = scopes.error.clone().filter(|_| failed).map_or(Ok(()), Err);
-            let mut zeroed = Vec::new();
-            if scopes.active == 0 {
-                zeroed = std::mem::take(&mut scopes.zeroed);
-                scopes.restoring = !zeroed.is_empty();
-                scopes.error = None;
-            }
-            (outcome, zeroed)
+            (outcome, scopes.begin_restoring())
         };
-        if zeroed.is_empty() {
-            return outcome;
-        }
-        let kept: Vec<_> =
-            zeroed.into_iter().filter(|range| file.frames.restore(range.clone()).is_err()).collect();
-        {
-            let mut scopes = lock(&file.scopes);
-            scopes.restoring = false;
-            if let (false, Err(error)) = (kept.is_empty(), &outcome) {
-                // Zeros that could not be taken away: later scopes must fail until they are.
-                scopes.zeroed = kept;
-                scopes.error = Some(error.clone());
-            }
-        }
-        file.scopes_changed.fetch_add(1, Ordering::AcqRel);
-        file.pager.kernel.wake(&file.scopes_changed);
+        file.restore(zeroed);
         outcome
+    }
+}
+
+impl Scopes {
+    /// What is to be restored now: nothing while somebody looks at zeros or is about to show some.
+    fn begin_restoring(&mut self) -> Vec<Range<u64>> {
+        if self.active > 0 || self.zeroing > 0 {
+            return Vec::new();
+        }
+        self.restoring = !self.zeroed.is_empty();
+        std::mem::take(&mut self.zeroed)
     }
 }
 
@@ -116,10 +108,41 @@ impl File {
     pub(super) fn latch_in_scope(&self, bytes: Range<u64>, error: &Error) -> std::io::Result<()> {
         {
             let mut scopes = lock(&self.scopes);
+            if scopes.active == 0 {
+                return Ok(()); // a fault told twice: the thread that met it has gone on
+            }
             scopes.failures += 1;
+            scopes.zeroing += 1;
             scopes.error.get_or_insert_with(|| error.clone());
             scopes.zeroed.push(bytes.clone());
         }
-        self.frames.zero(bytes)
+        let shown = self.frames.zero(bytes);
+        let zeroed = {
+            let mut scopes = lock(&self.scopes);
+            scopes.zeroing -= 1;
+            scopes.begin_restoring()
+        };
+        self.restore(zeroed);
+        shown
+    }
+
+    /// Takes zeros away.
+    fn restore(&self, zeroed: Vec<Range<u64>>) {
+        if zeroed.is_empty() {
+            return;
+        }
+        let kept: Vec<_> =
+            zeroed.into_iter().filter(|range| self.frames.restore(range.clone()).is_err()).collect();
+        {
+            let mut scopes = lock(&self.scopes);
+            scopes.restoring = false;
+            if kept.is_empty() {
+                scopes.error = None;
+            }
+            // Zeros that could not be taken away: later scopes must fail until they are.
+            scopes.zeroed = kept;
+        }
+        self.scopes_changed.fetch_add(1, Ordering::AcqRel);
+        self.pager.kernel.wake(&self.scopes_changed);
     }
 }

@@ -117,7 +117,7 @@ fn fill_block(file: &Arc<File>, block: u64, since: Duration, deadline: Duration)
     }
     let outcome = request::fill_elsewhere(file, vec![run], deadline);
     file.wait_settled(block, since, deadline)?;
-    outcome.error().map_or(Ok(()), Err)
+    outcome.wait(file, file.bytes_of(&(block..block + 1)), since, deadline)
 }
 
 /// Tells read-ahead of a miss or of a touched trigger, and starts what it plans.

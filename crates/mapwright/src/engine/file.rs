@@ -12,13 +12,14 @@ use mapwright_sys::table::Table;
 use super::block::{
     self, DIRTY, MAPPED, MAPPED_CHECKED, Pin, QUEUED, SHOWN, State, TOUCHED, TRIGGER, WAITERS, Word,
 };
-use super::budget::MIN_BLOCKS;
+use super::budget::{BLOCK_METADATA, MIN_BLOCKS};
 use super::checked::Scopes;
 use super::gate::{Gate, Turn};
 use super::kernel::{FaultMode, FaultSink, FrameSpec, Frames, View};
 use super::page_set::PageSet;
 use super::policy::Key;
 use super::read_ahead::{Advice, ReadAhead};
+use super::sabotage::{self, Sabotage};
 use super::{Engine, Handle, PAGE, lock};
 use crate::error::{Error, Result};
 use crate::stores::{Store, Version};
@@ -56,7 +57,7 @@ pub struct Lengths {
     pub backed: u64,
     /// What the store was last set to.
     pub stored: u64,
-    /// What `backed` was before the store's length was changed, until that is durable.
+    /// The least that `backed` was since the store's length was changed, until that is durable.
     pub unsynced: Option<u64>,
 }
 
@@ -84,10 +85,8 @@ pub struct File {
     blocks: Table,
     /// A bit for each chunk of the table that was ever used.
     used_chunks: Table,
-    charged: AtomicU64,
     /// What the pager's `dropped` was when a region was last unmapped whole.
     unmapped_at: Table,
-    resident: AtomicU64,
     pub(crate) lengths: Mutex<Lengths>,
     version: Version,
     pub(crate) dirty: Mutex<PageSet>,
@@ -99,6 +98,7 @@ pub struct File {
     pub(crate) scopes_changed: AtomicU32,
     /// Held over a write-back or a resize.
     pub(crate) turn: Gate,
+    charges: Charges,
     /// The last field, and so the last to be dropped.
     gone: Gone,
 }
@@ -179,6 +179,24 @@ impl Drop for Farewell {
     }
 }
 
+/// What a file has taken of the budget. Stands behind the frames in [`File`]: given back when the frames are gone.
+struct Charges {
+    pager: Arc<Handle>,
+    block_charge: u64,
+    /// Blocks.
+    resident: AtomicU64,
+    /// Bytes of the block table.
+    tables: AtomicU64,
+}
+
+impl Drop for Charges {
+    fn drop(&mut self) {
+        let blocks = self.resident.load(Ordering::Acquire) * self.block_charge;
+        let tables = self.tables.load(Ordering::Acquire);
+        self.pager.budget.release(&*self.pager.kernel, blocks + tables);
+    }
+}
+
 impl File {
     /// Opens a store.
     ///
@@ -222,8 +240,6 @@ impl File {
             blocks: table,
             used_chunks: chunks,
             unmapped_at: regions,
-            charged: 0.into(),
-            resident: 0.into(),
             lengths: Mutex::new(Lengths { mapped: len, backed: len, stored: len, unsynced: None }),
             version,
             dirty: Mutex::default(),
@@ -233,6 +249,12 @@ impl File {
             scopes: Mutex::default(),
             scopes_changed: 0.into(),
             turn: Gate::default(),
+            charges: Charges {
+                pager: Arc::clone(&pager),
+                block_charge: spec.block_size + BLOCK_METADATA,
+                resident: 0.into(),
+                tables: 0.into(),
+            },
             name,
             pager,
         }))
@@ -349,13 +371,22 @@ impl File {
     /// Shows blocks that are pinned or claimed in a view. The bits keep invariant (3) of `block`.
     pub(crate) fn map(&self, view: View, blocks: Range<u64>) -> Result<()> {
         let bit = mapped_bit(view);
-        for block in blocks.clone() {
-            self.word(block).set(bit);
+        let late = sabotage::is(Sabotage::LateMappedBit);
+        let announce = || {
+            for block in blocks.clone() {
+                self.word(block).set(bit);
+            }
+        };
+        if !late {
+            announce();
         }
         let bytes = self.bytes_of(&blocks);
         self.frames
             .map(view, bytes.clone())
             .map_err(|e| Error::io("map", self.name.clone(), bytes.start, bytes.end - bytes.start, e))?;
+        if late {
+            announce();
+        }
         if view == View::Plain {
             for block in blocks {
                 self.word(block).set(SHOWN);
@@ -367,7 +398,7 @@ impl File {
     /// Ends the transition of a block and wakes everybody who waited for that.
     pub(crate) fn settle(&self, block: u64, to: State, pins: u32, set: u32, clear: u32) {
         let before = self.word(block).settle(to, pins, set, clear);
-        if before & WAITERS != 0 {
+        if before & WAITERS != 0 && !sabotage::is(Sabotage::SilentSettle) {
             self.wake_waiters(block);
         }
     }
@@ -484,7 +515,7 @@ impl File {
     /// Ends a successful fill of one block: it becomes resident, with `pins` pins and the bits `set`, and the policy learns
     /// of it. The fill does not count as a touch.
     pub(crate) fn filled(&self, block: u64, pins: u32, set: u32, ahead: bool) {
-        self.resident.fetch_add(1, Ordering::Relaxed);
+        self.charges.resident.fetch_add(1, Ordering::Relaxed);
         {
             let key = Key::new(self.slot, block);
             let mut policy = lock(&self.pager.policy);
@@ -499,13 +530,13 @@ impl File {
 
     /// Ends the dropping of one block; the caller has released its frame.
     pub(crate) fn dropped(&self, block: u64) {
-        self.resident.fetch_sub(1, Ordering::Relaxed);
+        self.charges.resident.fetch_sub(1, Ordering::Relaxed);
         self.settle(block, State::Absent, 0, 0, MAPPED | MAPPED_CHECKED | SHOWN | TOUCHED | TRIGGER);
     }
 
     /// Bytes charged to the budget for one block.
     pub(crate) fn block_charge(&self) -> u64 {
-        self.block_size() + super::budget::BLOCK_METADATA
+        self.charges.block_charge
     }
 
     /// Whether a chunk of the table was ever used.
@@ -521,7 +552,7 @@ impl File {
 
     /// Notes that a chunk of the table is charged.
     pub(crate) fn chunk_charged(&self) {
-        self.charged.fetch_add(PAGE, Ordering::Relaxed);
+        self.charges.tables.fetch_add(PAGE, Ordering::Relaxed);
     }
 
     /// The runs of blocks inside `blocks` whose chunks of the table were ever used: all others are absent.
@@ -574,7 +605,7 @@ impl File {
 
     /// Bytes of blocks resident now.
     pub fn resident_bytes(&self) -> u64 {
-        self.resident.load(Ordering::Relaxed) << self.block_shift
+        self.charges.resident.load(Ordering::Relaxed) << self.block_shift
     }
 
     /// Whether the block that holds `offset` is resident, for tests and reports.
@@ -614,15 +645,10 @@ fn max_read_ahead(limit: u64) -> u64 {
 
 impl Drop for File {
     fn drop(&mut self) {
-        let resident = self.resident.load(Ordering::Acquire);
-        let tables = self.charged.load(Ordering::Acquire);
+        let resident = self.charges.resident.load(Ordering::Acquire);
+        let tables = self.charges.tables.load(Ordering::Acquire);
         // A file that was ever filled may have left entries of blocks that are gone.
         self.pager.forget(self.slot, resident.max(tables / PAGE));
-        if resident > 0 {
-            // The memory goes back before the budget does, though slices' owners may keep the address range a little longer.
-            let _ = self.frames.release(std::slice::from_ref(&(0..self.capacity)));
-        }
-        self.pager.budget.release(&*self.pager.kernel, resident * self.block_charge() + tables);
     }
 }
 

@@ -63,7 +63,7 @@ pub(crate) fn fill(file: &Arc<File>, runs: &[Range<u64>], mut purpose: Purpose<'
     while waiting.peek().is_some() {
         let mut batch = Vec::new();
         while let Some(blocks) = waiting.peek().cloned() {
-            match prepare(file, blocks.clone(), purpose.room, batch.is_empty()) {
+            match prepare(file, blocks.clone(), &purpose, batch.is_empty()) {
                 Ok(Some(buffer)) => batch.push(Piece { blocks, buffer }),
                 Ok(None) => break, // no more room just now: read what there is first
                 Err(error) => {
@@ -124,9 +124,9 @@ fn cut(file: &File, runs: &[Range<u64>]) -> Vec<Range<u64>> {
 }
 
 /// Room and a buffer for a piece; `None` if it would have to wait and need not, because others can go first.
-fn prepare(file: &Arc<File>, blocks: Range<u64>, patience: Patience, must: bool) -> Result<Option<Lent>> {
+fn prepare(file: &Arc<File>, blocks: Range<u64>, purpose: &Purpose<'_>, must: bool) -> Result<Option<Lent>> {
     let engine = &***file.pager;
-    let patience = if must { patience } else { Patience::Never };
+    let patience = if must { purpose.room } else { Patience::Never };
     let count = blocks.end - blocks.start;
     let bytes = count * file.block_charge();
     let room = charge_tables(file, &blocks, patience).and_then(|()| reserve(engine, bytes, patience));
@@ -134,12 +134,16 @@ fn prepare(file: &Arc<File>, blocks: Range<u64>, patience: Patience, must: bool)
         return if must { Err(error) } else { Ok(None) };
     }
     let len = (count << file.block_shift) as usize;
-    if must {
-        return Ok(Some(engine.buffers.take(&engine.kernel, len)));
-    }
-    let buffer = engine.buffers.try_take(&engine.kernel, len);
+    let since = engine.now();
+    let buffer = match must {
+        true => engine.buffers.take(&engine.kernel, len, purpose.deadline),
+        false => engine.buffers.try_take(&engine.kernel, len),
+    };
     if buffer.is_none() {
         engine.budget.release(&*engine.kernel, bytes);
+    }
+    if must && buffer.is_none() {
+        return Err(file.timed_out(file.bytes_of(&blocks), engine.now() - since));
     }
     Ok(buffer)
 }

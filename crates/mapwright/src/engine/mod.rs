@@ -47,6 +47,8 @@ pub mod pool;
 pub mod read_ahead;
 pub mod request;
 mod resize;
+#[doc(hidden)]
+pub mod sabotage;
 pub mod stats;
 mod watch;
 pub mod write_back;

@@ -145,10 +145,11 @@ impl Request {
         let file = Arc::clone(&self.file);
         if !file.local {
             let outcome = fill_elsewhere(&file, claimed.clone(), self.deadline);
+            let bytes = file.bytes_of(&(claimed[0].start..claimed[claimed.len() - 1].end));
             for block in claimed.into_iter().flatten() {
                 file.wait_settled(block, self.since, self.deadline)?;
             }
-            return outcome.error().map_or(Ok(()), Err);
+            return outcome.wait(&file, bytes, self.since, self.deadline);
         }
         let Self { wanted, held, .. } = self;
         let deadline = self.deadline;
@@ -256,8 +257,29 @@ struct OutcomeState {
 
 impl Outcome {
     /// The first error so far.
-    pub(crate) fn error(&self) -> Option<Error> {
+    fn error(&self) -> Option<Error> {
         lock(&self.state).error.clone()
+    }
+
+    /// Waits until all parts have ended, which is a moment after their blocks have settled; the first error.
+    pub(crate) fn wait(
+        &self,
+        file: &File,
+        bytes: Range<u64>,
+        since: Duration,
+        deadline: Duration,
+    ) -> Result<()> {
+        loop {
+            let running = self.running.load(Ordering::Acquire);
+            if running == 0 {
+                return self.error().map_or(Ok(()), Err);
+            }
+            let now = file.pager.now();
+            if now >= deadline {
+                return Err(file.timed_out(bytes, now - since));
+            }
+            file.pager.kernel.wait(&self.running, running, Some(deadline - now));
+        }
     }
 
     fn ended(&self, file: &File, result: Result<()>) {
@@ -312,14 +334,7 @@ pub(crate) fn run_elsewhere(
             told.ended(&own, result);
         }),
     );
-    while outcome.running.load(Ordering::Acquire) > 0 {
-        let waited = file.pager.now() - since;
-        let Some(left) = file.deadline.checked_sub(waited).filter(|left| !left.is_zero()) else {
-            return Err(file.timed_out(bytes, waited));
-        };
-        file.pager.kernel.wait(&outcome.running, 1, Some(left));
-    }
-    outcome.error().map_or(Ok(()), Err)
+    outcome.wait(file, bytes, since, since + file.deadline)
 }
 
 /// A request as a future: no thread waits while the store is at work. Dropping it gives the pins back; fills go on.

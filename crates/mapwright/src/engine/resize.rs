@@ -2,9 +2,12 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::block::{State, state};
 use super::file::File;
 use super::request::Request;
+use super::sabotage::{self, Sabotage};
 use super::{PAGE, fill, lock};
 use crate::error::{Error, Result};
 
@@ -42,7 +45,7 @@ impl File {
         if !len.is_multiple_of(self.block_size()) && self.pin_settled(blocks.start)? {
             let end = self.bytes_of(&(blocks.start..blocks.start + 1)).end;
             let shown = self.map(super::kernel::View::Plain, blocks.start..blocks.start + 1);
-            if shown.is_ok() {
+            if shown.is_ok() && !sabotage::is(Sabotage::KeepTail) {
                 zero(self, len..end);
             }
             self.unpin(blocks.start);
@@ -51,14 +54,35 @@ impl File {
         let whole = len.div_ceil(self.block_size())..blocks.end;
         let since = self.pager.now();
         for run in self.used_runs(whole.clone()).collect::<Vec<_>>() {
-            for block in run {
-                self.wait_settled(block, since, since + self.deadline)?;
-                if self.word(block).claim_eviction().is_some() {
-                    self.discard(block)?;
-                }
-            }
+            run.into_iter().try_for_each(|block| self.forget_block(block, since))?;
         }
         Ok(())
+    }
+
+    /// Drops a block, dirty or not, once it has settled and nobody pins it: the service of a fault that was told twice may.
+    fn forget_block(&self, block: u64, since: Duration) -> Result<()> {
+        let kernel = &*self.pager.kernel;
+        let deadline = since + self.deadline;
+        let mut waiter = None;
+        loop {
+            self.wait_settled(block, since, deadline)?;
+            let bits = self.word(block).bits();
+            if state(bits) == State::Absent {
+                return Ok(());
+            }
+            if self.word(block).claim_eviction().is_some() {
+                return self.discard(block);
+            }
+            let now = self.pager.now();
+            if now >= deadline {
+                return Err(self.timed_out(self.bytes_of(&(block..block + 1)), now - since));
+            }
+            // Made before the second look: the pin may have been given back meanwhile.
+            match &mut waiter {
+                None => waiter = Some(self.pager.budget.waiter()),
+                Some(waiter) => waiter.wait(kernel, deadline - now),
+            }
+        }
     }
 
     /// Drops one claimed block, dirty or not.

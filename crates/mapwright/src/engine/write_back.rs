@@ -8,6 +8,7 @@ use super::block::{self, State};
 use super::file::{File, mapped_bit};
 use super::fill::retried;
 use super::request;
+use super::sabotage::{self, Sabotage};
 use super::{PAGE, lock};
 use crate::error::{Error, Result};
 
@@ -130,13 +131,23 @@ fn write_batch(file: &Arc<File>, blocks: &[u64]) -> Result<()> {
             Err(error) => outcome = Err(error),
         }
     }
+    if sabotage::is(Sabotage::UnpinnedWriteBack) {
+        pinned.drain(..).for_each(|block| file.unpin(block));
+        pinned.extend(blocks);
+    }
     let mut pages = Vec::new();
     let taken = take_dirty_pages(file, &pinned, &mut pages);
     let written = outcome
         .and(taken)
         .and_then(|()| if pages.is_empty() { Ok(()) } else { write_and_sync(file, &pages) });
-    if written.is_err() {
+    if written.is_err() && !sabotage::is(Sabotage::ForgetFailedWrite) {
         pages.into_iter().for_each(|run| file.mark_dirty(run));
+    }
+    if sabotage::is(Sabotage::CleanAfterWrite) {
+        let _ = take_dirty_pages(file, &pinned, &mut Vec::new());
+    }
+    if sabotage::is(Sabotage::UnpinnedWriteBack) {
+        return written;
     }
     pinned.into_iter().for_each(|block| file.unpin(block));
     written
@@ -178,7 +189,10 @@ fn write_pages(file: &File, pages: Range<u64>) -> Result<()> {
     let counters = &file.pager.counters;
     while at < end {
         let len = (end - at).min(file.pager.buffers.max_run()) as usize;
-        let mut buffer = file.pager.buffers.take(&file.pager.kernel, len);
+        let since = file.pager.now();
+        let buffer = file.pager.buffers.take(&file.pager.kernel, len, since + file.deadline);
+        let mut buffer =
+            buffer.ok_or_else(|| file.timed_out(at..at + len as u64, file.pager.now() - since))?;
         file.frames
             .load(at, &mut buffer)
             .map_err(|e| Error::io("load a frame", file.name.clone(), at, len as u64, e))?;
@@ -218,7 +232,10 @@ fn write_and_sync(file: &File, pages: &[Range<u64>]) -> Result<()> {
         if outcome.is_err() {
             return Ok(());
         }
-        let synced = file.store.sync();
+        let mut synced = if sabotage::is(Sabotage::NoSync) { Ok(()) } else { file.store.sync() };
+        if synced.is_err() && sabotage::is(Sabotage::SyncAgainOnly) {
+            synced = file.store.sync();
+        }
         let mut lengths = lock(&file.lengths);
         match (&synced, lengths.unsynced) {
             (Ok(()), _) => lengths.unsynced = None,
@@ -236,7 +253,11 @@ fn settle_length(file: &File) -> Result<()> {
     let before = *lock(&file.lengths);
     let set_len = |len: u64| -> Result<()> {
         let deadline = file.pager.now() + file.deadline;
-        lock(&file.lengths).unsynced.get_or_insert(before.backed);
+        {
+            let mut lengths = lock(&file.lengths);
+            lengths.unsynced =
+                Some(lengths.unsynced.map_or(before.backed, |backed| backed.min(before.backed)));
+        }
         retried(file, "set length", len, 0, deadline, || file.store.set_len(len))?;
         lock(&file.lengths).stored = len;
         Ok(())

@@ -1,0 +1,49 @@
+//! Tests of the tests: an engine that is broken on purpose must be found out.
+
+mod engine;
+
+use engine::try_seed;
+use engine::workload::{self, Kind};
+use mapwright::engine::sabotage::{Sabotage, choose};
+use mapwright_sim::{Failure, Options};
+
+/// Seeds of each kind within which every sabotage is to be found.
+const SEEDS: u64 = 1000;
+
+fn find(kinds: &[Kind]) -> Option<Failure> {
+    let options = Options { max_steps: 500_000, ..Options::default() };
+    (0..SEEDS).find_map(|seed| {
+        kinds
+            .iter()
+            .find_map(|&kind| try_seed(seed, &options, move |sim, told| workload::run(sim, told, kind)).err())
+    })
+}
+
+/// One test: what is sabotaged is chosen for the whole process.
+#[test]
+fn every_sabotage_is_found() {
+    let good = Kind::default();
+    let errors = Kind { errors: true, ..good };
+    let resizes = Kind { resizes: true, ..good };
+    let cases: [(Sabotage, &[Kind]); 9] = [
+        (Sabotage::UnpinnedWriteBack, &[good]),
+        (Sabotage::LateMappedBit, &[good]),
+        (Sabotage::CleanAfterWrite, &[good]),
+        (Sabotage::BlindEviction, &[good]),
+        (Sabotage::ForgetFailedWrite, &[errors]),
+        (Sabotage::SilentSettle, &[good]),
+        (Sabotage::KeepTail, &[resizes]),
+        (Sabotage::NoSync, &[good]),
+        (Sabotage::SyncAgainOnly, &[errors]),
+    ];
+    let mut missed = Vec::new();
+    for (sabotage, kinds) in cases {
+        choose(Some(sabotage));
+        match find(kinds) {
+            Some(failure) => println!("{sabotage:?}: seed {}: {}", failure.seed, failure.why),
+            None => missed.push(sabotage),
+        }
+    }
+    choose(None);
+    assert!(missed.is_empty(), "{SEEDS} seeds do not find {missed:?}");
+}
