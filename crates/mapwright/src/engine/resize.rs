@@ -2,11 +2,16 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::block::{self, State};
 use super::file::File;
 use super::request::Request;
 use super::{PAGE, fill, lock};
 use crate::error::{Error, Result};
+
+/// Giving back a pin wakes nobody who waits for the block: look again after this time.
+const UNPIN_POLL: Duration = Duration::from_micros(100);
 
 impl File {
     /// Changes the length of what is mapped. The store's length follows at the next write-back. New bytes read as zeros.
@@ -51,13 +56,34 @@ impl File {
         let since = self.pager.now();
         for run in self.used_runs(whole.clone()).collect::<Vec<_>>() {
             for block in run {
-                self.wait_settled(block, since, since + self.deadline)?;
-                if self.word(block).claim_eviction().is_some() {
+                if self.claim_discard(block, since)? {
                     self.discard(block)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Claims a block so that it can be dropped, waiting for whoever is busy with it; `false` if it is absent. A thread that
+    /// served a fault holds a pin for a moment after it woke the thread that met it, which may be the caller.
+    fn claim_discard(&self, block: u64, since: Duration) -> Result<bool> {
+        let deadline = since + self.deadline;
+        loop {
+            self.wait_settled(block, since, deadline)?;
+            let bits = self.word(block).bits();
+            match block::state(bits) {
+                State::Absent => return Ok(false),
+                State::Resident if self.word(block).claim_eviction().is_some() => return Ok(true),
+                State::Resident => {
+                    let now = self.pager.now();
+                    if now >= deadline {
+                        return Err(self.timed_out(self.bytes_of(&(block..block + 1)), now - since));
+                    }
+                    self.pager.kernel.wait(self.word(block).0, bits, Some(UNPIN_POLL));
+                }
+                State::Filling | State::Evicting => {}
+            }
+        }
     }
 
     /// Drops one claimed block, dirty or not.
