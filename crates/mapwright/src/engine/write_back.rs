@@ -71,15 +71,12 @@ fn write_back(file: &Arc<File>, blocks: &[u64]) -> Result<()> {
     })
 }
 
-/// Which blocks of a run have dirty pages: those the dirty set knows and those the page tables tell of.
+/// Which blocks of a run have dirty pages: those the page tables tell of and those the dirty set knows. In this order: an
+/// evictor moves pages from the first to the second, and a page that it moves meanwhile must be seen in one of them.
 fn dirty_blocks(file: &File, blocks: Range<u64>) -> Result<Vec<u64>> {
     let pages_in_block = file.block_size() / PAGE;
     let bytes = file.bytes_of(&blocks);
-    let known = lock(&file.dirty).runs_in(&(bytes.start / PAGE..bytes.end / PAGE), usize::MAX);
-    let mut found: Vec<u64> = known
-        .into_iter()
-        .flat_map(|run| run.start / pages_in_block..run.end.div_ceil(pages_in_block))
-        .collect();
+    let mut found: Vec<u64> = Vec::new();
     for view in file.views() {
         let mut written = Vec::new();
         for run in joined(file.used_runs(blocks.clone())) {
@@ -92,6 +89,8 @@ fn dirty_blocks(file: &File, blocks: Range<u64>) -> Result<Vec<u64>> {
         let shown = |block: &u64| file.word(*block).bits() & mapped_bit(view) != 0;
         found.extend(written.into_iter().flat_map(|bytes| file.blocks_of(bytes)).filter(shown));
     }
+    let known = lock(&file.dirty).runs_in(&(bytes.start / PAGE..bytes.end / PAGE), usize::MAX);
+    found.extend(known.into_iter().flat_map(|run| run.start / pages_in_block..run.end.div_ceil(pages_in_block)));
     found.sort_unstable();
     found.dedup();
     Ok(found)
