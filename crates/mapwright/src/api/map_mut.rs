@@ -208,7 +208,13 @@ impl MapMut {
             Behind::Pager(file) => file.resize(len)?,
             Behind::Kernel(kernel) => kernel.resize(len)?,
             Behind::Buffer { .. } => {
-                let mut bytes = self.bytes.to_vec();
+                let no_memory = |_| {
+                    let kind = std::io::ErrorKind::OutOfMemory;
+                    Error::io("allocate", self.core.name(), 0, len, kind.into())
+                };
+                let mut bytes = Vec::new();
+                bytes.try_reserve_exact(len as usize).map_err(no_memory)?;
+                bytes.extend_from_slice(&self.bytes[..self.bytes.len().min(len as usize)]);
                 bytes.resize(len as usize, 0);
                 let range = Arc::new(HeapBytes::new(bytes, true)) as Arc<dyn AddressRange>;
                 let writer = Writer::claim(range).expect("made for writing just now");
