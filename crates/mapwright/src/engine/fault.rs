@@ -112,10 +112,11 @@ fn serve(file: &Arc<File>, view: View, offset: u64) -> Result<()> {
 fn fill_block(file: &Arc<File>, block: u64, since: Duration, deadline: Duration) -> Result<()> {
     let run = block..block + 1;
     if file.local {
-        let purpose = Purpose { patience: Patience::Until(deadline), pin: None, read_ahead: None };
+        let patience = Patience::Until(deadline);
+        let purpose = Purpose { patience, room: patience, pin: None, read_ahead: None };
         return fill::fill(file, &[run], purpose);
     }
-    let outcome = request::fill_elsewhere(file, vec![run], deadline);
+    let outcome = request::fill_elsewhere(file, vec![run], deadline, deadline);
     file.wait_settled(block, since, deadline)?;
     outcome.error().map_or(Ok(()), Err)
 }
@@ -164,7 +165,7 @@ fn split(file: &File, runs: Vec<Range<u64>>) -> impl Iterator<Item = Vec<Range<u
 /// Fills what is absent of some runs, as far as there is room. Failures are left to whoever touches the block.
 fn prefetch_run(file: &Arc<File>, runs: Vec<Range<u64>>, trigger: Option<u64>) {
     let claimed = request::claim_absent(file, &runs);
-    let purpose = Purpose { patience: Patience::Never, pin: None, read_ahead: Some(trigger) };
+    let purpose = Purpose { patience: Patience::Never, room: Patience::Never, pin: None, read_ahead: Some(trigger) };
     let _ = fill::fill(file, &claimed, purpose);
 }
 

@@ -36,7 +36,10 @@ pub(crate) enum Patience {
 
 /// What a fill is for.
 pub(crate) struct Purpose<'a> {
+    /// For errors of the store that may pass.
     pub patience: Patience,
+    /// For room in the budget.
+    pub room: Patience,
     /// Called for each filled block, which then holds a pin for the caller. Without it blocks are left unpinned.
     pub pin: Option<&'a mut dyn FnMut(u64)>,
     /// Nobody asked for the blocks yet. One of them may be left unmapped, to trigger the next read-ahead.
@@ -61,7 +64,7 @@ pub(crate) fn fill(file: &Arc<File>, runs: &[Range<u64>], mut purpose: Purpose<'
     while waiting.peek().is_some() {
         let mut batch = Vec::new();
         while let Some(blocks) = waiting.peek().cloned() {
-            match prepare(file, blocks.clone(), purpose.patience, batch.is_empty()) {
+            match prepare(file, blocks.clone(), purpose.room, batch.is_empty()) {
                 Ok(Some(buffer)) => batch.push(Piece { blocks, buffer }),
                 Ok(None) => break, // no more room just now: read what there is first
                 Err(error) => {

@@ -144,17 +144,18 @@ impl Request {
     fn fill(&mut self, claimed: Vec<Range<u64>>) -> Result<()> {
         let file = Arc::clone(&self.file);
         if !file.local {
-            let outcome = fill_elsewhere(&file, claimed.clone(), self.deadline);
+            let outcome = fill_elsewhere(&file, claimed.clone(), self.deadline, self.deadline.min(file.pager.now() + HOLD));
             for block in claimed.into_iter().flatten() {
                 file.wait_settled(block, self.since, self.deadline)?;
             }
             return outcome.error().map_or(Ok(()), Err);
         }
         let Self { wanted, held, .. } = self;
-        let hold = Patience::Until(self.deadline.min(file.pager.now() + HOLD));
+        let patience = Patience::Until(self.deadline);
+        let room = Patience::Until(self.deadline.min(file.pager.now() + HOLD));
         let first = held.len();
         let mut pin = |block: u64| held.push(block);
-        let purpose = Purpose { patience: hold, pin: Some(&mut pin), read_ahead: None };
+        let purpose = Purpose { patience, room, pin: Some(&mut pin), read_ahead: None };
         let filled = fill::fill(&file, &claimed, purpose);
         // One mention of each block that was filled is served by the pin it came with.
         let mut served = held[first..].to_vec();
@@ -272,7 +273,12 @@ impl Outcome {
 }
 
 /// Fills claimed runs on pool threads, each on one of its own: stores that are not local may hang on any of them.
-pub(crate) fn fill_elsewhere(file: &Arc<File>, runs: Vec<Range<u64>>, deadline: Duration) -> Arc<Outcome> {
+pub(crate) fn fill_elsewhere(
+    file: &Arc<File>,
+    runs: Vec<Range<u64>>,
+    deadline: Duration,
+    room_until: Duration,
+) -> Arc<Outcome> {
     let jobs: Vec<Vec<Range<u64>>> = if file.local { vec![runs] } else { runs.into_iter().map(|run| vec![run]).collect() };
     let outcome = Arc::new(Outcome::default());
     outcome.running.store(jobs.len() as u32, Ordering::Release);
@@ -281,7 +287,8 @@ pub(crate) fn fill_elsewhere(file: &Arc<File>, runs: Vec<Range<u64>>, deadline: 
         file.pager.pool.submit(
             &file.pager,
             Box::new(move |_| {
-                let purpose = Purpose { patience: Patience::Until(deadline), pin: None, read_ahead: None };
+                let (patience, room) = (Patience::Until(deadline), Patience::Until(room_until));
+                let purpose = Purpose { patience, room, pin: None, read_ahead: None };
                 let filled = fill::fill(&own, &runs, purpose);
                 told.ended(&own, filled);
             }),
@@ -341,8 +348,13 @@ impl Future for Acquire {
                 return Poll::Ready(Err(Error::invalid("a future polled after it was ready", "await it once")));
             };
             if let Some(error) = this.outcome.as_ref().and_then(|outcome| outcome.error()) {
-                this.request = None;
-                return Poll::Ready(Err(error));
+                if !matches!(error, Error::BudgetExhausted { .. }) || request.file.pager.now() >= request.deadline {
+                    this.request = None;
+                    return Poll::Ready(Err(error));
+                }
+                // Other tasks that hold pins may be waiting for the same room: let go, and ask again.
+                request.let_go();
+                this.outcome = None;
             }
             let step = match request.advance() {
                 Ok(step) => step,
@@ -359,7 +371,8 @@ impl Future for Acquire {
                 }
             };
             if !step.claimed.is_empty() {
-                this.outcome = Some(fill_elsewhere(&file, step.claimed, request.deadline));
+                let room_until = request.deadline.min(now + HOLD);
+                this.outcome = Some(fill_elsewhere(&file, step.claimed, request.deadline, room_until));
             } else if now >= request.deadline {
                 let bytes = file.bytes_of(&(waits_for..waits_for + 1));
                 let error = file.timed_out(bytes, now - request.since);
