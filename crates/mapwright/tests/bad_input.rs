@@ -83,6 +83,7 @@ fn ranges() {
             assert_eq!(part[..], bytes[4097..8195]);
             assert!(part.checked(|view| view == &bytes[4097..8195]).unwrap());
             assert!(options.clone().range(9..9).open(&path).unwrap().is_empty());
+            drop((map, part));
             let mut part = options.clone().range(100..).open_mut(&path).unwrap();
             says(part.resize(5), "Invalid", "whole file");
             says(part.append(b"x"), "Invalid", "whole file");

@@ -297,6 +297,9 @@ impl MapMut {
 /// Writes a buffer back whole.
 fn write_buffer(store: &dyn Store, bytes: &[u8], offset: u64, whole: bool) -> Result<()> {
     let failed = |operation, at: u64, e| Error::io(operation, store.name(), at, bytes.len() as u64, e);
+    if !differs(store, bytes, offset, whole) {
+        return store.sync().map_err(|e| failed("sync", 0, e));
+    }
     if whole {
         store.set_len(bytes.len() as u64).map_err(|e| failed("set length", 0, e))?;
     }
@@ -311,6 +314,28 @@ fn write_buffer(store: &dyn Store, bytes: &[u8], offset: u64, whole: bool) -> Re
         }
     }
     store.sync().map_err(|e| failed("sync", 0, e))
+}
+
+/// Whether a store holds anything else than a buffer does: what was not changed is not written.
+fn differs(store: &dyn Store, bytes: &[u8], offset: u64, whole: bool) -> bool {
+    if whole && !store.version().is_ok_and(|version| version.len == bytes.len() as u64) {
+        return true;
+    }
+    let mut chunk = vec![0; bytes.len().min(64 << 10)];
+    let mut done = 0;
+    while done < bytes.len() {
+        match store.read_at(offset + done as u64, &mut chunk) {
+            Ok(n) if n > 0 => {
+                let n = n.min(bytes.len() - done);
+                if chunk[..n] != bytes[done..done + n] {
+                    return true;
+                }
+                done += n;
+            }
+            _ => return true,
+        }
+    }
+    false
 }
 
 impl Drop for MapMut {
