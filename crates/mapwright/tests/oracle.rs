@@ -235,18 +235,18 @@ fn run_all(strategy: Strategy, count: u64) {
 #[test]
 fn the_pager_does_what_a_vector_does() {
     if require_userfaultfd() {
-        run_all(Strategy::Pager, 300);
+        run_all(Strategy::Pager, 100);
     }
 }
 
 #[test]
 fn the_kernel_strategy_does_what_a_vector_does() {
-    run_all(Strategy::Kernel, 60);
+    run_all(Strategy::Kernel, 40);
 }
 
 #[test]
 fn the_buffer_strategy_does_what_a_vector_does() {
-    run_all(Strategy::Buffer, 60);
+    run_all(Strategy::Buffer, 20);
 }
 
 #[test]

@@ -63,7 +63,7 @@ impl Core {
     /// Turns a range of the map into start and end in the map.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`].
+    /// [`Error::OutOfRange`]; [`Error::Invalid`] if the end is before the start.
     pub(super) fn resolve(&self, range: impl RangeBounds<u64>) -> Result<Range<u64>> {
         let start = match range.start_bound() {
             Bound::Included(&start) => start,
@@ -77,6 +77,10 @@ impl Core {
         };
         if start <= end && end <= self.len {
             return Ok(start..end);
+        }
+        if start > end && !matches!(range.end_bound(), Bound::Unbounded) {
+            let what = format!("{}: a range from {start} to {end}", self.name());
+            return Err(Error::invalid(what, "give the start first: it must not be above the end"));
         }
         Err(Error::OutOfRange { path: self.name().to_owned(), offset: start, end, file_len: self.len })
     }

@@ -222,7 +222,13 @@ impl MapMut {
             Behind::Pager(file) => file.resize(len)?,
             Behind::Kernel(kernel) => kernel.resize(len)?,
             Behind::Buffer { .. } => {
-                let mut bytes = self.bytes.to_vec();
+                let no_memory = |_| {
+                    let kind = std::io::ErrorKind::OutOfMemory;
+                    Error::io("allocate", self.core.name(), 0, len, kind.into())
+                };
+                let mut bytes = Vec::new();
+                bytes.try_reserve_exact(len as usize).map_err(no_memory)?;
+                bytes.extend_from_slice(&self.bytes[..self.bytes.len().min(len as usize)]);
                 bytes.resize(len as usize, 0);
                 let range = Arc::new(HeapBytes::new(bytes, true)) as Arc<dyn AddressRange>;
                 let writer = Writer::claim(range).expect("made for writing just now");
@@ -305,6 +311,9 @@ impl MapMut {
 /// Writes a buffer back whole.
 fn write_buffer(store: &dyn Store, bytes: &[u8], offset: u64, whole: bool) -> Result<()> {
     let failed = |operation, at: u64, e| Error::io(operation, store.name(), at, bytes.len() as u64, e);
+    if !differs(store, bytes, offset, whole) {
+        return store.sync().map_err(|e| failed("sync", 0, e));
+    }
     if whole {
         store.set_len(bytes.len() as u64).map_err(|e| failed("set length", 0, e))?;
     }
@@ -319,6 +328,28 @@ fn write_buffer(store: &dyn Store, bytes: &[u8], offset: u64, whole: bool) -> Re
         }
     }
     store.sync().map_err(|e| failed("sync", 0, e))
+}
+
+/// Whether a store holds anything else than a buffer does: what was not changed is not written.
+fn differs(store: &dyn Store, bytes: &[u8], offset: u64, whole: bool) -> bool {
+    if whole && !store.version().is_ok_and(|version| version.len == bytes.len() as u64) {
+        return true;
+    }
+    let mut chunk = vec![0; bytes.len().min(64 << 10)];
+    let mut done = 0;
+    while done < bytes.len() {
+        match store.read_at(offset + done as u64, &mut chunk) {
+            Ok(n) if n > 0 => {
+                let n = n.min(bytes.len() - done);
+                if chunk[..n] != bytes[done..done + n] {
+                    return true;
+                }
+                done += n;
+            }
+            _ => return true,
+        }
+    }
+    false
 }
 
 impl Drop for MapMut {

@@ -28,6 +28,9 @@ const SMALL: u64 = 64 << 10;
 /// Address space reserved for the growth of a writable map, beside its length: it costs nothing until it is used.
 const DEFAULT_GROWTH: u64 = 16 << 30;
 
+/// As long as anybody waits; may be added to a time without overflow.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 /// Settings of a map. Every default is right for most uses.
 #[derive(Clone, Debug)]
 pub struct MapOptions {
@@ -112,7 +115,7 @@ impl MapOptions {
     /// How long an operation waits for the store, transient errors included, and for room in the budget: 30 s by default.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = deadline;
+        self.deadline = deadline.min(FOREVER);
         self
     }
 
@@ -240,7 +243,13 @@ impl MapOptions {
     fn open_small(&self, path: &Path) -> Result<Option<Map>> {
         let failed = |e| Error::io("open", path.display().to_string(), 0, 0, e);
         let no_wait = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
-        let mut file = File::options().read(true).custom_flags(no_wait).open(path).map_err(failed)?;
+        let mut file = match File::options().read(true).custom_flags(no_wait).open(path) {
+            // A socket, or a device without hardware: opening it as a store says what it is.
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error()) => {
+                return Ok(None);
+            }
+            opened => opened.map_err(failed)?,
+        };
         let metadata = file.metadata().map_err(failed)?;
         let len = metadata.len();
         if !metadata.is_file() || len == 0 || len > SMALL {

@@ -115,7 +115,7 @@ fn fill_block(file: &Arc<File>, block: u64, since: Duration, deadline: Duration)
         let purpose = Purpose { room: Patience::Until(deadline), deadline, pin: None, read_ahead: None };
         return fill::fill(file, &[run], purpose);
     }
-    let outcome = request::fill_elsewhere(file, vec![run], deadline);
+    let outcome = request::fill_elsewhere(file, vec![run], deadline, deadline);
     file.wait_settled(block, since, deadline)?;
     outcome.wait(file, file.bytes_of(&(block..block + 1)), since, deadline)
 }

@@ -144,7 +144,12 @@ impl Request {
     fn fill(&mut self, claimed: Vec<Range<u64>>) -> Result<()> {
         let file = Arc::clone(&self.file);
         if !file.local {
-            let outcome = fill_elsewhere(&file, claimed.clone(), self.deadline);
+            let outcome = fill_elsewhere(
+                &file,
+                claimed.clone(),
+                self.deadline,
+                self.deadline.min(file.pager.now() + HOLD),
+            );
             let bytes = file.bytes_of(&(claimed[0].start..claimed[claimed.len() - 1].end));
             for block in claimed.into_iter().flatten() {
                 file.wait_settled(block, self.since, self.deadline)?;
@@ -297,7 +302,12 @@ impl Outcome {
 }
 
 /// Fills claimed runs on pool threads, each on one of its own: stores that are not local may hang on any of them.
-pub(crate) fn fill_elsewhere(file: &Arc<File>, runs: Vec<Range<u64>>, deadline: Duration) -> Arc<Outcome> {
+pub(crate) fn fill_elsewhere(
+    file: &Arc<File>,
+    runs: Vec<Range<u64>>,
+    deadline: Duration,
+    room_until: Duration,
+) -> Arc<Outcome> {
     let jobs: Vec<Vec<Range<u64>>> =
         if file.local { vec![runs] } else { runs.into_iter().map(|run| vec![run]).collect() };
     let outcome = Arc::new(Outcome::default());
@@ -307,8 +317,8 @@ pub(crate) fn fill_elsewhere(file: &Arc<File>, runs: Vec<Range<u64>>, deadline: 
         file.pager.pool.submit(
             &file.pager,
             Box::new(move |_| {
-                let purpose =
-                    Purpose { room: Patience::Until(deadline), deadline, pin: None, read_ahead: None };
+                let room = Patience::Until(room_until);
+                let purpose = Purpose { room, deadline, pin: None, read_ahead: None };
                 let filled = fill::fill(&own, &runs, purpose);
                 told.ended(&own, filled);
             }),
@@ -364,8 +374,15 @@ impl Future for Acquire {
                 )));
             };
             if let Some(error) = this.outcome.as_ref().and_then(|outcome| outcome.error()) {
-                this.request = None;
-                return Poll::Ready(Err(error));
+                if !matches!(error, Error::BudgetExhausted { .. })
+                    || request.file.pager.now() >= request.deadline
+                {
+                    this.request = None;
+                    return Poll::Ready(Err(error));
+                }
+                // Other tasks that hold pins may be waiting for the same room: let go, and ask again.
+                request.let_go();
+                this.outcome = None;
             }
             let step = match request.advance() {
                 Ok(step) => step,
@@ -382,7 +399,8 @@ impl Future for Acquire {
                 }
             };
             if !step.claimed.is_empty() {
-                this.outcome = Some(fill_elsewhere(&file, step.claimed, request.deadline));
+                let room_until = request.deadline.min(now + HOLD);
+                this.outcome = Some(fill_elsewhere(&file, step.claimed, request.deadline, room_until));
             } else if now >= request.deadline {
                 let bytes = file.bytes_of(&(waits_for..waits_for + 1));
                 let error = file.timed_out(bytes, now - request.since);

@@ -1,0 +1,85 @@
+//! The budget is hard, as the kernel counts memory.
+#![allow(missing_docs)]
+
+mod common;
+
+use common::{MODES, PAGE, Rng, child, paged, pager, require_userfaultfd, role, run_ok, scratch};
+
+/// Resident bytes of this process now, without pages of files.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+#[test]
+fn memory_stays_within_the_budget() {
+    let this = "memory_stays_within_the_budget";
+    let Some(role) = role() else {
+        if require_userfaultfd() {
+            for role in ["4 0", "4 1", "32 0", "32 1"] {
+                run_ok(child(this, role));
+            }
+        }
+        return;
+    };
+    let (mib, mode) = role.split_once(' ').unwrap();
+    let budget = mib.parse::<u64>().unwrap() << 20;
+    let mode = MODES[mode.parse::<usize>().unwrap()];
+    let dir = scratch();
+    let path = dir.path().join("file");
+    let len = 8 * budget;
+    std::fs::File::create(&path).unwrap().set_len(len).unwrap();
+    let pager = pager(budget);
+    let options = paged(&pager, mode).block_size(16 * PAGE);
+    let base = resident();
+    let within = |what: &str| {
+        let stats = pager.stats();
+        assert!(stats.used_bytes <= stats.budget_bytes, "{what}: {stats:?}");
+        let most = base + budget + budget / 50 + (8 << 20);
+        assert!(resident() <= most, "{what}: {} of {most}", resident());
+    };
+    let mut map = options.open_mut(&path).unwrap();
+    let mut rng = Rng(1);
+    for at in (0..len as usize).step_by(PAGE) {
+        assert_eq!(map[at], 0);
+        if at % (1 << 20) == 0 {
+            within("sequential");
+        }
+    }
+    for i in 0..2000 {
+        let at = rng.below(len - 8);
+        assert_eq!(map.get(at..at + 8).unwrap()[0], 0);
+        assert_eq!(map.get_many(&[at..at + 1, 0..1, len - 1..len]).unwrap()[2][0], 0);
+        if i % 50 == 0 {
+            within("random");
+        }
+    }
+    for at in (0..len as usize).step_by(5 * 16 * PAGE + 3) {
+        map[at] = 1;
+        within("strided writes");
+    }
+    map.flush().unwrap();
+    within("flush");
+    let sum = map.checked(|view| view.iter().step_by(PAGE).map(|byte| u64::from(*byte)).sum::<u64>());
+    assert!(sum.is_ok());
+    within("checked");
+}
+
+#[test]
+fn a_huge_sparse_file_is_cheap() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let dir = scratch();
+    let path = dir.path().join("huge");
+    std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+    let pager = pager(1 << 20);
+    let base = resident();
+    let map = paged(&pager, MODES[0]).open(&path).unwrap();
+    for at in [0, 1, (1 << 40) - 1, 123_456_789_012, 987_654_321_098] {
+        assert_eq!(map[at], 0);
+        assert_eq!(map.get(at as u64..at as u64 + 1).unwrap()[0], 0);
+    }
+    assert!(pager.stats().used_bytes <= 1 << 20 && resident() < base + (16 << 20));
+}

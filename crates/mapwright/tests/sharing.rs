@@ -1,0 +1,178 @@
+//! Who may have a file open, what is shared, what is left behind, and machines that allow less.
+#![allow(missing_docs)]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{
+    MODES, PAGE, child, child_as_nobody, file_of, paged, pager, require_root, require_userfaultfd, role,
+    run_ok, scratch,
+};
+use mapwright::{Error, FaultMode, Map, MapMut, MapOptions, Strategy};
+
+#[test]
+fn two_maps_of_a_file_share_one_cache() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let dir = scratch();
+    let (path, bytes) = file_of(dir.path(), 300 * PAGE);
+    for mode in MODES {
+        let pager = pager(8 << 20);
+        let (one, two) = (paged(&pager, mode).open(&path).unwrap(), paged(&pager, mode).open(&path).unwrap());
+        assert!(one[..] == bytes[..]);
+        let fills = pager.stats().fills;
+        assert!(two[..] == bytes[..] && two.checked(|view| view == &bytes[..]).unwrap());
+        assert_eq!(pager.stats().fills, fills);
+        drop(pager);
+        drop(one);
+        assert!(two[..] == bytes[..], "a map outlives the pager's handle and the other map");
+    }
+}
+
+#[test]
+fn one_writer_and_no_readers_beside_it() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let this = "one_writer_and_no_readers_beside_it";
+    if let Some(path) = role() {
+        let error = MapMut::open(&path).unwrap_err();
+        assert!(matches!(&error, Error::Locked { path: told, .. } if *told == path), "{error:?}");
+        return;
+    }
+    let dir = scratch();
+    let (path, _) = file_of(dir.path(), 300 * PAGE);
+    for mode in MODES {
+        let pager = pager(8 << 20);
+        let options = paged(&pager, mode);
+        for _ in 0..20 {
+            let reader = options.open(&path).unwrap();
+            assert_eq!(reader[4096], 2);
+            assert!(matches!(options.open_mut(&path), Err(Error::Locked { .. })));
+            drop(reader);
+            let writer = options.open_mut(&path).unwrap();
+            assert_eq!(writer[4096], 2);
+            assert!(matches!(options.open(&path), Err(Error::Locked { .. })));
+            assert!(matches!(options.open_mut(&path), Err(Error::Locked { .. })));
+        }
+        let writer = options.open_mut(&path).unwrap();
+        run_ok(child(this, path.to_str().unwrap()));
+        writer.close().unwrap();
+        options.open_mut(&path).unwrap().close().unwrap();
+    }
+}
+
+fn count(what: &str) -> usize {
+    match what {
+        "maps" => std::fs::read_to_string("/proc/self/maps").unwrap().lines().count(),
+        what => std::fs::read_dir(format!("/proc/self/{what}")).unwrap().count(),
+    }
+}
+
+#[test]
+fn a_thousand_maps_leave_nothing_behind() {
+    let this = "a_thousand_maps_leave_nothing_behind";
+    if role().is_none() {
+        if require_userfaultfd() {
+            run_ok(child(this, "alone"));
+        }
+        return;
+    }
+    let dir = scratch();
+    let (path, _) = file_of(dir.path(), 40 * PAGE);
+    let round = |n: usize| {
+        for i in 0..n {
+            let pager = pager(1 << 20);
+            let map = paged(&pager, MODES[i % 2]).open(&path).unwrap();
+            assert_eq!(map[4096 * 7] | 1, 9);
+            map.checked(|view| assert_eq!(view[4096], 2)).unwrap();
+            drop(map);
+            let mut map = paged(&pager, MODES[i % 2]).open_mut(&path).unwrap();
+            map[1] = 1;
+            drop(map);
+            let map = MapOptions::new().strategy(Strategy::Kernel).open(&path).unwrap();
+            map.checked(|view| assert_eq!(view[4096], 2)).unwrap();
+        }
+    };
+    let settled = |most: Option<[usize; 3]>| {
+        let since = Instant::now();
+        loop {
+            let now = ["fd", "task", "maps"].map(count);
+            let few = most.is_none_or(|most| now.iter().zip(most).all(|(now, most)| *now <= most));
+            if few && since.elapsed() > Duration::from_millis(300) {
+                return now;
+            }
+            assert!(since.elapsed() < Duration::from_secs(10), "{now:?} after {most:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    round(30);
+    let before = settled(None);
+    round(333);
+    // Thread stacks that the C library keeps for later come and go.
+    settled(Some([before[0], before[1], before[2] + 24]));
+}
+
+#[test]
+fn strategies_say_why() {
+    let dir = scratch();
+    let (small, _) = file_of(dir.path(), 100);
+    let (large, _) = file_of(dir.path(), 1 << 20);
+    let choice = |map: Map| (map.strategy().strategy(), map.strategy().reason().to_owned());
+    let (strategy, reason) = choice(Map::open(&small).unwrap());
+    assert!(strategy == Strategy::Buffer && reason.contains("small"), "{strategy} {reason}");
+    for asked in [Strategy::Buffer, Strategy::Kernel] {
+        let (strategy, reason) = choice(MapOptions::new().strategy(asked).open(&large).unwrap());
+        assert!(strategy == asked && reason.contains("asked"), "{strategy} {reason}");
+    }
+    if require_userfaultfd() {
+        let (strategy, reason) = choice(Map::open(&large).unwrap());
+        assert!(strategy == Strategy::Pager && reason.contains("userfaultfd"), "{strategy} {reason}");
+    }
+}
+
+#[test]
+fn where_userfaultfd_is_refused_the_kernel_maps() {
+    let this = "where_userfaultfd_is_refused_the_kernel_maps";
+    let dir = common::public_scratch();
+    let Some(path) = role() else {
+        if require_root() {
+            let (path, _) = file_of(dir.path(), 1 << 20);
+            run_ok(child_as_nobody(this, path.to_str().unwrap(), dir.path()));
+        }
+        return;
+    };
+    mapwright_sys::testing::refuse_system_calls(&[libc::SYS_userfaultfd], libc::EPERM).unwrap();
+    let map = Map::open(&path).unwrap();
+    assert_eq!(map.strategy().strategy(), Strategy::Kernel);
+    assert!(map.strategy().reason().contains("seccomp"), "{}", map.strategy());
+    assert_eq!(map[4096], 2);
+    let error = MapOptions::new().strategy(Strategy::Pager).open(&path).unwrap_err();
+    assert!(matches!(error, Error::Unsupported { feature: "userfaultfd", .. }), "{error:?}");
+    assert_eq!(error.errno(), Some(libc::EPERM));
+}
+
+#[test]
+fn an_unprivileged_user_has_slices_in_both_modes() {
+    let this = "an_unprivileged_user_has_slices_in_both_modes";
+    let dir = common::public_scratch();
+    let Some(path) = role() else {
+        if require_root() && require_userfaultfd() {
+            let (path, _) = file_of(dir.path(), 1 << 20);
+            std::os::unix::fs::chown(&path, Some(65534), Some(65534)).unwrap();
+            run_ok(child_as_nobody(this, path.to_str().unwrap(), dir.path()));
+        }
+        return;
+    };
+    let bytes = std::fs::read(&path).unwrap();
+    for mode in [FaultMode::Thread, FaultMode::InThread] {
+        let pager = pager(256 << 10);
+        assert!(paged(&pager, mode).open(&path).unwrap()[..] == bytes[..], "{mode:?}");
+        let mut map = paged(&pager, mode).open_mut(&path).unwrap();
+        map[70_000] = map[70_000].wrapping_add(0);
+        assert!(map.checked(|view| view == &bytes[..]).unwrap());
+        map.close().unwrap();
+    }
+}
