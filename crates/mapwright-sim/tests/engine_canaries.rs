@@ -13,7 +13,9 @@ const SEEDS: u64 = 1000;
 fn find(kinds: &[Kind]) -> Option<Failure> {
     let options = Options { max_steps: 500_000, ..Options::default() };
     (0..SEEDS).find_map(|seed| {
-        kinds.iter().find_map(|&kind| try_seed(seed, &options, move |sim, told| workload::run(sim, told, kind)).err())
+        kinds
+            .iter()
+            .find_map(|&kind| try_seed(seed, &options, move |sim, told| workload::run(sim, told, kind)).err())
     })
 }
 

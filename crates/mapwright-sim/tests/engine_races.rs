@@ -40,7 +40,7 @@ fn bench(sim: &SimHandle, told: &AtomicU64, options: StoreOptions, opening: &Ope
 }
 
 fn either_mode(sim: &SimHandle) -> Opening {
-    let mode = if sim.seed() % 2 == 0 { FaultMode::Thread } else { FaultMode::InThread };
+    let mode = if sim.seed().is_multiple_of(2) { FaultMode::Thread } else { FaultMode::InThread };
     Opening { mode, ..Opening::default() }
 }
 
@@ -83,9 +83,12 @@ fn a_write_is_kept_while_its_block_is_evicted_and_flushed() {
             (1..=6).for_each(|value| sim.write_slice(base + 100, &[value; 5000]).expect("a good store"));
         });
         let evictor = bench.spawn("evictor", |_, file, _| {
-            (0..6).for_each(|_| drop(evict::drop_clean(file, 0..3)));
+            for _ in 0..6 {
+                evict::drop_clean(file, 0..3);
+            }
         });
-        let flusher = bench.spawn("flusher", |_, file, _| (0..3).for_each(|_| flush_all(file).expect("a good store")));
+        let flusher =
+            bench.spawn("flusher", |_, file, _| (0..3).for_each(|_| flush_all(file).expect("a good store")));
         writer.join();
         evictor.join();
         flusher.join();
@@ -126,7 +129,7 @@ fn each_of_two_flushes_returns_when_its_pages_are_durable() {
     races("flush and flush", 300, |sim, told| {
         let bench = bench(sim, told, StoreOptions::nasty(), &either_mode(sim));
         bench.file.write_at(50, &[9; 9000]).expect("a good store");
-        let fails = sim.seed() % 3 == 0;
+        let fails = sim.seed().is_multiple_of(3);
         if fails {
             bench.store.fail_nth(Op::Sync, 0, EIO);
         }
@@ -145,7 +148,10 @@ fn each_of_two_flushes_returns_when_its_pages_are_durable() {
         let failed: Vec<_> = flushers.into_iter().filter_map(|flusher| flusher.join().err()).collect();
         assert_eq!(failed.is_empty(), !fails, "{failed:?}");
         if fails {
-            assert!(matches!(write_back::acknowledge(&bench.file), Some(Error::Io { operation: "sync", .. })));
+            assert!(matches!(
+                write_back::acknowledge(&bench.file),
+                Some(Error::Io { operation: "sync", .. })
+            ));
         }
         flush_all(&bench.file).expect("acknowledged");
         assert_eq!(bench.store.crash_image()[50..9050], [9; 9000]);
@@ -158,9 +164,12 @@ fn two_touches_of_a_block_make_one_read() {
         let options = StoreOptions { local: sim.seed() % 4 < 2, ..remote() };
         let bench = bench(sim, told, options, &either_mode(sim));
         let touch = |bench: &Bench| {
-            bench.spawn("toucher", |sim, _, base| sim.read_slice(base + 5 * PAGE as usize, 10).expect("a good store"))
+            bench.spawn("toucher", |sim, _, base| {
+                sim.read_slice(base + 5 * PAGE as usize, 10).expect("a good store")
+            })
         };
-        let get = bench.spawn("getter", |_, file, _| drop(Request::new(file, vec![5], false).and_then(Request::wait)));
+        let get = bench
+            .spawn("getter", |_, file, _| drop(Request::new(file, vec![5], false).and_then(Request::wait)));
         let touchers = [touch(&bench), touch(&bench)];
         get.join();
         for toucher in touchers {
@@ -234,7 +243,7 @@ fn what_was_cut_off_does_not_come_back() {
         bench.file.write_at(LEN - 3000, &[5; 3000]).expect("a good store");
         let len = sim.rng(2).below(LEN);
         bench.file.resize(len).expect("nothing is pinned");
-        if sim.seed() % 3 == 0 {
+        if sim.seed().is_multiple_of(3) {
             flush_all(&bench.file).expect("a good store");
             assert_eq!(bench.store.crash_image().len() as u64, len);
         }
@@ -250,7 +259,10 @@ fn what_was_cut_off_does_not_come_back() {
         flush_all(&bench.file).expect("a good store");
         evict::drop_clean(&bench.file, 0..20);
         bench.file.read_at(0, &mut all).expect("a good store");
-        assert!(all == expected && bench.store.crash_image() == expected, "stale bytes in the store past {len}");
+        assert!(
+            all == expected && bench.store.crash_image() == expected,
+            "stale bytes in the store past {len}"
+        );
     });
 }
 
@@ -268,7 +280,9 @@ fn requests_larger_than_the_budget_are_refused_and_those_that_meet_both_end() {
                 bench.spawn("getter", move |sim, file, _| {
                     for _ in 0..2 {
                         let blocks = (0..9).map(|block| block * 2 + n + n * 20).collect();
-                        let held = Request::new(file, blocks, false).and_then(Request::wait).expect("its turn comes");
+                        let held = Request::new(file, blocks, false)
+                            .and_then(Request::wait)
+                            .expect("its turn comes");
                         sim.sleep(Duration::from_micros(300));
                         drop(held);
                     }
@@ -291,7 +305,13 @@ fn a_pin_given_back_wakes_who_waits_for_room() {
         let held = bench.get(0..11).expect("there is room");
         let waiting = sim.spawn("waiting", {
             let other = Arc::clone(&other);
-            move || drop(Request::new(&other, (0..6).collect(), false).and_then(Request::wait).expect("room comes"))
+            move || {
+                drop(
+                    Request::new(&other, (0..6).collect(), false)
+                        .and_then(Request::wait)
+                        .expect("room comes"),
+                )
+            }
         });
         sim.sleep(Duration::from_millis(300));
         let released = sim.now();
@@ -309,7 +329,7 @@ fn a_file_may_go_while_fills_are_in_flight() {
         let mut future = Acquire::new(Request::new(&bench.file, vec![1, 2, 9], true).expect("three blocks"));
         let waker = Waker::from(ThreadWaker::new(sim));
         assert!(Pin::new(&mut future).poll(&mut Context::from_waker(&waker)).is_pending());
-        if sim.seed() % 2 == 0 {
+        if sim.seed().is_multiple_of(2) {
             sim.sleep(Duration::from_micros(30));
         }
         drop(future);
@@ -330,7 +350,8 @@ fn futures_end_when_the_store_answers_and_at_the_deadline_when_it_does_not() {
     races("futures", 200, |sim, told| {
         let opening = Opening { deadline: Duration::from_millis(100), ..either_mode(sim) };
         let bench = bench(sim, told, remote(), &opening);
-        let acquire = |blocks: Vec<u64>| Acquire::new(Request::new(&bench.file, blocks, false).expect("few blocks"));
+        let acquire =
+            |blocks: Vec<u64>| Acquire::new(Request::new(&bench.file, blocks, false).expect("few blocks"));
         drop(block_on(sim, acquire(vec![0, 3, 4, 3])).expect("it answers"));
         bench.store.hang();
         let begun = sim.now();
@@ -381,7 +402,10 @@ fn a_failed_page_reads_as_zeros_in_scopes_only_and_they_tell() {
         bench.store.set_options(|options| options.error_per_1000 = 1000);
         let expected = Oracle::pattern(LEN);
         let scope = Scope::enter(&bench.file).expect("the view can be made");
-        assert_eq!(sim.read_slice(checked + PAGE as usize, 4).expect("resident"), expected[PAGE as usize..][..4]);
+        assert_eq!(
+            sim.read_slice(checked + PAGE as usize, 4).expect("resident"),
+            expected[PAGE as usize..][..4]
+        );
         assert_eq!(sim.read_slice(checked + 5 * PAGE as usize, 4), Ok(vec![0; 4]));
         // Somebody else touches a resident page outside, and is not concerned.
         let outside = bench.spawn("outside", |sim, _, base| sim.read_slice(base + PAGE as usize, 4));
@@ -410,7 +434,7 @@ fn a_failed_page_reads_as_zeros_in_scopes_only_and_they_tell() {
 #[test]
 fn changes_by_others_are_named() {
     races("changed", 100, |sim, told| {
-        let writable = sim.seed() % 2 == 0;
+        let writable = sim.seed().is_multiple_of(2);
         let bench = bench(sim, told, StoreOptions::default(), &Opening { writable, ..either_mode(sim) });
         drop(bench.get(0..1).expect("unchanged"));
         bench.store.truncate_behind(3 * PAGE);

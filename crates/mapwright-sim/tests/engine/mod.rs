@@ -63,7 +63,8 @@ pub fn for_seeds(
     let seeds = seeds(count);
     let count = seeds.end - seeds.start;
     for seed in seeds {
-        let report = try_seed(seed, options, body.clone()).unwrap_or_else(|failure| panic!("{name}: {failure}"));
+        let report =
+            try_seed(seed, options, body.clone()).unwrap_or_else(|failure| panic!("{name}: {failure}"));
         steps += report.steps;
         faults += report.fault_count;
     }

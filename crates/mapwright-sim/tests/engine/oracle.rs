@@ -81,7 +81,10 @@ impl Oracle {
     /// What a read or flush that begins now has to respect.
     pub fn before(&self, bytes: Range<u64>) -> Before {
         let state = self.lock();
-        Before { from: bytes.start as usize, ended: state.ended[bytes.start as usize..bytes.end as usize].to_vec() }
+        Before {
+            from: bytes.start as usize,
+            ended: state.ended[bytes.start as usize..bytes.end as usize].to_vec(),
+        }
     }
 
     /// Checks what a read has found that ends now.
@@ -156,5 +159,8 @@ fn check(state: &State, at: usize, byte: u8, oldest: u8, how: &str) {
         Some(write) if write < 220 => format!("that of write {write}"),
         _ => "of no write".to_owned(),
     };
-    panic!("{how}: byte {at:#x} is {byte:#x}, {which}, not of the writes {oldest}..={newest} (base {:#x})", state.base[at]);
+    panic!(
+        "{how}: byte {at:#x} is {byte:#x}, {which}, not of the writes {oldest}..={newest} (base {:#x})",
+        state.base[at]
+    );
 }

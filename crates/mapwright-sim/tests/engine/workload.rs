@@ -152,8 +152,11 @@ pub fn run(sim: &SimHandle, told: &AtomicU64, kind: Kind) {
 
 /// Whether nothing would be lost by closing now.
 fn store_is_settled(file: &Arc<File>, oracle: &Oracle, kind: Kind) -> bool {
-    kind.read_only || (0..oracle.len()).step_by(PAGE as usize).all(|at| matches!(write_back::is_dirty(file, at), Ok(false)))
-        && oracle.is_settled()
+    kind.read_only
+        || (0..oracle.len())
+            .step_by(PAGE as usize)
+            .all(|at| matches!(write_back::is_dirty(file, at), Ok(false)))
+            && oracle.is_settled()
 }
 
 /// Closes and opens again, sometimes under a new pager.
@@ -284,7 +287,8 @@ impl User {
         let range = self.any_range(rng, most);
         let before = self.oracle.before(range.clone());
         let address = self.address(View::Plain) + range.start as usize;
-        if let Some(found) = self.expect_bus(self.sim.read_slice(address, (range.end - range.start) as usize)) {
+        if let Some(found) = self.expect_bus(self.sim.read_slice(address, (range.end - range.start) as usize))
+        {
             self.oracle.check_read(&before, &found, "slice");
         }
     }
@@ -359,7 +363,11 @@ impl User {
         let Some(range) = self.own_range(rng) else { return };
         let bytes = self.oracle.begin_write(range.clone());
         // Writes through the checked view are kept unless a page failed there.
-        let view = if self.kind.errors { View::Plain } else { pick(rng, &[View::Plain, View::Plain, View::Checked]) };
+        let view = if self.kind.errors {
+            View::Plain
+        } else {
+            pick(rng, &[View::Plain, View::Plain, View::Checked])
+        };
         let scope = (view == View::Checked).then(|| Scope::enter(&self.file).expect("the view can be made"));
         let address = self.address(view) + range.start as usize;
         let written = self.expect_bus(self.sim.write_slice(address, &bytes));
@@ -387,7 +395,8 @@ impl User {
     }
 
     fn resize(&self, rng: &mut Rng) {
-        let most = (self.oracle.len().max(1)).next_multiple_of(self.file.block_size()) + 4 * self.file.block_size();
+        let most =
+            (self.oracle.len().max(1)).next_multiple_of(self.file.block_size()) + 4 * self.file.block_size();
         for _ in 0..rng.below(4) {
             let len = rng.below(most);
             match self.file.resize(len) {
@@ -420,7 +429,10 @@ impl User {
         self.oracle.settled();
         self.oracle.check_disk(&self.store.crash_image(), "at rest");
         for at in (0..len).step_by(PAGE as usize) {
-            assert!(!write_back::is_dirty(&self.file, at).expect("page tables can be read"), "{at:#x} is dirty at rest");
+            assert!(
+                !write_back::is_dirty(&self.file, at).expect("page tables can be read"),
+                "{at:#x} is dirty at rest"
+            );
         }
     }
 
@@ -456,7 +468,10 @@ impl User {
                 assert!(["read", "write", "sync", "set length"].contains(operation), "{operation}: {error}");
                 assert!(*offset <= self.file.capacity(), "{error}");
                 let errno = source.raw_os_error();
-                assert!(errno == Some(EIO) || errno == Some(ENOSPC) && *operation != "read", "{what}: {error}");
+                assert!(
+                    errno == Some(EIO) || errno == Some(ENOSPC) && *operation != "read",
+                    "{what}: {error}"
+                );
             }
             Error::TimedOut { path, waited, .. } => {
                 assert_eq!(path, "simulated");

@@ -131,7 +131,8 @@ impl File {
         if zeroed.is_empty() {
             return;
         }
-        let kept: Vec<_> = zeroed.into_iter().filter(|range| self.frames.restore(range.clone()).is_err()).collect();
+        let kept: Vec<_> =
+            zeroed.into_iter().filter(|range| self.frames.restore(range.clone()).is_err()).collect();
         {
             let mut scopes = lock(&self.scopes);
             scopes.restoring = false;

@@ -18,7 +18,8 @@ pub(crate) fn lead(engine: &Arc<Engine>) {
     let mut faults = Vec::new();
     while !engine.pool.is_closing() {
         if let Err(error) = engine.kernel.wait_faults(&mut faults) {
-            let text = format!("mapwright: the kernel refused to report faults ({error}); slices will hang\n");
+            let text =
+                format!("mapwright: the kernel refused to report faults ({error}); slices will hang\n");
             mapwright_sys::signals::print_raw(&text);
             return;
         }
@@ -160,7 +161,8 @@ fn split(file: &File, runs: Vec<Range<u64>>) -> impl Iterator<Item = Vec<Range<u
 /// Fills what is absent of some runs, as far as there is room. Failures are left to whoever touches the block.
 fn prefetch_run(file: &Arc<File>, runs: Vec<Range<u64>>, trigger: Option<u64>) {
     let claimed = request::claim_absent(file, &runs);
-    let purpose = Purpose { room: Patience::Never, deadline: file.pager.now(), pin: None, read_ahead: Some(trigger) };
+    let purpose =
+        Purpose { room: Patience::Never, deadline: file.pager.now(), pin: None, read_ahead: Some(trigger) };
     let _ = fill::fill(file, &claimed, purpose);
 }
 
@@ -201,4 +203,3 @@ fn fatal(file: &File, offset: u64, what: &str) -> ! {
     mapwright_sys::signals::print_raw(&format!("mapwright: {} at offset {offset}: {what}\n", file.name));
     std::process::abort()
 }
-

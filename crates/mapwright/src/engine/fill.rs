@@ -103,7 +103,7 @@ pub(crate) fn install(file: &Arc<File>, blocks: Range<u64>, bytes: &[u8]) -> Res
     }
     let at = blocks.start << file.block_shift;
     if let Err(error) = file.frames.store(at, &contents) {
-        let _ = file.frames.release(&[at..at + contents.len() as u64]);
+        let _ = file.frames.release(std::slice::from_ref(&file.bytes_of(&blocks)));
         give_up(file, &blocks, true);
         return Err(Error::io("store a frame", file.name.clone(), at, contents.len() as u64, error));
     }
@@ -236,7 +236,14 @@ fn read(file: &Arc<File>, mut batch: Vec<Piece>, purpose: &mut Purpose<'_>) -> R
     let backed = lock(&file.lengths).backed;
     let deadline = purpose.deadline;
     if let [piece] = &mut batch[..] {
-        let got = read_exactly(file, piece.blocks.start << file.block_shift, &mut piece.buffer, 0, backed, deadline);
+        let got = read_exactly(
+            file,
+            piece.blocks.start << file.block_shift,
+            &mut piece.buffer,
+            0,
+            backed,
+            deadline,
+        );
         return finish(file, piece.blocks.clone(), &piece.buffer, got, purpose);
     }
     let mut outcome = Ok(());
@@ -344,7 +351,13 @@ fn check_version(file: &File, offset: u64, deadline: Duration) -> Result<()> {
 }
 
 /// Makes a piece resident once its bytes are read, or absent if they could not be.
-fn finish(file: &Arc<File>, blocks: Range<u64>, bytes: &[u8], got: Result<()>, purpose: &mut Purpose<'_>) -> Result<()> {
+fn finish(
+    file: &Arc<File>,
+    blocks: Range<u64>,
+    bytes: &[u8],
+    got: Result<()>,
+    purpose: &mut Purpose<'_>,
+) -> Result<()> {
     let at = blocks.start << file.block_shift;
     let len = (blocks.end - blocks.start) << file.block_shift;
     let stored = got.and_then(|()| check_version(file, at, purpose.deadline)).and_then(|()| {
@@ -352,7 +365,7 @@ fn finish(file: &Arc<File>, blocks: Range<u64>, bytes: &[u8], got: Result<()>, p
     });
     if let Err(error) = stored {
         // What was stored in part must not stay: an absent block has no frame.
-        let _ = file.frames.release(&[at..at + len]);
+        let _ = file.frames.release(std::slice::from_ref(&file.bytes_of(&blocks)));
         give_up(file, &blocks, true);
         return Err(error);
     }
@@ -398,7 +411,8 @@ pub(crate) fn retried<T>(
     deadline: Duration,
     call: impl FnMut() -> io::Result<T>,
 ) -> Result<T> {
-    patiently(&file.pager, deadline, call).map_err(|e| Error::io(operation, file.name.clone(), offset, len, e))
+    patiently(&file.pager, deadline, call)
+        .map_err(|e| Error::io(operation, file.name.clone(), offset, len, e))
 }
 
 /// As [`retried`], for a store that is not a file yet.

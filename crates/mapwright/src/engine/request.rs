@@ -220,7 +220,8 @@ fn as_runs(blocks: &[u64]) -> Vec<Range<u64>> {
 
 /// Claims what is absent of some runs.
 pub(crate) fn claim_absent(file: &File, runs: &[Range<u64>]) -> Vec<Range<u64>> {
-    let claimed: Vec<u64> = runs.iter().cloned().flatten().filter(|&block| file.word(block).claim()).collect();
+    let claimed: Vec<u64> =
+        runs.iter().cloned().flatten().filter(|&block| file.word(block).claim()).collect();
     as_runs(&claimed)
 }
 
@@ -229,7 +230,8 @@ pub(crate) fn claim_absent(file: &File, runs: &[Range<u64>]) -> Vec<Range<u64>> 
 /// # Errors
 /// What the fills meet; [`Error::BudgetExhausted`] if nothing can be evicted.
 pub fn prefetch(file: &Arc<File>, bytes: Range<u64>) -> Result<()> {
-    prefetch_parts(file, bytes).try_for_each(|part| Request::new(file, part.collect(), false)?.wait().map(drop))
+    prefetch_parts(file, bytes)
+        .try_for_each(|part| Request::new(file, part.collect(), false)?.wait().map(drop))
 }
 
 /// Cuts a range into runs of blocks that are brought in together, each well within the budget.
@@ -260,7 +262,13 @@ impl Outcome {
     }
 
     /// Waits until all parts have ended, which is a moment after their blocks have settled; the first error.
-    pub(crate) fn wait(&self, file: &File, bytes: Range<u64>, since: Duration, deadline: Duration) -> Result<()> {
+    pub(crate) fn wait(
+        &self,
+        file: &File,
+        bytes: Range<u64>,
+        since: Duration,
+        deadline: Duration,
+    ) -> Result<()> {
         loop {
             let running = self.running.load(Ordering::Acquire);
             if running == 0 {
@@ -290,7 +298,8 @@ impl Outcome {
 
 /// Fills claimed runs on pool threads, each on one of its own: stores that are not local may hang on any of them.
 pub(crate) fn fill_elsewhere(file: &Arc<File>, runs: Vec<Range<u64>>, deadline: Duration) -> Arc<Outcome> {
-    let jobs: Vec<Vec<Range<u64>>> = if file.local { vec![runs] } else { runs.into_iter().map(|run| vec![run]).collect() };
+    let jobs: Vec<Vec<Range<u64>>> =
+        if file.local { vec![runs] } else { runs.into_iter().map(|run| vec![run]).collect() };
     let outcome = Arc::new(Outcome::default());
     outcome.running.store(jobs.len() as u32, Ordering::Release);
     for runs in jobs {
@@ -298,7 +307,8 @@ pub(crate) fn fill_elsewhere(file: &Arc<File>, runs: Vec<Range<u64>>, deadline: 
         file.pager.pool.submit(
             &file.pager,
             Box::new(move |_| {
-                let purpose = Purpose { room: Patience::Until(deadline), deadline, pin: None, read_ahead: None };
+                let purpose =
+                    Purpose { room: Patience::Until(deadline), deadline, pin: None, read_ahead: None };
                 let filled = fill::fill(&own, &runs, purpose);
                 told.ended(&own, filled);
             }),
@@ -348,7 +358,10 @@ impl Future for Acquire {
         let this = &mut *self;
         loop {
             let Some(request) = &mut this.request else {
-                return Poll::Ready(Err(Error::invalid("a future polled after it was ready", "await it once")));
+                return Poll::Ready(Err(Error::invalid(
+                    "a future polled after it was ready",
+                    "await it once",
+                )));
             };
             if let Some(error) = this.outcome.as_ref().and_then(|outcome| outcome.error()) {
                 this.request = None;

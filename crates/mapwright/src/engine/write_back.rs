@@ -55,7 +55,10 @@ pub fn acknowledge(file: &File) -> Option<Error> {
 
 /// Runs a write-back here if the store is local. If it is not, on a thread that can be spared: the caller gives up at its
 /// deadline, while the write-back keeps the file's turn, so that a late write never lands on a newer one.
-fn where_it_may_hang(file: &Arc<File>, work: impl Fn(&Arc<File>) -> Result<()> + Send + 'static) -> Result<()> {
+fn where_it_may_hang(
+    file: &Arc<File>,
+    work: impl Fn(&Arc<File>) -> Result<()> + Send + 'static,
+) -> Result<()> {
     if file.local {
         return work(file);
     }
@@ -67,7 +70,7 @@ fn where_it_may_hang(file: &Arc<File>, work: impl Fn(&Arc<File>) -> Result<()> +
 /// The walk, in the file's turn: batches of dirty pages, each taken and re-protected in one step → the length settled →
 /// pages copied out through the frames, written, synced → clean, but for what was written meanwhile.
 fn write_back(file: &Arc<File>, blocks: &[u64]) -> Result<()> {
-    let most = (file.pager.budget.limit() / 4 >> file.block_shift).max(1) as usize;
+    let most = ((file.pager.budget.limit() / 4) >> file.block_shift).max(1) as usize;
     let written = blocks.chunks(most).try_for_each(|batch| write_batch(file, batch)).and_then(|()| {
         let settled = lock(&file.lengths).are_settled();
         if settled { Ok(()) } else { write_and_sync(file, &[]) }
@@ -96,7 +99,9 @@ fn dirty_blocks(file: &File, blocks: Range<u64>) -> Result<Vec<u64>> {
         found.extend(written.into_iter().flat_map(|bytes| file.blocks_of(bytes)).filter(shown));
     }
     let known = lock(&file.dirty).runs_in(&(bytes.start / PAGE..bytes.end / PAGE), usize::MAX);
-    found.extend(known.into_iter().flat_map(|run| run.start / pages_in_block..run.end.div_ceil(pages_in_block)));
+    found.extend(
+        known.into_iter().flat_map(|run| run.start / pages_in_block..run.end.div_ceil(pages_in_block)),
+    );
     found.sort_unstable();
     found.dedup();
     Ok(found)
@@ -132,9 +137,9 @@ fn write_batch(file: &Arc<File>, blocks: &[u64]) -> Result<()> {
     }
     let mut pages = Vec::new();
     let taken = take_dirty_pages(file, &pinned, &mut pages);
-    let written = outcome.and(taken).and_then(|()| {
-        if pages.is_empty() { Ok(()) } else { write_and_sync(file, &pages) }
-    });
+    let written = outcome
+        .and(taken)
+        .and_then(|()| if pages.is_empty() { Ok(()) } else { write_and_sync(file, &pages) });
     if written.is_err() && !sabotage::is(Sabotage::ForgetFailedWrite) {
         pages.into_iter().for_each(|run| file.mark_dirty(run));
     }
@@ -188,7 +193,9 @@ fn write_pages(file: &File, pages: Range<u64>) -> Result<()> {
         let buffer = file.pager.buffers.take(&file.pager.kernel, len, since + file.deadline);
         let mut buffer =
             buffer.ok_or_else(|| file.timed_out(at..at + len as u64, file.pager.now() - since))?;
-        file.frames.load(at, &mut buffer).map_err(|e| Error::io("load a frame", file.name.clone(), at, len as u64, e))?;
+        file.frames
+            .load(at, &mut buffer)
+            .map_err(|e| Error::io("load a frame", file.name.clone(), at, len as u64, e))?;
         write_all(file, at, &buffer)?;
         counters.write_backs.add(1);
         counters.written_back_bytes.add(len as u64);
@@ -220,7 +227,8 @@ fn write_and_sync(file: &File, pages: &[Range<u64>]) -> Result<()> {
     let deadline = file.pager.now() + file.deadline;
     let mut outcome = Ok(());
     retried(file, "sync", 0, 0, deadline, || {
-        outcome = settle_length(file).and_then(|()| pages.iter().try_for_each(|run| write_pages(file, run.clone())));
+        outcome = settle_length(file)
+            .and_then(|()| pages.iter().try_for_each(|run| write_pages(file, run.clone())));
         if outcome.is_err() {
             return Ok(());
         }
@@ -247,7 +255,8 @@ fn settle_length(file: &File) -> Result<()> {
         let deadline = file.pager.now() + file.deadline;
         {
             let mut lengths = lock(&file.lengths);
-            lengths.unsynced = Some(lengths.unsynced.map_or(before.backed, |backed| backed.min(before.backed)));
+            lengths.unsynced =
+                Some(lengths.unsynced.map_or(before.backed, |backed| backed.min(before.backed)));
         }
         retried(file, "set length", len, 0, deadline, || file.store.set_len(len))?;
         lock(&file.lengths).stored = len;
@@ -273,4 +282,3 @@ pub fn is_dirty(file: &File, offset: u64) -> Result<bool> {
     let resident = block::state(file.word(block).bits()) == State::Resident;
     Ok(resident && file.writable && !dirty_blocks(file, block..block + 1)?.is_empty())
 }
-
