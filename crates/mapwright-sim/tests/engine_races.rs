@@ -83,7 +83,9 @@ fn a_write_is_kept_while_its_block_is_evicted_and_flushed() {
             (1..=6).for_each(|value| sim.write_slice(base + 100, &[value; 5000]).expect("a good store"));
         });
         let evictor = bench.spawn("evictor", |_, file, _| {
-            (0..6).for_each(|_| _ = evict::drop_clean(file, 0..3));
+            for _ in 0..6 {
+                evict::drop_clean(file, 0..3);
+            }
         });
         let flusher =
             bench.spawn("flusher", |_, file, _| (0..3).for_each(|_| flush_all(file).expect("a good store")));
@@ -127,7 +129,7 @@ fn each_of_two_flushes_returns_when_its_pages_are_durable() {
     races("flush and flush", 300, |sim, told| {
         let bench = bench(sim, told, StoreOptions::nasty(), &either_mode(sim));
         bench.file.write_at(50, &[9; 9000]).expect("a good store");
-        let fails = sim.seed() % 3 == 0;
+        let fails = sim.seed().is_multiple_of(3);
         if fails {
             bench.store.fail_nth(Op::Sync, 0, EIO);
         }
@@ -241,7 +243,7 @@ fn what_was_cut_off_does_not_come_back() {
         bench.file.write_at(LEN - 3000, &[5; 3000]).expect("a good store");
         let len = sim.rng(2).below(LEN);
         bench.file.resize(len).expect("nothing is pinned");
-        if sim.seed() % 3 == 0 {
+        if sim.seed().is_multiple_of(3) {
             flush_all(&bench.file).expect("a good store");
             assert_eq!(bench.store.crash_image().len() as u64, len);
         }

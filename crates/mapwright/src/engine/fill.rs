@@ -134,7 +134,6 @@ fn prepare(file: &Arc<File>, blocks: Range<u64>, purpose: &Purpose<'_>, must: bo
         return if must { Err(error) } else { Ok(None) };
     }
     let len = (count << file.block_shift) as usize;
-    let since = engine.now();
     let buffer = match must {
         true => engine.buffers.take(&engine.kernel, len, purpose.deadline),
         false => engine.buffers.try_take(&engine.kernel, len),
@@ -143,7 +142,9 @@ fn prepare(file: &Arc<File>, blocks: Range<u64>, purpose: &Purpose<'_>, must: bo
         engine.budget.release(&*engine.kernel, bytes);
     }
     if must && buffer.is_none() {
-        return Err(file.timed_out(file.bytes_of(&blocks), engine.now() - since));
+        // The deadline was set when the operation began.
+        let waited = (engine.now() + file.deadline).saturating_sub(purpose.deadline);
+        return Err(file.timed_out(file.bytes_of(&blocks), waited));
     }
     Ok(buffer)
 }

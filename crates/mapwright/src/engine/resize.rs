@@ -11,8 +11,6 @@ use super::sabotage::{self, Sabotage};
 use super::{PAGE, fill, lock};
 use crate::error::{Error, Result};
 
-/// Giving back a pin wakes nobody who waits for the block: look again after this time.
-
 impl File {
     /// Changes the length of what is mapped. The store's length follows at the next write-back. New bytes read as zeros.
     /// The caller has exclusive access: nobody holds a slice or a pin.
