@@ -144,7 +144,12 @@ impl SharedFrames {
     ///
     /// # Errors
     /// Whatever PAGEMAP_SCAN says.
-    pub fn take_written(&self, checked: bool, range: Range<u64>, out: &mut Vec<Range<u64>>) -> io::Result<()> {
+    pub fn take_written(
+        &self,
+        checked: bool,
+        range: Range<u64>,
+        out: &mut Vec<Range<u64>>,
+    ) -> io::Result<()> {
         self.scan(checked, range, out, Pagemap::take_written)
     }
 

@@ -4,9 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
-use rustix::mm::{
-    Advice, MapFlags, MsyncFlags, ProtFlags, madvise, mmap, mmap_anonymous, msync, munmap,
-};
+use rustix::mm::{Advice, MapFlags, MsyncFlags, ProtFlags, madvise, mmap, mmap_anonymous, msync, munmap};
 
 use crate::PAGE_SIZE;
 use crate::window::{AddressRange, Claims};
@@ -50,9 +48,7 @@ impl Reservation {
         let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE;
         // SAFETY: the range lies inside this reservation, which nothing but its owner uses; live slices of it see the
         // file's bytes change places only where the owner says that it is unmapped.
-        unsafe {
-            mmap(at.start as *mut _, at.len(), protection(writable), flags, fd, range.start)
-        }?;
+        unsafe { mmap(at.start as *mut _, at.len(), protection(writable), flags, fd, range.start) }?;
         Ok(())
     }
 
@@ -215,7 +211,10 @@ pub enum KernelAdvice {
 
 fn whole_pages(bytes: u64) -> io::Result<u64> {
     let page = PAGE_SIZE as u64;
-    bytes.checked_next_multiple_of(page).filter(|end| *end <= 1 << 47).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+    bytes
+        .checked_next_multiple_of(page)
+        .filter(|end| *end <= 1 << 47)
+        .ok_or_else(|| io::ErrorKind::OutOfMemory.into())
 }
 
 // SAFETY: both views stay mapped while `self` lives. That the bytes may be changed by other processes is the documented

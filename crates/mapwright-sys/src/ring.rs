@@ -210,7 +210,7 @@ impl Batch<'_> {
     /// How many completions to sleep for: several, to save system calls and wake-ups, but few enough that a handful of
     /// slow reads can't hold back the news of all the others.
     fn worth_waiting_for(&self) -> usize {
-        (self.busy() / 8).max(1)
+        (self.busy() / 16).max(1)
     }
 
     fn submit_early_at(&self) -> usize {

@@ -265,8 +265,7 @@ impl Uffd {
             if self.read_faults(addresses)? > 0 {
                 return Ok(());
             }
-            let mut fds =
-                [PollFd::new(&self.fd, PollFlags::IN), PollFd::new(&self.interrupt, PollFlags::IN)];
+            let mut fds = [PollFd::new(&self.fd, PollFlags::IN), PollFd::new(&self.interrupt, PollFlags::IN)];
             match poll(&mut fds, None) {
                 Ok(_) if fds[1].revents().contains(PollFlags::IN) => return Ok(()),
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}

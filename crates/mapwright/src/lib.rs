@@ -36,7 +36,9 @@ mod error;
 pub mod engine;
 pub mod stores;
 
-pub use api::{Choice, Machine, Map, MapMut, MapOptions, Pager, PagerBuilder, Pinned, Shared, Strategy, UserfaultFacts};
+pub use api::{
+    Choice, Machine, Map, MapMut, MapOptions, Pager, PagerBuilder, Pinned, Shared, Strategy, UserfaultFacts,
+};
 pub use engine::kernel::FaultMode;
 pub use engine::read_ahead::Advice;
 pub use engine::stats::Stats;

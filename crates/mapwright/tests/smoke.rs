@@ -14,7 +14,13 @@ fn reads_more_than_the_budget_in_both_modes() {
     for mode in [FaultMode::Thread, FaultMode::InThread] {
         for block in [4096, 65536] {
             let pager = Pager::builder().budget(1 << 20).build().unwrap();
-            let map = MapOptions::new().pager(&pager).strategy(Strategy::Pager).block_size(block).fault_mode(mode).open(&path).unwrap();
+            let map = MapOptions::new()
+                .pager(&pager)
+                .strategy(Strategy::Pager)
+                .block_size(block)
+                .fault_mode(mode)
+                .open(&path)
+                .unwrap();
             assert!(map[..] == bytes[..]);
             assert!(map.checked(|b| b == &bytes[..]).unwrap());
             for at in [0usize, 4095, 1 << 20, bytes.len() - 5] {

@@ -108,7 +108,6 @@ pub struct Setup<'a> {
     /// What will be done.
     pub pattern: Pattern,
     /// The memory that a pager may use, in bytes.
-    #[cfg_attr(not(feature = "lib"), expect(dead_code, reason = "only a pager has a limit of its own"))]
     pub limit: u64,
     /// How many pages [`Cursor::pages`] is given at most.
     pub batch: usize,

@@ -147,7 +147,9 @@ impl Core {
     pub(super) fn prefetch(&self, range: &Range<u64>) -> Result<()> {
         match &self.behind {
             Behind::Pager(file) => {
-                let _span = tracing::debug_span!("prefetch", file = %file.name, start = range.start, end = range.end).entered();
+                let _span =
+                    tracing::debug_span!("prefetch", file = %file.name, start = range.start, end = range.end)
+                        .entered();
                 request::prefetch(file, self.in_file(range))
             }
             Behind::Kernel(kernel) => kernel.will_need(self.in_file(range)),
@@ -223,4 +225,3 @@ fn pin_hits(file: &File, blocks: &Range<u64>) -> bool {
     file.pager.counters.hits.add(blocks.end - blocks.start);
     true
 }
-

@@ -88,7 +88,10 @@ impl KernelFile {
         if range.is_empty() {
             return Ok(());
         }
-        self.inner.mapping.advise(range.clone(), KernelAdvice::WillNeed).map_err(|e| self.inner.error("prefetch", &range, e))
+        self.inner
+            .mapping
+            .advise(range.clone(), KernelAdvice::WillNeed)
+            .map_err(|e| self.inner.error("prefetch", &range, e))
     }
 
     pub(super) fn advise(&self, range: Range<u64>, advice: Advice) -> Result<()> {
@@ -111,7 +114,10 @@ impl KernelFile {
             match self.inner.store.read_at(offset + done as u64, &mut into[done..]) {
                 Ok(0) => {
                     let ended = std::io::ErrorKind::UnexpectedEof.into();
-                    return Err(self.inner.truncation(offset).unwrap_or_else(|| self.inner.error("read", &range, ended)));
+                    return Err(self
+                        .inner
+                        .truncation(offset)
+                        .unwrap_or_else(|| self.inner.error("read", &range, ended)));
                 }
                 Ok(n) => done += n,
                 Err(error) => return Err(self.inner.error("read", &range, error)),
@@ -138,7 +144,10 @@ impl KernelFile {
             ));
         }
         self.inner.store.set_len(len).map_err(|e| self.inner.error("set length", &range, e))?;
-        self.inner.mapping.extend(self.inner.store.as_fd(), len).map_err(|e| self.inner.error("mmap", &range, e))
+        self.inner
+            .mapping
+            .extend(self.inner.store.as_fd(), len)
+            .map_err(|e| self.inner.error("mmap", &range, e))
     }
 
     /// Enters a checked scope.
@@ -214,7 +223,10 @@ impl KernelScope {
         let failed = scopes.failures > self.failures_before || scopes.error.is_some();
         let outcome = scopes.error.clone().filter(|_| failed).map_or(Ok(()), Err);
         // Under the lock, so that no scope begins while zeros are still shown. Nobody touches the view then.
-        if scopes.active == 0 && scopes.error.is_some() && self.inner.mapping.restore(self.inner.store.as_fd()).is_ok() {
+        if scopes.active == 0
+            && scopes.error.is_some()
+            && self.inner.mapping.restore(self.inner.store.as_fd()).is_ok()
+        {
             scopes.error = None;
         }
         outcome

@@ -96,7 +96,8 @@ impl MapMut {
     /// # Errors
     /// As for [`get`](Self::get).
     pub fn get_many(&self, ranges: &[Range<u64>]) -> Result<Vec<Pinned<'_>>> {
-        let ranges: Vec<_> = ranges.iter().map(|range| self.core.resolve(range.clone())).collect::<Result<_>>()?;
+        let ranges: Vec<_> =
+            ranges.iter().map(|range| self.core.resolve(range.clone())).collect::<Result<_>>()?;
         let pins = self.core.pin_many(&ranges)?;
         let bytes = |range: &Range<u64>| &self.bytes[range.start as usize..range.end as usize];
         Ok(ranges.iter().zip(pins).map(|(range, pins)| Pinned::new(bytes(range), pins)).collect())
@@ -175,11 +176,15 @@ impl MapMut {
     /// As for [`flush`](Self::flush), and [`OutOfRange`](Error::OutOfRange).
     pub fn flush_range(&self, range: impl RangeBounds<u64>) -> Result<()> {
         let range = self.core.resolve(range)?;
-        let _span = tracing::debug_span!("flush", file = self.core.name(), start = range.start, end = range.end).entered();
+        let _span =
+            tracing::debug_span!("flush", file = self.core.name(), start = range.start, end = range.end)
+                .entered();
         match &self.core.behind {
             Behind::Pager(file) => write_back::flush(file, self.core.in_file(&range)),
             Behind::Kernel(kernel) => kernel.flush(self.core.in_file(&range)),
-            Behind::Buffer { store: Some(store), .. } => write_buffer(&**store, &self.bytes, self.core.offset, self.whole),
+            Behind::Buffer { store: Some(store), .. } => {
+                write_buffer(&**store, &self.bytes, self.core.offset, self.whole)
+            }
             Behind::Buffer { store: None, .. } => Ok(()),
         }
     }
@@ -313,7 +318,9 @@ impl Drop for MapMut {
             return;
         }
         if let Err(error) = self.flush() {
-            print_raw(&format!("mapwright: changes were lost when a map was dropped (call close to get this error): {error}\n"));
+            print_raw(&format!(
+                "mapwright: changes were lost when a map was dropped (call close to get this error): {error}\n"
+            ));
         }
     }
 }

@@ -142,10 +142,9 @@ impl MapOptions {
         let path = path.as_ref();
         let _span = tracing::debug_span!("open", path = %path.display()).entered();
         self.check()?;
-        if matches!(self.strategy, Strategy::Auto | Strategy::Buffer) {
-            if let Some(map) = self.open_small(path)? {
-                return Ok(map);
-            }
+        let may_read = matches!(self.strategy, Strategy::Auto | Strategy::Buffer);
+        if let Some(map) = if may_read { self.open_small(path)? } else { None } {
+            return Ok(map);
         }
         let store = self.file_store(path, false)?;
         match self.strategy {
@@ -153,7 +152,9 @@ impl MapOptions {
             Strategy::Kernel => self.open_kernel(store, "asked for"),
             Strategy::Pager => self.open_paged(store, "asked for"),
             Strategy::Auto => match self.open_paged(Arc::clone(&store) as Arc<dyn Store>, WHY_PAGER) {
-                Err(error @ Error::Unsupported { .. }) => self.open_kernel(store, &format!("no pager here: {error}")),
+                Err(error @ Error::Unsupported { .. }) => {
+                    self.open_kernel(store, &format!("no pager here: {error}"))
+                }
                 opened => opened,
             },
         }
@@ -193,10 +194,12 @@ impl MapOptions {
             Strategy::Kernel => Err(kernel_maps_files_only()),
             Strategy::Buffer => self.read_whole(store),
             Strategy::Pager => self.open_paged(store, "asked for"),
-            Strategy::Auto => match self.open_paged(Arc::clone(&store), "a store is not for the kernel to map") {
-                Err(Error::Unsupported { .. }) => self.read_whole(store),
-                opened => opened,
-            },
+            Strategy::Auto => {
+                match self.open_paged(Arc::clone(&store), "a store is not for the kernel to map") {
+                    Err(Error::Unsupported { .. }) => self.read_whole(store),
+                    opened => opened,
+                }
+            }
         }
     }
 
@@ -214,16 +217,21 @@ impl MapOptions {
             Strategy::Kernel => Err(kernel_maps_files_only()),
             Strategy::Buffer => self.read_whole_mut(store),
             Strategy::Pager => self.open_paged_mut(store, "asked for"),
-            Strategy::Auto => match self.open_paged_mut(Arc::clone(&store), "a store is not for the kernel to map") {
-                Err(Error::Unsupported { .. }) => self.read_whole_mut(store),
-                opened => opened,
-            },
+            Strategy::Auto => {
+                match self.open_paged_mut(Arc::clone(&store), "a store is not for the kernel to map") {
+                    Err(Error::Unsupported { .. }) => self.read_whole_mut(store),
+                    opened => opened,
+                }
+            }
         }
     }
 
     fn check(&self) -> Result<()> {
         if self.deadline.is_zero() {
-            return Err(Error::invalid("a deadline of zero", "give operations some time, for example 30 seconds"));
+            return Err(Error::invalid(
+                "a deadline of zero",
+                "give operations some time, for example 30 seconds",
+            ));
         }
         Ok(())
     }
@@ -244,10 +252,17 @@ impl MapOptions {
             Strategy::Auto => "the file is small: reading it costs less than mapping it",
             _ => "asked for",
         };
-        self.buffered(bytes, None, path.display().to_string(), Choice::new(Strategy::Buffer, reason)).map(Some)
+        self.buffered(bytes, None, path.display().to_string(), Choice::new(Strategy::Buffer, reason))
+            .map(Some)
     }
 
-    fn buffered(&self, bytes: Vec<u8>, store: Option<Arc<dyn Store>>, name: String, choice: Choice) -> Result<Map> {
+    fn buffered(
+        &self,
+        bytes: Vec<u8>,
+        store: Option<Arc<dyn Store>>,
+        name: String,
+        choice: Choice,
+    ) -> Result<Map> {
         let len = bytes.len() as u64;
         let core = self.part(Behind::Buffer { store, name }, len, choice)?;
         Ok(Map::new(core, reader(Arc::new(HeapBytes::new(bytes, false)))))
@@ -282,7 +297,11 @@ impl MapOptions {
 
     fn kernel_part(&self, kernel: &Arc<KernelFile>, why: &str) -> Result<Core> {
         let len = version_len(&**kernel.store())?;
-        let core = self.part(Behind::Kernel(Arc::clone(kernel)), len, Choice::new(Strategy::Kernel, why.to_owned()))?;
+        let core = self.part(
+            Behind::Kernel(Arc::clone(kernel)),
+            len,
+            Choice::new(Strategy::Kernel, why.to_owned()),
+        )?;
         core.advise(self.advice)?;
         Ok(core)
     }
@@ -297,7 +316,12 @@ impl MapOptions {
         Ok(MapMut::new(core, writer(memory)?, self.is_whole()))
     }
 
-    fn paged(&self, store: Arc<dyn Store>, writable: bool, why: &'static str) -> Result<(Core, Arc<dyn AddressRange>)> {
+    fn paged(
+        &self,
+        store: Arc<dyn Store>,
+        writable: bool,
+        why: &'static str,
+    ) -> Result<(Core, Arc<dyn AddressRange>)> {
         let pager = self.pager.clone().map_or_else(Pager::global, Ok)?;
         let len = version_len(&*store)?;
         let spec = FileSpec {
@@ -377,7 +401,8 @@ fn version_len(store: &dyn Store) -> Result<u64> {
 fn read_all(store: &dyn Store) -> Result<Vec<u8>> {
     let failed = |offset: u64, e| Error::io("read", store.name(), offset, 0, e);
     let before = store.version().map_err(|e| failed(0, e))?;
-    let mut bytes = vec![0; usize::try_from(before.len).map_err(|_| failed(0, std::io::ErrorKind::OutOfMemory.into()))?];
+    let mut bytes =
+        vec![0; usize::try_from(before.len).map_err(|_| failed(0, std::io::ErrorKind::OutOfMemory.into()))?];
     let mut done = 0;
     while done < bytes.len() {
         match store.read_at(done as u64, &mut bytes[done..]) {

@@ -145,10 +145,8 @@ impl Word<'_> {
 
     /// Absent → Filling; whether this thread won.
     pub fn claim(self) -> bool {
-        self.update(|bits| {
-            (state(bits) == State::Absent).then_some((bits & !STATE) | State::Filling as u32)
-        })
-        .is_ok()
+        self.update(|bits| (state(bits) == State::Absent).then_some((bits & !STATE) | State::Filling as u32))
+            .is_ok()
     }
 
     /// Resident with no pins → Evicting; the bits before if this thread won.
@@ -161,19 +159,16 @@ impl Word<'_> {
 
     /// Asks the thread that fills or evicts this block to wake waiters; the bits to wait on, or `None` if it has settled.
     pub fn announce_waiter(self) -> Option<u32> {
-        self.update(|bits| {
-            matches!(state(bits), State::Filling | State::Evicting).then_some(bits | WAITERS)
-        })
-        .ok()
-        .map(|bits| bits | WAITERS)
+        self.update(|bits| matches!(state(bits), State::Filling | State::Evicting).then_some(bits | WAITERS))
+            .ok()
+            .map(|bits| bits | WAITERS)
     }
 
     /// Leaves Filling or Evicting, with `set` added and `clear` removed; the bits before.
     pub(super) fn settle(self, to: State, pins: u32, set: u32, clear: u32) -> u32 {
         debug_assert!(pins == 0 || to == State::Resident, "only resident blocks are pinned");
-        let before = self.update(|bits| {
-            Some((((bits & !(STATE | PINS | WAITERS | clear)) | to as u32) + pins) | set)
-        });
+        let before =
+            self.update(|bits| Some((((bits & !(STATE | PINS | WAITERS | clear)) | to as u32) + pins) | set));
         let before = before.unwrap_or_else(|bits| bits);
         debug_assert!(
             matches!(state(before), State::Filling | State::Evicting),

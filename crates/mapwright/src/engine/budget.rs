@@ -179,7 +179,7 @@ impl Buffers {
             if reused.is_none() {
                 let mut classes = state.free.iter_mut().enumerate();
                 while state.allocated + size > self.reserve {
-                    let Some((_, list)) = classes.find(|(_, list)| !list.is_empty()) else { return None };
+                    let (_, list) = classes.find(|(_, list)| !list.is_empty())?;
                     state.allocated -= list.drain(..).map(|buffer| buffer.len() as u64).sum::<u64>();
                 }
                 state.allocated += size;
@@ -187,13 +187,7 @@ impl Buffers {
             reused
         };
         let buffer = reused.unwrap_or_else(|| Buffer::zeroed(size as usize));
-        Some(Lent {
-            buffer: Some(buffer),
-            len,
-            class,
-            home: Arc::clone(self),
-            kernel: Arc::clone(kernel),
-        })
+        Some(Lent { buffer: Some(buffer), len, class, home: Arc::clone(self), kernel: Arc::clone(kernel) })
     }
 }
 

@@ -87,7 +87,8 @@ impl Scope {
         if zeroed.is_empty() {
             return outcome;
         }
-        let kept: Vec<_> = zeroed.into_iter().filter(|range| file.frames.restore(range.clone()).is_err()).collect();
+        let kept: Vec<_> =
+            zeroed.into_iter().filter(|range| file.frames.restore(range.clone()).is_err()).collect();
         {
             let mut scopes = lock(&file.scopes);
             scopes.restoring = false;

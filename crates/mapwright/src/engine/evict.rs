@@ -217,7 +217,11 @@ fn requeue(file: &File, blocks: &[u64]) {
 /// the unmapping every touch is a fault, which waits for the claim to end, and the page tables still tell what was written.
 fn unmap(file: &File, claimed: &[Claimed]) -> Result<()> {
     let mapped = |view_bits: u32| {
-        claimed.iter().filter(move |claimed| claimed.bits & view_bits != 0).map(|claimed| claimed.block).collect::<Vec<_>>()
+        claimed
+            .iter()
+            .filter(move |claimed| claimed.bits & view_bits != 0)
+            .map(|claimed| claimed.block)
+            .collect::<Vec<_>>()
     };
     let everywhere = ranges(file, &mapped(MAPPED | MAPPED_CHECKED));
     if everywhere.is_empty() {
@@ -242,10 +246,7 @@ fn unmap(file: &File, claimed: &[Claimed]) -> Result<()> {
 
 /// The byte ranges of sorted blocks, neighbours joined.
 fn ranges(file: &File, blocks: &[u64]) -> Vec<Range<u64>> {
-    blocks
-        .chunk_by(|a, b| a + 1 == *b)
-        .map(|run| file.bytes_of(&(run[0]..run[run.len() - 1] + 1)))
-        .collect()
+    blocks.chunk_by(|a, b| a + 1 == *b).map(|run| file.bytes_of(&(run[0]..run[run.len() - 1] + 1))).collect()
 }
 
 /// Writes dirty blocks back so that they can be dropped, and with them what else of the file is known to be dirty, because
@@ -254,7 +255,8 @@ fn relieve(file: &Arc<File>, mut blocks: Vec<u64>) -> Result<()> {
     let most = (PRESSURE_BATCH.min(file.pager.budget.limit() / 8) / PAGE).max(1) as usize;
     let pages_in_block = file.block_size() / PAGE;
     let known = lock(&file.dirty).runs_in(&(0..u64::MAX / PAGE), most);
-    let known = known.into_iter().flat_map(|run| run.start / pages_in_block..run.end.div_ceil(pages_in_block));
+    let known =
+        known.into_iter().flat_map(|run| run.start / pages_in_block..run.end.div_ceil(pages_in_block));
     blocks.extend(known.take(most));
     blocks.sort_unstable();
     blocks.dedup();

@@ -18,7 +18,8 @@ pub(crate) fn lead(engine: &Arc<Engine>) {
     let mut faults = Vec::new();
     while !engine.pool.is_closing() {
         if let Err(error) = engine.kernel.wait_faults(&mut faults) {
-            let text = format!("mapwright: the kernel refused to report faults ({error}); slices will hang\n");
+            let text =
+                format!("mapwright: the kernel refused to report faults ({error}); slices will hang\n");
             mapwright_sys::signals::print_raw(&text);
             return;
         }
@@ -197,4 +198,3 @@ fn fatal(file: &File, offset: u64, what: &str) -> ! {
     mapwright_sys::signals::print_raw(&format!("mapwright: {} at offset {offset}: {what}\n", file.name));
     std::process::abort()
 }
-

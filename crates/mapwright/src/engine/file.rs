@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use mapwright_sys::table::Table;
 
-use super::block::{self, DIRTY, MAPPED, MAPPED_CHECKED, Pin, QUEUED, State, TOUCHED, TRIGGER, WAITERS, Word};
+use super::block::{
+    self, DIRTY, MAPPED, MAPPED_CHECKED, Pin, QUEUED, State, TOUCHED, TRIGGER, WAITERS, Word,
+};
 use super::budget::MIN_BLOCKS;
-use super::gate::Gate;
 use super::checked::Scopes;
+use super::gate::Gate;
 use super::kernel::{FaultMode, FaultSink, FrameSpec, Frames, View};
 use super::page_set::PageSet;
 use super::policy::Key;
@@ -294,7 +296,10 @@ impl File {
     }
 
     pub(crate) fn too_many_pins(&self) -> Error {
-        Error::invalid(format!("{}: one block is pinned 16383 times", self.name), "drop pins that are no longer needed")
+        Error::invalid(
+            format!("{}: one block is pinned 16383 times", self.name),
+            "drop pins that are no longer needed",
+        )
     }
 
     /// Registers a task to be woken when a block settles; `false` if it is not in transition.

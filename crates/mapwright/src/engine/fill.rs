@@ -99,7 +99,7 @@ pub(crate) fn install(file: &Arc<File>, blocks: Range<u64>, bytes: &[u8]) -> Res
     }
     let at = blocks.start << file.block_shift;
     if let Err(error) = file.frames.store(at, &contents) {
-        let _ = file.frames.release(&[at..at + contents.len() as u64]);
+        let _ = file.frames.release(&[file.bytes_of(&blocks)]);
         give_up(file, &blocks, true);
         return Err(Error::io("store a frame", file.name.clone(), at, contents.len() as u64, error));
     }
@@ -209,7 +209,14 @@ fn read(file: &Arc<File>, mut batch: Vec<Piece>, purpose: &mut Purpose<'_>) -> R
     let backed = lock(&file.lengths).backed;
     let patience = purpose.patience;
     if let [piece] = &mut batch[..] {
-        let got = read_exactly(file, piece.blocks.start << file.block_shift, &mut piece.buffer, 0, backed, patience);
+        let got = read_exactly(
+            file,
+            piece.blocks.start << file.block_shift,
+            &mut piece.buffer,
+            0,
+            backed,
+            patience,
+        );
         return finish(file, piece.blocks.clone(), &piece.buffer, got, purpose);
     }
     let mut outcome = Ok(());
@@ -299,7 +306,8 @@ fn ended_early(file: &File, offset: u64, len: u64) -> Error {
 
 /// Whether the store is still what was opened.
 fn check_version(file: &File, offset: u64) -> Result<()> {
-    let now = guarded(|| file.store.version()).map_err(|e| Error::io("check", file.name.clone(), offset, 0, e))?;
+    let now =
+        guarded(|| file.store.version()).map_err(|e| Error::io("check", file.name.clone(), offset, 0, e))?;
     let opened = file.version();
     let changed = |change| Err(Error::Changed { path: file.name.clone(), offset, change });
     if now.identity != opened.identity {
@@ -317,7 +325,13 @@ fn check_version(file: &File, offset: u64) -> Result<()> {
 }
 
 /// Makes a piece resident once its bytes are read, or absent if they could not be.
-fn finish(file: &Arc<File>, blocks: Range<u64>, bytes: &[u8], got: Result<()>, purpose: &mut Purpose<'_>) -> Result<()> {
+fn finish(
+    file: &Arc<File>,
+    blocks: Range<u64>,
+    bytes: &[u8],
+    got: Result<()>,
+    purpose: &mut Purpose<'_>,
+) -> Result<()> {
     let at = blocks.start << file.block_shift;
     let len = (blocks.end - blocks.start) << file.block_shift;
     let stored = got.and_then(|()| check_version(file, at)).and_then(|()| {
@@ -325,7 +339,7 @@ fn finish(file: &Arc<File>, blocks: Range<u64>, bytes: &[u8], got: Result<()>, p
     });
     if let Err(error) = stored {
         // What was stored in part must not stay: an absent block has no frame.
-        let _ = file.frames.release(&[at..at + len]);
+        let _ = file.frames.release(&[file.bytes_of(&blocks)]);
         give_up(file, &blocks, true);
         return Err(error);
     }

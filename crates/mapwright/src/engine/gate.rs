@@ -21,7 +21,11 @@ pub(crate) struct Turn<'a> {
 
 impl Gate {
     /// Waits for a turn, until `deadline` if there is one.
-    pub(crate) fn enter<'a>(&'a self, kernel: &'a dyn Kernel, deadline: Option<Duration>) -> Option<Turn<'a>> {
+    pub(crate) fn enter<'a>(
+        &'a self,
+        kernel: &'a dyn Kernel,
+        deadline: Option<Duration>,
+    ) -> Option<Turn<'a>> {
         let mut seen = self.0.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed);
         while seen.is_err() {
             if self.0.swap(CONTENDED, Ordering::Acquire) == FREE {

@@ -144,7 +144,8 @@ impl Kernel for Host {
             source: Arc::new(e),
         })?;
         let bus = (spec.mode == FaultMode::InThread).then(|| Arc::new(InThread(spec.sink)));
-        let frames = HostFrames { inner: Arc::new(frames), capacity: spec.capacity, bus, guards: Default::default() };
+        let frames =
+            HostFrames { inner: Arc::new(frames), capacity: spec.capacity, bus, guards: Default::default() };
         frames.guard_view(View::Plain).map_err(|e| Error::Unsupported {
             feature: "a SIGBUS handler",
             remedy: "use FaultMode::Thread",

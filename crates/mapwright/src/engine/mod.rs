@@ -184,7 +184,8 @@ impl Engine {
         let same = |file: &&Arc<File>| file.identity() == version.identity;
         for file in candidates.iter().filter(same) {
             if file.writable || spec.writable {
-                let holder = if file.writable { "another MapMut of this pager" } else { "a Map of this pager" };
+                let holder =
+                    if file.writable { "another MapMut of this pager" } else { "a Map of this pager" };
                 return Err(Error::Locked { path: file.name.clone(), holder });
             }
             if file.is_shareable(spec, version) {
@@ -232,7 +233,8 @@ impl Engine {
             if self.pool.threads() == 0 {
                 self.serving.store(false, Ordering::Release);
                 let source = std::io::Error::from(std::io::ErrorKind::WouldBlock).into();
-                let remedy = "raise the limit on threads (ulimit -u, pids cgroup), or use FaultMode::InThread";
+                let remedy =
+                    "raise the limit on threads (ulimit -u, pids cgroup), or use FaultMode::InThread";
                 return Err(Error::Unsupported { feature: "a pager thread", remedy, source });
             }
         }

@@ -95,7 +95,8 @@ mod tests {
             let end = start + random(PAGES - start + 1);
             let run = start as u64..end as u64;
             let inside = |bits: &[bool; PAGES]| (start..end).filter(|&page| bits[page]).collect::<Vec<_>>();
-            let pages = |runs: Vec<Range<u64>>| runs.into_iter().flatten().map(|p| p as usize).collect::<Vec<_>>();
+            let pages =
+                |runs: Vec<Range<u64>>| runs.into_iter().flatten().map(|p| p as usize).collect::<Vec<_>>();
             assert_eq!(set.intersects(&run), !inside(&bits).is_empty());
             assert_eq!(pages(set.runs_in(&run, usize::MAX)), inside(&bits));
             if random(2) == 0 {

@@ -218,7 +218,8 @@ fn as_runs(blocks: &[u64]) -> Vec<Range<u64>> {
 
 /// Claims what is absent of some runs.
 pub(crate) fn claim_absent(file: &File, runs: &[Range<u64>]) -> Vec<Range<u64>> {
-    let claimed: Vec<u64> = runs.iter().cloned().flatten().filter(|&block| file.word(block).claim()).collect();
+    let claimed: Vec<u64> =
+        runs.iter().cloned().flatten().filter(|&block| file.word(block).claim()).collect();
     as_runs(&claimed)
 }
 
@@ -227,7 +228,8 @@ pub(crate) fn claim_absent(file: &File, runs: &[Range<u64>]) -> Vec<Range<u64>> 
 /// # Errors
 /// What the fills meet; [`Error::BudgetExhausted`] if nothing can be evicted.
 pub fn prefetch(file: &Arc<File>, bytes: Range<u64>) -> Result<()> {
-    prefetch_parts(file, bytes).try_for_each(|part| Request::new(file, part.collect(), false)?.wait().map(drop))
+    prefetch_parts(file, bytes)
+        .try_for_each(|part| Request::new(file, part.collect(), false)?.wait().map(drop))
 }
 
 /// Cuts a range into runs of blocks that are brought in together, each well within the budget.
@@ -273,7 +275,8 @@ impl Outcome {
 
 /// Fills claimed runs on pool threads, each on one of its own: stores that are not local may hang on any of them.
 pub(crate) fn fill_elsewhere(file: &Arc<File>, runs: Vec<Range<u64>>, deadline: Duration) -> Arc<Outcome> {
-    let jobs: Vec<Vec<Range<u64>>> = if file.local { vec![runs] } else { runs.into_iter().map(|run| vec![run]).collect() };
+    let jobs: Vec<Vec<Range<u64>>> =
+        if file.local { vec![runs] } else { runs.into_iter().map(|run| vec![run]).collect() };
     let outcome = Arc::new(Outcome::default());
     outcome.running.store(jobs.len() as u32, Ordering::Release);
     for runs in jobs {
@@ -338,7 +341,10 @@ impl Future for Acquire {
         let this = &mut *self;
         loop {
             let Some(request) = &mut this.request else {
-                return Poll::Ready(Err(Error::invalid("a future polled after it was ready", "await it once")));
+                return Poll::Ready(Err(Error::invalid(
+                    "a future polled after it was ready",
+                    "await it once",
+                )));
             };
             if let Some(error) = this.outcome.as_ref().and_then(|outcome| outcome.error()) {
                 this.request = None;

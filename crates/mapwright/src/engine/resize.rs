@@ -38,7 +38,7 @@ impl File {
     /// Drops what was cached of `len..before`, dirty or not, and zeros the rest of the last block.
     fn forget_beyond(self: &Arc<Self>, len: u64, before: u64) -> Result<()> {
         let blocks = self.blocks_of(len..before);
-        if len % self.block_size() != 0 && self.pin_settled(blocks.start)? {
+        if !len.is_multiple_of(self.block_size()) && self.pin_settled(blocks.start)? {
             let end = self.bytes_of(&(blocks.start..blocks.start + 1)).end;
             let shown = self.map(super::kernel::View::Plain, blocks.start..blocks.start + 1);
             if shown.is_ok() {
@@ -77,7 +77,8 @@ impl File {
     pub fn read_at(self: &Arc<Self>, offset: u64, into: &mut [u8]) -> Result<()> {
         self.check_range(offset, into.len() as u64)?;
         for (at, range) in self.steps(offset, into.len()) {
-            let _held = Request::new(self, self.blocks_of(at..at + range.len() as u64).collect(), true)?.wait()?;
+            let _held =
+                Request::new(self, self.blocks_of(at..at + range.len() as u64).collect(), true)?.wait()?;
             self.frames.copy_out(at, &mut into[range]);
         }
         Ok(())
@@ -91,7 +92,8 @@ impl File {
         self.check_range(offset, bytes.len() as u64)?;
         self.check_writable()?;
         for (at, range) in self.steps(offset, bytes.len()) {
-            let _held = Request::new(self, self.blocks_of(at..at + range.len() as u64).collect(), true)?.wait()?;
+            let _held =
+                Request::new(self, self.blocks_of(at..at + range.len() as u64).collect(), true)?.wait()?;
             self.frames.copy_in(at, &bytes[range]);
         }
         Ok(())
@@ -107,7 +109,9 @@ impl File {
         let end = offset + len as u64;
         let next = move |at: &u64| Some((at / step + 1) * step).filter(|next| *next < end);
         let starts = std::iter::successors((len > 0).then_some(offset), next);
-        starts.map(move |at| (at, (at - offset) as usize..(((at / step + 1) * step).min(end) - offset) as usize))
+        starts.map(move |at| {
+            (at, (at - offset) as usize..(((at / step + 1) * step).min(end) - offset) as usize)
+        })
     }
 
     /// Copies bytes in; what is replaced wholly is not read first. Blocks that are replaced in part, at the two ends, are

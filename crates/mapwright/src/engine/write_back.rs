@@ -43,7 +43,10 @@ pub fn acknowledge(file: &File) -> Option<Error> {
 
 /// Runs a write-back here if the store is local. If it is not, on a thread that can be spared: the caller gives up at its
 /// deadline, while the write-back keeps the file's turn, so that a late write never lands on a newer one.
-fn where_it_may_hang(file: &Arc<File>, work: impl Fn(&Arc<File>) -> Result<()> + Send + 'static) -> Result<()> {
+fn where_it_may_hang(
+    file: &Arc<File>,
+    work: impl Fn(&Arc<File>) -> Result<()> + Send + 'static,
+) -> Result<()> {
     if file.local {
         return work(file);
     }
@@ -58,7 +61,7 @@ fn write_back(file: &Arc<File>, blocks: &[u64]) -> Result<()> {
     let kernel = &*file.pager.kernel;
     let written = {
         let _turn = file.turn.enter(kernel, None);
-        let most = (file.pager.budget.limit() / 4 >> file.block_shift).max(1) as usize;
+        let most = ((file.pager.budget.limit() / 4) >> file.block_shift).max(1) as usize;
         settle_length(file).and_then(|resized| {
             if resized && blocks.is_empty() {
                 sync(file)?;
@@ -171,7 +174,9 @@ fn write_pages(file: &File, pages: Range<u64>) -> Result<()> {
     while at < end {
         let len = (end - at).min(file.pager.buffers.max_run()) as usize;
         let mut buffer = file.pager.buffers.take(&file.pager.kernel, len);
-        file.frames.load(at, &mut buffer).map_err(|e| Error::io("load a frame", file.name.clone(), at, len as u64, e))?;
+        file.frames
+            .load(at, &mut buffer)
+            .map_err(|e| Error::io("load a frame", file.name.clone(), at, len as u64, e))?;
         write_all(file, at, &buffer)?;
         counters.write_backs.add(1);
         counters.written_back_bytes.add(len as u64);
@@ -232,4 +237,3 @@ pub fn is_dirty(file: &File, offset: u64) -> Result<bool> {
     let resident = block::state(file.word(block).bits()) == State::Resident;
     Ok(resident && file.writable && !dirty_blocks(file, block..block + 1)?.is_empty())
 }
-

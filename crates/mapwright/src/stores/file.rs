@@ -150,7 +150,8 @@ impl FileStore {
 
     /// After a buffered read in a store that wanted a direct one: the pager has its own copy now.
     fn drop_from_kernel_cache(&self, offset: u64, len: usize) {
-        // Pages that are not whole stay; with the direct descriptor at work that is the fate of a few stragglers.
+        // The kernel drops whole folios only. Those that our own reads brought in are no larger than the read; what
+        // somebody else has put there may stay.
         if self.options.direct
             && let Some(len) = NonZeroU64::new(len as u64)
         {
@@ -330,4 +331,60 @@ fn clamp_to_file_range(offset: u64, len: usize) -> Option<usize> {
 
 fn is_aligned(offset: u64, buf: &[u8]) -> bool {
     (offset | buf.as_ptr().addr() as u64 | buf.len() as u64).is_multiple_of(DIRECT_ALIGNMENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mapwright_sys::buffer::Buffer;
+    use mapwright_sys::testing::pages_in_kernel_cache;
+
+    #[test]
+    fn where_direct_reads_are_refused_the_kernel_keeps_nothing_either() {
+        // Where the program is, because /tmp is often a file system in memory.
+        let directory = std::env::current_exe().unwrap();
+        let path = tempfile::NamedTempFile::new_in(directory.parent().unwrap()).unwrap();
+        std::fs::write(path.path(), vec![7; 64 * 4096]).unwrap();
+        path.as_file().sync_all().unwrap();
+        // What writing has left is in folios larger than the reads below, which can only be dropped whole.
+        fadvise(path.as_file(), 0, None, Advice::DontNeed).unwrap();
+        if pages_in_kernel_cache(path.as_fd(), 64 * 4096).unwrap() > 0 {
+            return eprintln!("skipped: this file system is a cache itself");
+        }
+        let store = FileStore::open(path.path(), &FileOptions { write: false, direct: true }).unwrap();
+        store.direct_refused.store(true, Ordering::Relaxed);
+        assert!(!store.is_direct());
+        let mut memory = Buffer::zeroed(64 * 4096);
+        let mut reads: Vec<Read<'_>> = memory
+            .chunks_exact_mut(4096)
+            .enumerate()
+            .map(|(page, buf)| Read { offset: page as u64 * 4096, buf })
+            .collect();
+        let mut ended = 0;
+        store.read_many(&mut reads, &mut |_, _, result| ended += result.unwrap());
+        assert_eq!(ended, 64 * 4096);
+        assert_eq!(store.read_at(4096, &mut memory[..8192]).unwrap(), 8192);
+        assert_eq!(pages_in_kernel_cache(store.as_fd(), 64 * 4096).unwrap(), 0);
+    }
+
+    #[test]
+    fn ranges_are_cut_at_the_largest_file() {
+        const MAX: u64 = i64::MAX as u64;
+        assert_eq!(clamp_to_file_range(0, 5), Some(5));
+        assert_eq!(clamp_to_file_range(MAX - 3, 5), Some(3));
+        assert_eq!(clamp_to_file_range(MAX, 5), Some(0));
+        assert_eq!(clamp_to_file_range(MAX + 1, 5), None);
+    }
+
+    #[test]
+    fn unsynced_ranges_grow_together() {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        let store = FileStore::open(path.path(), &FileOptions { write: true, direct: false }).unwrap();
+        store.write_at(100, &[1; 10]).unwrap();
+        store.write_at(5, &[1; 10]).unwrap();
+        store.write_at(50, &[]).unwrap();
+        assert_eq!(*store.unsynced(), 5..110);
+        store.sync().unwrap();
+        assert!(store.unsynced().is_empty());
+    }
 }
