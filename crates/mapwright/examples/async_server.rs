@@ -116,7 +116,8 @@ async fn serve_client(stream: TcpStream, map: &Map) -> io::Result<()> {
 
 fn parse(line: &str) -> Result<(u64, u64), String> {
     let mut words = line.split_whitespace();
-    let (Some("GET"), Some(offset), Some(len), None) = (words.next(), words.next(), words.next(), words.next())
+    let (Some("GET"), Some(offset), Some(len), None) =
+        (words.next(), words.next(), words.next(), words.next())
     else {
         return Err("expected: GET offset len".to_owned());
     };
@@ -131,7 +132,8 @@ const REQUESTS: u64 = 50;
 
 /// Serves a file of its own to clients of its own, checks every answer, and ends.
 fn self_test() -> Result<(), Box<dyn Error>> {
-    let contents: Arc<Vec<u8>> = Arc::new((0..8_u64 << 20).map(|at| (at / 4096 * 31 + at * 7) as u8).collect());
+    let contents: Arc<Vec<u8>> =
+        Arc::new((0..8_u64 << 20).map(|at| (at / 4096 * 31 + at * 7) as u8).collect());
     let sample = tempfile::NamedTempFile::new()?;
     std::fs::write(sample.path(), &*contents)?;
     let map = open(sample.path(), 2 << 20)?; // a quarter of the file: pages come and go
