@@ -31,7 +31,7 @@ pub fn read_all(root: &Path) -> io::Result<Vec<SourceFile>> {
                 if !is_skipped(&entry.file_name().to_string_lossy()) {
                     folders.push(path);
                 }
-            } else if kind.is_file() && entry.file_name() != "Cargo.lock" {
+            } else if kind.is_file() && !is_skipped(&entry.file_name().to_string_lossy()) {
                 // What is not text is no business of these checks.
                 if let Ok(text) = std::fs::read_to_string(&path) {
                     let path = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();
@@ -44,8 +44,9 @@ pub fn read_all(root: &Path) -> io::Result<Vec<SourceFile>> {
     Ok(files)
 }
 
-fn is_skipped(folder: &str) -> bool {
-    matches!(folder, "target" | ".git")
+fn is_skipped(name: &str) -> bool {
+    // `.git` is a file in a linked worktree.
+    matches!(name, "target" | ".git" | "Cargo.lock")
 }
 
 #[cfg(test)]
