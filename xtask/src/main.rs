@@ -27,8 +27,8 @@ fn main() -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
         ["ci"] => ci::run(),
-        ["tidy"] => report(|files| tidy::check(files)),
-        ["links"] => report(|files| links::check(files)),
+        ["tidy"] => report(tidy::check),
+        ["links"] => report(links::check),
         ["help" | "--help" | "-h"] => {
             println!("{HELP}");
             ExitCode::SUCCESS

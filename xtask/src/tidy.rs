@@ -13,8 +13,11 @@ const MAX_LINES: usize = 800;
 const MAY_BE_UNSAFE: [&str; 2] = ["crates/mapwright-sys/", "crates/mapwright-cli/src/raw.rs"];
 /// Where a thread may sleep for a fixed time, because there is nothing to wait on: in what measures, in the checks of stores
 /// (for a clock to tick), and in a broken ring (for the kernel to let go of buffers).
-const MAY_SLEEP: [&str; 3] =
-    ["crates/mapwright-cli/", "crates/mapwright/src/stores/conformance.rs", "crates/mapwright-sys/src/ring.rs"];
+const MAY_SLEEP: [&str; 3] = [
+    "crates/mapwright-cli/",
+    "crates/mapwright/src/stores/conformance.rs",
+    "crates/mapwright-sys/src/ring.rs",
+];
 
 /// Everything that is wrong, as `path:line: what`.
 pub fn check(files: &[SourceFile]) -> Vec<String> {
