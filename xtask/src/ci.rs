@@ -48,12 +48,13 @@ pub fn run() -> ExitCode {
         println!("$ {}", step.line());
         flush();
         let before = Instant::now();
+        let failed_before = tally.failed;
         let outcome = step.run(&root, &mut tally);
         match outcome {
             Ok(()) => tally.passed += u64::from(!step.counts_itself),
             Err(why) => {
                 println!("FAILED: {}: {why}", step.name);
-                tally.failed += u64::from(!step.counts_itself || tally.failed == 0);
+                tally.failed += u64::from(tally.failed == failed_before);
                 tally.failures.push(format!("{}: {why}", step.name));
             }
         }

@@ -7,8 +7,8 @@
 //! The protocol: a line `GET offset len` is answered by a line `OK len` and that many bytes, or by a line `ERR message`.
 //!
 //! ```text
-//! cargo run --release --example async_server -- FILE [PORT]     # try: printf 'GET 0 16\n' | nc 127.0.0.1 PORT
-//! cargo run --release --example async_server -- --self-test
+//! cargo run --release -p mapwright --example async_server -- FILE [PORT]     # try: printf 'GET 0 16\n' | nc 127.0.0.1 PORT
+//! cargo run --release -p mapwright --example async_server -- --self-test
 //! ```
 
 use std::error::Error;

@@ -4,8 +4,8 @@
 //! `checked` the page reads as zeros and the error comes back as a value, with the path and the offset in it.
 //!
 //! ```text
-//! cargo run --release --example count_lines -- FILE
-//! cargo run --release --example count_lines            # makes a small file of its own
+//! cargo run --release -p mapwright --example count_lines -- FILE
+//! cargo run --release -p mapwright --example count_lines            # makes a small file of its own
 //! ```
 
 use std::error::Error;

@@ -7,7 +7,7 @@
 //! The index is an array of records, sorted by key: key and value, each a `u64` in little-endian order.
 //!
 //! ```text
-//! cargo run --release --example index_lookup -- [--records N] [--lookups N] [--batch N]
+//! cargo run --release -p mapwright --example index_lookup -- [--records N] [--lookups N] [--batch N]
 //! ```
 
 use std::error::Error;

@@ -5,8 +5,8 @@
 //! machine's byte order. A crash in the middle leaves a mixture of sorted and unsorted: sort a copy if that matters.
 //!
 //! ```text
-//! cargo run --release --example sort_in_place -- [--budget-mib N] FILE
-//! cargo run --release --example sort_in_place -- [--budget-mib N] [--mib N]    # makes a file of its own
+//! cargo run --release -p mapwright --example sort_in_place -- [--budget-mib N] FILE
+//! cargo run --release -p mapwright --example sort_in_place -- [--budget-mib N] [--mib N]    # makes a file of its own
 //! ```
 
 use std::error::Error;
