@@ -133,7 +133,7 @@ fn steps(scratch: &Scratch) -> Vec<Step> {
     vec![
         cargo("formatting", "fmt --all --check"),
         cargo("clippy", "clippy --workspace --all-targets -- -D warnings"),
-        tests("tests", "--workspace --lib --bins --tests"),
+        tests("tests", "--workspace --lib --bins --tests --no-fail-fast"),
         tests("documentation examples", "--workspace --doc"),
         cargo("documentation", "doc --workspace --no-deps").with("RUSTDOCFLAGS", "-D warnings"),
         tests("stress", "-p mapwright --test stress").with("MAPWRIGHT_STRESS_SECONDS", STRESS_SECONDS),
