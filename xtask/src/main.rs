@@ -1,2 +1,56 @@
-//! Maintenance commands of the workspace: `cargo xtask --help`.
-fn main() {}
+//! Maintenance commands of the workspace: `cargo xtask help`.
+//!
+//! `ci` runs everything that must hold (`ci.rs` lists it); `tidy` and `links` are two of its steps, by themselves. All of
+//! them need nothing but a Rust toolchain.
+
+mod ci;
+mod docs;
+mod files;
+mod links;
+mod source;
+mod tidy;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+Maintenance commands of the mapwright workspace
+
+usage: cargo xtask COMMAND
+
+  ci      run every check: formatting, lints, tests, documentation, stress, smoke runs
+  tidy    check the rules of the source that no compiler knows
+  links   check the links between the documents
+  help    print this";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        ["ci"] => ci::run(),
+        ["tidy"] => report(tidy::check),
+        ["links"] => report(links::check),
+        ["help" | "--help" | "-h"] => {
+            println!("{HELP}");
+            ExitCode::SUCCESS
+        }
+        _ => {
+            eprintln!("{HELP}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Prints what a check found wrong.
+fn report(check: impl Fn(&[files::SourceFile]) -> Vec<String>) -> ExitCode {
+    let files = match files::read_all(&files::root()) {
+        Ok(files) => files,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let found = check(&files);
+    found.iter().for_each(|line| println!("{line}"));
+    println!("{} files, {} violations", files.len(), found.len());
+    if found.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

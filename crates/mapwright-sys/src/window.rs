@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 ///
 /// # Safety
 /// `base(checked)` must return the start of `len()` bytes that stay mapped at that address while `self` lives, and whose
-/// bytes change only through a [`Writer`]'s slices, through [`Writer::copy_in`], or by eviction and refill with the same
+/// bytes change only through a [`Writer`]'s slices, through raw copies by the engine, or by eviction and refill with the same
 /// bytes. Two views of one range may show the same memory.
 pub unsafe trait AddressRange: Send + Sync {
     /// Start of the range, or of its second view for checked access.

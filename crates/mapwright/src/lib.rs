@@ -43,3 +43,8 @@ pub use engine::kernel::FaultMode;
 pub use engine::read_ahead::Advice;
 pub use engine::stats::Stats;
 pub use error::{Change, Error, Result};
+
+/// The programs of the README run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

@@ -12,7 +12,7 @@
 //! | from | to | by | who may |
 //! | --- | --- | --- | --- |
 //! | Absent | Filling | [`Word::claim`] | anybody; the winner alone fills |
-//! | Filling | Resident | [`settle`](super::file::File::settle) after the frame is stored | the claimant |
+//! | Filling | Resident | `File::settle` after the frame is stored | the claimant |
 //! | Filling | Absent | `settle` after a failed fill | the claimant |
 //! | Resident | Evicting | [`Word::claim_eviction`], with no pins | evict, discard |
 //! | Absent | Evicting | [`Word::claim_idle`] | evict, while it unmaps a region; back to Absent by `settle` |

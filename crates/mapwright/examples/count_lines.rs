@@ -1,0 +1,84 @@
+//! Counts the lines of a file twice: through the map's slice, and inside a checked scope.
+//!
+//! Shows the two ways to treat a page that can't be read. A touch of the plain slice gets SIGBUS, as with mmap(2); inside
+//! `checked` the page reads as zeros and the error comes back as a value, with the path and the offset in it.
+//!
+//! ```text
+//! cargo run --release -p mapwright --example count_lines -- FILE
+//! cargo run --release -p mapwright --example count_lines            # makes a small file of its own
+//! ```
+
+use std::error::Error;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use mapwright::{Map, MapOptions, Pager};
+
+/// Memory for the pager, in bytes: far less than most files worth mapping.
+const BUDGET: u64 = 16 << 20;
+/// Lines of the file that is made when none is given.
+const SAMPLE_LINES: u64 = 100_000;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("count_lines: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args_os().skip(1);
+    let file = arguments.next().map(PathBuf::from);
+    if arguments.next().is_some() {
+        return Err("usage: count_lines [FILE]".into());
+    }
+    let sample = if file.is_none() { Some(sample()?) } else { None };
+    let path = file.as_deref().or(sample.as_ref().map(|sample| sample.path())).ok_or("no file")?;
+
+    let pager = Pager::builder().budget(BUDGET).build()?;
+    let map = MapOptions::new().pager(&pager).open(path)?;
+    let transparent = count(&map);
+    let checked = map.checked(count)?;
+    println!("{transparent} lines ({})", map.strategy());
+    if checked != transparent {
+        return Err(format!("{checked} lines in a checked scope: the file changed meanwhile").into());
+    }
+    if sample.is_some() && transparent != SAMPLE_LINES {
+        return Err(format!("the sample has {SAMPLE_LINES} lines").into());
+    }
+    report(&map, &pager);
+    Ok(())
+}
+
+fn count(bytes: &[u8]) -> u64 {
+    bytes.iter().filter(|byte| **byte == b'\n').count() as u64
+}
+
+fn report(map: &Map, pager: &Pager) {
+    let stats = pager.stats();
+    println!(
+        "{} of {} bytes in memory; {} faults, {} blocks read ({} bytes ahead of need), {} evicted",
+        map.resident_bytes(),
+        map.len(),
+        stats.faults,
+        stats.fills,
+        stats.read_ahead_bytes,
+        stats.evictions
+    );
+}
+
+/// A file that is removed when it is dropped.
+fn sample() -> Result<tempfile::NamedTempFile, std::io::Error> {
+    let file = tempfile::NamedTempFile::new()?;
+    let mut writer = std::io::BufWriter::new(&file);
+    for line in 0..SAMPLE_LINES {
+        writeln!(writer, "line {line}")?;
+    }
+    writer.flush()?;
+    drop(writer);
+    Ok(file)
+}
