@@ -1,4 +1,5 @@
 //! The facts about the kernel that the design stands on, seen through this crate's own types.
+#![allow(clippy::single_range_in_vec_init)] // lists of one range are meant
 #![allow(missing_docs)]
 
 use std::ops::Range;

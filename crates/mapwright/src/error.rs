@@ -122,7 +122,7 @@ pub enum Error {
         source: Arc<io::Error>,
     },
     /// Somebody holds the file: another writer, or a mapping of the other kind in this pager.
-    #[error("{path}: already open for writing ({holder}); close it there first")]
+    #[error("{path}: in use by {holder}, and a writer must be alone; close it there first")]
     Locked {
         /// The store's name.
         path: String,

@@ -182,7 +182,6 @@ fn a_hanging_store_is_given_up_at_the_deadline_and_others_go_on() {
 }
 
 #[test]
-#[ignore = "known: hung reads hold all buffers, or all threads, of the pager; stores that may hang need a share of their own"]
 fn other_maps_go_on_while_a_store_hangs_on_more_reads_than_there_are_threads() {
     if !require_userfaultfd() {
         return;

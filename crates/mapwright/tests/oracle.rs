@@ -162,7 +162,7 @@ fn run(case: &Case, watchdog: &Watchdog) {
                     0 => rng.below(MOST as u64) as usize,
                     1 => oracle.len().saturating_sub(rng.below(3 * PAGE as u64) as usize),
                     2 => (oracle.len() + rng.below(3 * PAGE as u64) as usize).min(MOST),
-                    _ => oracle.len() / 2 | 1,
+                    _ => (oracle.len() / 2) | 1,
                 };
                 map.resize(target as u64).unwrap_or_else(|e| panic!("{at}: resize to {target}: {e}"));
                 oracle.resize(target, 0);

@@ -48,6 +48,8 @@ struct Opened {
     pager: Pager,
     explicit: bool,
     ahead: u64,
+    /// Pinned at a time, in bytes: well within the budget, and whole pages.
+    most_pinned: u64,
     file_len: u64,
 }
 
@@ -57,7 +59,8 @@ pub fn open(method: Method, setup: &Setup<'_>) -> Result<Box<dyn Source>> {
     let map = options(method, &pager).open(setup.path).map_err(failed)?;
     let explicit = method == Method::MapwrightExplicit;
     let ahead = AHEAD.min(setup.limit / 4);
-    Ok(Box::new(Opened { map, pager, explicit, ahead, file_len: setup.file_len }))
+    let most_pinned = (setup.limit / 8).max(4096) / 4096 * 4096;
+    Ok(Box::new(Opened { map, pager, explicit, ahead, most_pinned, file_len: setup.file_len }))
 }
 
 impl Source for Opened {
@@ -103,7 +106,14 @@ impl Cursor for Explicit<'_> {
             let _ = self.opened.map.will_need(self.fetched.max(range.end)..ahead);
             self.fetched = ahead;
         }
-        Ok(sum(&self.opened.map.get(range).map_err(failed)?))
+        let mut total = 0u64;
+        let mut start = range.start;
+        while start < range.end {
+            let end = (start + self.opened.most_pinned).min(range.end);
+            total = total.wrapping_add(sum(&self.opened.map.get(start..end).map_err(failed)?));
+            start = end;
+        }
+        Ok(total)
     }
 }
 

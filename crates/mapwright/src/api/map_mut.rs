@@ -293,7 +293,7 @@ impl MapMut {
         Ok(self.core.evict(&self.core.resolve(range)?))
     }
 
-    /// Bytes of the file that are in memory, charged to the pager.
+    /// Bytes of the file that the pager holds in memory; the whole length for the other strategies, where it isn't known.
     pub fn resident_bytes(&self) -> u64 {
         self.core.resident_bytes()
     }

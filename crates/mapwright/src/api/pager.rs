@@ -1,6 +1,7 @@
 //! Pagers.
 
 use std::fs;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use crate::engine::host::Host;
@@ -88,11 +89,33 @@ fn available_memory() -> u64 {
             line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()
         })
         .map_or(1 << 30, |kib| kib << 10);
-    let cgroup_files = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
-    let of_cgroup = cgroup_files
-        .iter()
-        .filter_map(|file| fs::read_to_string(file).ok()?.trim().parse::<u64>().ok())
-        .min()
-        .unwrap_or(u64::MAX);
+    let of_cgroup = cgroup_limits().min().unwrap_or(u64::MAX);
     of_machine.min(of_cgroup).max(1 << 20)
+}
+
+/// The memory limits of the cgroups that this process is in, of either version and at every level, in bytes.
+fn cgroup_limits() -> impl Iterator<Item = u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let files = groups.lines().flat_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
+        let (roots, file): (&[&str], _) = match controllers {
+            "" => (&["/sys/fs/cgroup", "/sys/fs/cgroup/unified"], "memory.max"),
+            names if names.split(',').any(|name| name == "memory") => {
+                (&["/sys/fs/cgroup/memory"], "memory.limit_in_bytes")
+            }
+            _ => (&[], ""),
+        };
+        let at = |root: &str| {
+            let levels: Vec<_> =
+                Path::new(path).ancestors().map(|level| level.to_string_lossy().into_owned()).collect();
+            let root = root.to_owned();
+            levels.into_iter().map(move |level| format!("{root}/{}/{file}", level.trim_start_matches('/')))
+        };
+        roots.iter().flat_map(|root| at(root)).collect::<Vec<_>>()
+    });
+    files
+        .filter_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok())
+        .collect::<Vec<u64>>()
+        .into_iter()
 }

@@ -128,6 +128,8 @@ struct BufferState {
     free: Vec<Vec<Buffer>>,
     /// Bytes in free and lent buffers together; at most the reserve.
     allocated: u64,
+    /// Bytes lent for stores that may hang; half of the reserve at most, so that some come back.
+    hanging: u64,
     waiters: u32,
 }
 
@@ -148,15 +150,21 @@ impl Buffers {
     ///
     /// # Panics
     /// If `len` is above the reserve: callers cut their runs.
-    pub fn take(self: &Arc<Self>, kernel: &Arc<dyn Kernel>, len: usize, deadline: Duration) -> Option<Lent> {
+    pub fn take(
+        self: &Arc<Self>,
+        kernel: &Arc<dyn Kernel>,
+        len: usize,
+        may_hang: bool,
+        deadline: Duration,
+    ) -> Option<Lent> {
         loop {
-            if let Some(buffer) = self.try_take(kernel, len) {
+            if let Some(buffer) = self.try_take(kernel, len, may_hang) {
                 return Some(buffer);
             }
             let left = deadline.checked_sub(kernel.now()).filter(|left| !left.is_zero())?;
             let seen = self.returned.load(Ordering::SeqCst);
             lock(&self.state).waiters += 1;
-            let retry = self.try_take(kernel, len);
+            let retry = self.try_take(kernel, len, may_hang);
             if retry.is_none() {
                 kernel.wait(&self.returned, seen, Some(left));
             }
@@ -168,13 +176,16 @@ impl Buffers {
     }
 
     /// As [`take`](Self::take), without waiting.
-    pub fn try_take(self: &Arc<Self>, kernel: &Arc<dyn Kernel>, len: usize) -> Option<Lent> {
+    pub fn try_take(self: &Arc<Self>, kernel: &Arc<dyn Kernel>, len: usize, may_hang: bool) -> Option<Lent> {
         let class = len.div_ceil(PAGE_SIZE).next_power_of_two().ilog2() as usize;
         let size = (PAGE_SIZE << class) as u64;
         assert!(size <= self.reserve.next_power_of_two(), "a buffer of {len} bytes from {}", self.reserve);
         let size = size.min(self.reserve);
         let reused = {
             let state = &mut *lock(&self.state);
+            if may_hang && state.hanging > 0 && state.hanging + size > self.reserve / 2 {
+                return None;
+            }
             if state.free.len() <= class {
                 state.free.resize_with(class + 1, Vec::new);
             }
@@ -187,10 +198,19 @@ impl Buffers {
                 }
                 state.allocated += size;
             }
+            state.hanging += if may_hang { size } else { 0 };
             reused
         };
         let buffer = reused.unwrap_or_else(|| Buffer::zeroed(size as usize));
-        Some(Lent { buffer: Some(buffer), len, class, home: Arc::clone(self), kernel: Arc::clone(kernel) })
+        let hanging = if may_hang { size } else { 0 };
+        Some(Lent {
+            buffer: Some(buffer),
+            len,
+            class,
+            hanging,
+            home: Arc::clone(self),
+            kernel: Arc::clone(kernel),
+        })
     }
 }
 
@@ -199,6 +219,8 @@ pub struct Lent {
     buffer: Option<Buffer>,
     len: usize,
     class: usize,
+    /// Its size, if it counts as lent for a store that may hang.
+    hanging: u64,
     home: Arc<Buffers>,
     kernel: Arc<dyn Kernel>,
 }
@@ -221,6 +243,7 @@ impl Drop for Lent {
         let waiters = {
             let mut state = lock(&self.home.state);
             state.free[self.class].extend(self.buffer.take());
+            state.hanging -= self.hanging;
             state.waiters
         };
         if waiters > 0 {

@@ -43,8 +43,10 @@ impl Scope {
     /// # Errors
     /// [`Error::Unsupported`] if the view can't be made.
     pub fn enter(file: &Arc<File>) -> Result<Self> {
-        let address = file.frames.address(View::Checked)?;
-        file.pager.register_checked(file, address);
+        if !lock(&file.scopes).view_exists {
+            let address = file.frames.address(View::Checked)?;
+            file.pager.register_checked(file, address);
+        }
         loop {
             let seen = file.scopes_changed.load(Ordering::Acquire);
             {

@@ -2,15 +2,20 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use super::block::{Pin, SHOWN, TRIGGER};
 use super::file::File;
 use super::fill::{self, Patience, Purpose};
 use super::kernel::{Fault, FaultMode, FaultOutcome, View};
+use super::pool::Kind;
 use super::request;
 use super::{Engine, lock};
 use crate::error::{Error, Result};
+
+/// Between two tries to wait for faults, when the kernel is short of something.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves the faults of `FaultMode::Thread` until the pager closes. The thread that waits for faults is the leader; before
 /// it serves one that needs I/O it hands the lead to another thread, so that no fault waits for another's I/O.
@@ -18,16 +23,15 @@ pub(crate) fn lead(engine: &Arc<Engine>) {
     let mut faults = Vec::new();
     while !engine.pool.is_closing() {
         if let Err(error) = engine.kernel.wait_faults(&mut faults) {
-            let text =
-                format!("mapwright: the kernel refused to report faults ({error}); slices will hang\n");
+            let text = format!("mapwright: the kernel refused to report faults, trying again: {error}\n");
             mapwright_sys::signals::print_raw(&text);
-            return;
+            engine.kernel.wait(&AtomicU32::new(0), 0, Some(PAUSE));
         }
         let slow: Vec<Fault> = faults.drain(..).filter(|fault| !serve_resident(engine, *fault)).collect();
         let Some((last, others)) = slow.split_last() else { continue };
-        engine.pool.submit(engine, Box::new(lead));
+        engine.pool.submit(engine, Kind::Urgent, Box::new(lead));
         for &fault in others {
-            engine.pool.submit(engine, Box::new(move |engine| serve_in_pager(engine, fault)));
+            engine.pool.submit(engine, Kind::Urgent, Box::new(move |engine| serve_in_pager(engine, fault)));
         }
         return serve_in_pager(engine, *last);
     }
@@ -133,6 +137,7 @@ pub(crate) fn read_soon(file: &Arc<File>, runs: Vec<Range<u64>>, trigger: Option
     let own = Arc::clone(file);
     file.pager.pool.submit(
         &file.pager,
+        file.job_kind(),
         Box::new(move |_| {
             for group in split(&own, runs) {
                 if own.is_closed() {

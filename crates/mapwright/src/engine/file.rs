@@ -12,12 +12,13 @@ use mapwright_sys::table::Table;
 use super::block::{
     self, DIRTY, MAPPED, MAPPED_CHECKED, Pin, QUEUED, SHOWN, State, TOUCHED, TRIGGER, WAITERS, Word,
 };
-use super::budget::{BLOCK_METADATA, MIN_BLOCKS};
+use super::budget::{BLOCK_METADATA, Lent, MIN_BLOCKS};
 use super::checked::Scopes;
 use super::gate::{Gate, Turn};
 use super::kernel::{FaultMode, FaultSink, FrameSpec, Frames, View};
 use super::page_set::PageSet;
 use super::policy::Key;
+use super::pool::Kind;
 use super::read_ahead::{Advice, ReadAhead};
 use super::sabotage::{self, Sabotage};
 use super::{Engine, Handle, PAGE, lock};
@@ -596,6 +597,21 @@ impl File {
     /// Whether the last map of it was dropped: what was planned for later is not worth doing.
     pub(crate) fn is_closed(&self) -> bool {
         self.gone.life.closed.load(Ordering::Acquire) != 0
+    }
+
+    /// What jobs that call the store are like.
+    pub(crate) fn job_kind(&self) -> Kind {
+        if self.local { Kind::Ordinary } else { Kind::MayHang }
+    }
+
+    /// Takes a buffer for the store's bytes, waiting until `deadline`; `None` if none came back by then.
+    pub(crate) fn take_buffer(&self, len: usize, deadline: Duration) -> Option<Lent> {
+        self.pager.buffers.take(&self.pager.kernel, len, !self.local, deadline)
+    }
+
+    /// As [`take_buffer`](Self::take_buffer), without waiting.
+    pub(crate) fn try_take_buffer(&self, len: usize) -> Option<Lent> {
+        self.pager.buffers.try_take(&self.pager.kernel, len, !self.local)
     }
 
     /// Sets the pattern that read-ahead assumes.

@@ -135,8 +135,8 @@ fn prepare(file: &Arc<File>, blocks: Range<u64>, purpose: &Purpose<'_>, must: bo
     }
     let len = (count << file.block_shift) as usize;
     let buffer = match must {
-        true => engine.buffers.take(&engine.kernel, len, purpose.deadline),
-        false => engine.buffers.try_take(&engine.kernel, len),
+        true => file.take_buffer(len, purpose.deadline),
+        false => file.try_take_buffer(len),
     };
     if buffer.is_none() {
         engine.budget.release(&*engine.kernel, bytes);

@@ -57,7 +57,7 @@ use budget::{Budget, Buffers};
 use file::{File, FileSpec};
 use kernel::{Fault, FaultMode, FaultOutcome, FaultSink, Kernel, View};
 use policy::{Key, Policy};
-use pool::Pool;
+use pool::{Kind, Pool};
 use stats::{Counters, Stats};
 
 /// Bytes in a page.
@@ -187,7 +187,7 @@ impl Engine {
         if others.iter().any(|other| other.identity() == file.identity() && (other.writable || file.writable))
         {
             drop(files);
-            return Err(Error::Locked { path: file.name.clone(), holder: "opened at the same time" });
+            return Err(Error::Locked { path: file.name.clone(), holder: "a map opened at the same time" });
         }
         files.by_slot.insert(slot, Arc::downgrade(&file));
         let end = address + file.capacity as usize;
@@ -257,7 +257,7 @@ impl Engine {
     /// Starts the service of thread-mode faults, once.
     fn serve_faults(&self) -> Result<()> {
         if !self.serving.swap(true, Ordering::AcqRel) {
-            self.pool.submit(&self.this(), Box::new(fault::lead));
+            self.pool.submit(&self.this(), Kind::Urgent, Box::new(fault::lead));
             if self.pool.threads() == 0 {
                 self.serving.store(false, Ordering::Release);
                 let source = std::io::Error::from(std::io::ErrorKind::WouldBlock).into();
@@ -275,7 +275,7 @@ impl Engine {
         if low < 64 * PAGE || self.budget.free() >= low || self.evictor_runs.swap(true, Ordering::AcqRel) {
             return;
         }
-        self.pool.submit(&self.this(), Box::new(evict::run_evictor));
+        self.pool.submit(&self.this(), Kind::Ordinary, Box::new(evict::run_evictor));
     }
 
     pub(crate) fn evictor_ended(&self) {

@@ -11,11 +11,24 @@ use std::sync::{Arc, Mutex};
 use super::Engine;
 use super::lock;
 
-/// Enough for stores that hang on many reads at once; threads are made only when jobs wait.
+/// Threads are made only when jobs wait.
 const MAX_THREADS: usize = 256;
+/// Jobs that a store may hang run on this many threads at most: there are always some for the rest.
+const MAX_HANGING: usize = MAX_THREADS / 2;
 
 /// Work for a pool thread.
 pub type Job = Box<dyn FnOnce(&Arc<Engine>) + Send>;
+
+/// What a job is like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Gets a thread of its own at once, whatever the limit: the wait for faults.
+    Urgent,
+    /// Ends by itself.
+    Ordinary,
+    /// Calls a store that may hang.
+    MayHang,
+}
 
 /// The threads and their jobs.
 #[derive(Default)]
@@ -26,15 +39,47 @@ pub struct Pool {
 
 #[derive(Default)]
 struct PoolState {
-    jobs: VecDeque<Job>,
+    /// Jobs to be taken, and whether each counts in `hanging`.
+    jobs: VecDeque<(Job, bool)>,
+    /// Jobs of `Kind::MayHang` beyond those that may be taken now.
+    held_back: VecDeque<Job>,
+    /// Jobs of `Kind::MayHang` taken or to be taken.
+    hanging: usize,
     /// Parked threads, the latest last: it is woken first, its cache being warmest.
     idle: Vec<Arc<AtomicU32>>,
     threads: usize,
 }
 
+impl PoolState {
+    /// Queues a job; whether a thread should be found for it.
+    fn queue(&mut self, job: Job, kind: Kind) -> bool {
+        match kind {
+            Kind::Urgent => self.jobs.push_front((job, false)),
+            Kind::Ordinary => self.jobs.push_back((job, false)),
+            Kind::MayHang if self.hanging == MAX_HANGING => {
+                self.held_back.push_back(job);
+                return false;
+            }
+            Kind::MayHang => {
+                self.hanging += 1;
+                self.jobs.push_back((job, true));
+            }
+        }
+        true
+    }
+
+    /// Notes the end of a job that counted in `hanging`: another takes its place.
+    fn one_came_back(&mut self) {
+        match self.held_back.pop_front() {
+            Some(job) => self.jobs.push_back((job, true)),
+            None => self.hanging -= 1,
+        }
+    }
+}
+
 impl Pool {
     /// Runs `job` on a pool thread, soon.
-    pub fn submit(&self, engine: &Arc<Engine>, job: Job) {
+    pub fn submit(&self, engine: &Arc<Engine>, kind: Kind, job: Job) {
         enum Then {
             Wake(Arc<AtomicU32>),
             Spawn,
@@ -42,14 +87,13 @@ impl Pool {
         }
         let then = {
             let mut state = lock(&self.state);
-            state.jobs.push_back(job);
-            match state.idle.pop() {
-                Some(parked) => Then::Wake(parked),
-                None if state.threads < MAX_THREADS => {
+            match state.queue(job, kind).then(|| state.idle.pop()) {
+                Some(Some(parked)) => Then::Wake(parked),
+                Some(None) if state.threads < MAX_THREADS || kind == Kind::Urgent => {
                     state.threads += 1;
                     Then::Spawn
                 }
-                None => Then::Nothing,
+                _ => Then::Nothing,
             }
         };
         match then {
@@ -88,7 +132,12 @@ impl Pool {
                 job
             };
             match job {
-                Some(job) => job(engine),
+                Some((job, may_hang)) => {
+                    job(engine);
+                    if may_hang {
+                        lock(&self.state).one_came_back();
+                    }
+                }
                 None => {
                     while parked.load(Ordering::Acquire) == 0 {
                         engine.kernel.wait(&parked, 0, None);

@@ -316,6 +316,7 @@ pub(crate) fn fill_elsewhere(
         let (own, told) = (Arc::clone(file), Arc::clone(&outcome));
         file.pager.pool.submit(
             &file.pager,
+            file.job_kind(),
             Box::new(move |_| {
                 let room = Patience::Until(room_until);
                 let purpose = Purpose { room, deadline, pin: None, read_ahead: None };
@@ -339,6 +340,7 @@ pub(crate) fn run_elsewhere(
     let (own, told) = (Arc::clone(file), Arc::clone(&outcome));
     file.pager.pool.submit(
         &file.pager,
+        file.job_kind(),
         Box::new(move |_| {
             let result = work(&own);
             told.ended(&own, result);

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::task::Waker;
 use std::time::Duration;
 
+use super::pool::Kind;
 use super::{Engine, lock};
 
 /// Tasks to be woken at a time.
@@ -29,7 +30,7 @@ impl Watch {
             !std::mem::replace(&mut state.running, true)
         };
         if start {
-            engine.pool.submit(engine, Box::new(|engine| engine.watch.run(engine)));
+            engine.pool.submit(engine, Kind::Ordinary, Box::new(|engine| engine.watch.run(engine)));
         } else {
             self.look_again(engine);
         }

@@ -190,7 +190,7 @@ fn write_pages(file: &File, pages: Range<u64>) -> Result<()> {
     while at < end {
         let len = (end - at).min(file.pager.buffers.max_run()) as usize;
         let since = file.pager.now();
-        let buffer = file.pager.buffers.take(&file.pager.kernel, len, since + file.deadline);
+        let buffer = file.take_buffer(len, since + file.deadline);
         let mut buffer =
             buffer.ok_or_else(|| file.timed_out(at..at + len as u64, file.pager.now() - since))?;
         file.frames

@@ -190,7 +190,7 @@ impl FaultyStore {
         let call = CALLS.fetch_add(1, Ordering::Relaxed);
         match mishap {
             Mishap::Errno(errno) => Err(io::Error::from_raw_os_error(errno)),
-            Mishap::Interrupted if call % 2 == 0 => Err(io::Error::from_raw_os_error(libc::EINTR)),
+            Mishap::Interrupted if call.is_multiple_of(2) => Err(io::Error::from_raw_os_error(libc::EINTR)),
             Mishap::Short => Ok(len.min(1 + call % 1500)),
             Mishap::Empty => Ok(0),
             Mishap::Panic => panic!("the store panics, as it was told to"),
