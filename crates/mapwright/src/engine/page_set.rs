@@ -28,6 +28,9 @@ impl PageSet {
     /// Removes a run of pages and returns the parts of it that were in the set, in order.
     pub fn take(&mut self, pages: Range<u64>) -> Vec<Range<u64>> {
         let mut taken = Vec::new();
+        if pages.is_empty() {
+            return taken;
+        }
         while let Some((&run_start, &run_end)) = self.0.range(..pages.end).next_back() {
             if run_end <= pages.start {
                 break;
@@ -48,7 +51,7 @@ impl PageSet {
     #[cfg(test)]
     /// Whether any page of the run is in the set.
     pub fn intersects(&self, pages: &Range<u64>) -> bool {
-        self.0.range(..pages.end).next_back().is_some_and(|(_, &end)| end > pages.start)
+        !pages.is_empty() && self.0.range(..pages.end).next_back().is_some_and(|(_, &end)| end > pages.start)
     }
 
     /// The parts of the run that are in the set, in order, at most `limit` of them.
