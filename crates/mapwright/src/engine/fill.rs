@@ -333,6 +333,8 @@ fn ended_early(file: &File, offset: u64, len: u64, deadline: Duration) -> Error 
 
 /// Whether the store is still what was opened.
 fn check_version(file: &File, offset: u64, deadline: Duration) -> Result<()> {
+    // Before the look at the store: a write-back that cuts and extends it may be under way.
+    let backed = lock(&file.lengths).backed;
     let now = retried(file, "check", offset, 0, deadline, || file.store.version())?;
     let opened = file.version();
     let changed = |change| Err(Error::Changed { path: file.name.clone(), offset, change });
@@ -340,7 +342,7 @@ fn check_version(file: &File, offset: u64, deadline: Duration) -> Result<()> {
         return changed(Change::Replaced);
     }
     // A writable file changes by our own write-backs, and others are locked out: only its length is held against it.
-    let expected = if file.writable { lock(&file.lengths).backed } else { opened.len };
+    let expected = if file.writable { backed } else { opened.len };
     if now.len < expected {
         return changed(Change::Truncated { was: expected, now: now.len });
     }
