@@ -21,6 +21,8 @@ pub(crate) struct Scopes {
     /// Whether the view was ever made.
     pub(crate) view_exists: bool,
     active: usize,
+    /// Counts the times that `active` became zero: a fault that began before is of a scope that has ended.
+    epoch: u64,
     failures: u64,
     error: Option<Error>,
     zeroed: Vec<Range<u64>>,
@@ -52,7 +54,7 @@ impl Scope {
             {
                 let mut scopes = lock(&file.scopes);
                 scopes.view_exists = true;
-                if !scopes.restoring {
+                if !scopes.restoring && (scopes.active > 0 || scopes.zeroing == 0) {
                     scopes.active += 1;
                     let failures_before = scopes.failures;
                     return Ok(Self { file: Arc::clone(file), failures_before, ended: false });
@@ -78,6 +80,7 @@ impl Scope {
         let (outcome, zeroed) = {
             let mut scopes = lock(&file.scopes);
             scopes.active -= 1;
+            scopes.epoch += u64::from(scopes.active == 0);
             let failed = scopes.failures > self.failures_before || !scopes.zeroed.is_empty();
             let outcome = scopes.error.clone().filter(|_| failed).map_or(Ok(()), Err);
             (outcome, scopes.begin_restoring())
@@ -106,12 +109,20 @@ impl Drop for Scope {
 }
 
 impl File {
-    /// Records the error of a page touched in a scope, then lets the page read as zeros.
-    pub(super) fn latch_in_scope(&self, bytes: Range<u64>, error: &Error) -> std::io::Result<()> {
+    /// Which scopes are active, for [`latch_in_scope`](Self::latch_in_scope).
+    pub(super) fn scope_epoch(&self) -> u64 {
+        lock(&self.scopes).epoch
+    }
+
+    /// Records the error of a page touched in a scope, then lets the page read as zeros. Does nothing if all scopes that were
+    /// active at `epoch`, when the service of the fault began, have ended: it was told twice, and its thread has gone on.
+    pub(super) fn latch_in_scope(&self, bytes: Range<u64>, error: &Error, epoch: u64) -> std::io::Result<()> {
         {
             let mut scopes = lock(&self.scopes);
-            if scopes.active == 0 {
-                return Ok(()); // a fault told twice: the thread that met it has gone on
+            if scopes.active == 0 || scopes.epoch != epoch {
+                drop(scopes);
+                self.frames.wake(bytes); // whoever waits there now asks again
+                return Ok(());
             }
             scopes.failures += 1;
             scopes.zeroing += 1;
@@ -124,8 +135,16 @@ impl File {
             scopes.zeroing -= 1;
             scopes.begin_restoring()
         };
+        if zeroed.is_empty() {
+            self.scopes_may_go_on();
+        }
         self.restore(zeroed);
         shown
+    }
+
+    fn scopes_may_go_on(&self) {
+        self.scopes_changed.fetch_add(1, Ordering::AcqRel);
+        self.pager.kernel.wake(&self.scopes_changed);
     }
 
     /// Takes zeros away.
@@ -144,7 +163,6 @@ impl File {
             // Zeros that could not be taken away: later scopes must fail until they are.
             scopes.zeroed = kept;
         }
-        self.scopes_changed.fetch_add(1, Ordering::AcqRel);
-        self.pager.kernel.wake(&self.scopes_changed);
+        self.scopes_may_go_on();
     }
 }

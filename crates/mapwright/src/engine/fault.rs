@@ -56,8 +56,9 @@ fn serve_resident(engine: &Engine, fault: Fault) -> bool {
 fn serve_in_pager(engine: &Arc<Engine>, fault: Fault) {
     let started = engine.now();
     let Some((file, view, offset)) = engine.locate(fault.address) else { return };
+    let epoch = file.scope_epoch();
     if let Err(error) = serve(&file, view, offset) {
-        deliver(&file, view, offset, error);
+        deliver(&file, view, offset, error, epoch);
     }
     engine.counters.fault_served(engine.now() - started);
 }
@@ -66,9 +67,10 @@ fn serve_in_pager(engine: &Arc<Engine>, fault: Fault) {
 pub(crate) fn serve_in_thread(engine: &Engine, fault: Fault) -> FaultOutcome {
     let started = engine.now();
     let Some((file, view, offset)) = engine.locate(fault.address) else { return FaultOutcome::NotOurs };
+    let epoch = file.scope_epoch();
     let outcome = match serve(&file, view, offset) {
         Ok(()) => FaultOutcome::Served,
-        Err(error) => deliver(&file, view, offset, error),
+        Err(error) => deliver(&file, view, offset, error, epoch),
     };
     engine.counters.fault_served(engine.now() - started);
     outcome
@@ -181,11 +183,11 @@ fn split(file: &File, runs: Vec<Range<u64>>) -> impl Iterator<Item = Vec<Range<u
 
 /// Brings a failed fill to whoever touched the page: a checked scope reads zeros and returns the error at its end; outside
 /// of one the message is printed and the thread gets SIGBUS.
-fn deliver(file: &Arc<File>, view: View, offset: u64, error: Error) -> FaultOutcome {
+fn deliver(file: &Arc<File>, view: View, offset: u64, error: Error, epoch: u64) -> FaultOutcome {
     let block = offset >> file.block_shift;
     let bytes = file.bytes_of(&(block..block + 1));
     match view {
-        View::Checked => match file.latch_in_scope(bytes, &error) {
+        View::Checked => match file.latch_in_scope(bytes, &error, epoch) {
             Ok(()) => FaultOutcome::Served,
             Err(cause) => fatal(file, offset, &format!("{error}; zeros could not be shown: {cause}")),
         },
