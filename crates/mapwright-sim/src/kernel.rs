@@ -77,16 +77,12 @@ impl Kernel for SimKernel {
         Ok(())
     }
 
-    /// Every thread in `wait_faults` returns; where there is none, the next to call it does. So as many calls as there are
-    /// serving threads always reach all of them.
+    /// Every thread in `wait_faults` returns, and every thread that calls it later does so once: as many pagers as there are
+    /// on this kernel, the one that is meant is told.
     fn interrupt_faults(&self) {
         self.core.enter("interrupt faults", [0; 3]);
         let state = &mut *self.core.lock();
-        let waiting = state.waiting_on(On::Faults);
-        if waiting.is_empty() {
-            state.interrupts += 1;
-        }
-        state.interrupted.extend(waiting);
+        state.interrupts += 1;
         state.wake_where(|_, on| on == On::Faults);
     }
 }
@@ -96,13 +92,11 @@ impl SimKernel {
     fn take_faults(&self, faults: &mut Vec<Fault>) -> bool {
         let me = self.core.me();
         let state = &mut *self.core.lock();
-        if let Some(at) = state.interrupted.iter().position(|&thread| thread == me) {
-            state.interrupted.swap_remove(at);
-            return true;
-        }
+        let interrupts = state.interrupts;
+        let told = state.interrupts_told.entry(me).or_default();
         // Faults and an interrupt at once: either may be told first.
-        if state.interrupts > 0 && (state.faults.is_empty() || state.rng.per_1000(500)) {
-            state.interrupts -= 1;
+        if *told < interrupts && (state.faults.is_empty() || state.rng.per_1000(500)) {
+            *told = interrupts;
             return true;
         }
         if state.faults.is_empty() {

@@ -8,6 +8,7 @@
 //!
 //! No locks of its own: all of it is guarded by `Core::state`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -63,10 +64,10 @@ pub(crate) struct QueuedFault {
 pub(crate) struct State {
     pub(crate) rng: Rng,
     pub(crate) faults: Vec<QueuedFault>,
-    /// Calls of `interrupt_faults` that found nobody waiting.
+    /// Calls of `interrupt_faults`.
     pub(crate) interrupts: u64,
-    /// Threads that `interrupt_faults` found waiting and that have not returned yet.
-    pub(crate) interrupted: Vec<usize>,
+    /// How many of them each thread has been told of.
+    pub(crate) interrupts_told: BTreeMap<usize, u64>,
     pub(crate) spaces: Vec<Arc<Space>>,
     pub(crate) stores: usize,
     pub(crate) hole_reads: u64,
@@ -103,7 +104,7 @@ impl State {
             rng,
             faults: Vec::new(),
             interrupts: 0,
-            interrupted: Vec::new(),
+            interrupts_told: BTreeMap::new(),
             spaces: Vec::new(),
             stores: 0,
             hole_reads: 0,
@@ -195,12 +196,6 @@ impl State {
             }
         }
         woken
-    }
-
-    /// The threads that wait for exactly this.
-    pub(crate) fn waiting_on(&self, what: On) -> Vec<usize> {
-        let waits = |thread: &Virtual| matches!(thread.status, Status::Blocked { on, .. } if on == what);
-        (0..self.threads.len()).filter(|&number| waits(&self.threads[number])).collect()
     }
 
     pub(crate) fn now(&self) -> Duration {

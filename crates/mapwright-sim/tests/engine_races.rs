@@ -212,8 +212,8 @@ fn a_hung_read_delays_nobody_else() {
 }
 
 #[test]
-fn a_hung_store_that_keeps_all_buffers_lets_others_fail_in_time() {
-    races("all buffers hang", 100, |sim, told| {
+fn a_hung_store_leaves_buffers_to_others() {
+    races("buffers hang", 100, |sim, told| {
         let opening = Opening { deadline: Duration::from_millis(200), ..either_mode(sim) };
         let bench = bench(sim, told, remote(), &opening);
         let good = SimStore::new(sim, Oracle::pattern(LEN), StoreOptions::default());
@@ -223,8 +223,7 @@ fn a_hung_store_that_keeps_all_buffers_lets_others_fail_in_time() {
             .map(|n| bench.spawn("stuck", move |sim, _, base| sim.read_slice(base + n * PAGE as usize, 4)))
             .collect();
         sim.sleep(Duration::from_millis(50));
-        let error = Request::new(&other, vec![1], false).and_then(Request::wait).err().expect("no buffer");
-        assert!(matches!(error, Error::TimedOut { offset: PAGE, .. }), "{error}");
+        drop(Request::new(&other, vec![1], false).and_then(Request::wait).expect("a buffer is left"));
         stuck.into_iter().for_each(|stuck| assert!(stuck.join().is_err()));
         bench.store.unhang();
         sim.sleep(Duration::from_secs(1));

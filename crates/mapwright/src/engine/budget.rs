@@ -3,6 +3,7 @@
 //! An eighth of the budget, 8 MiB at most, is set aside for the buffers of fills and write-backs; frames and metadata share
 //! the rest. A thread that holds a buffer never waits for a frame, so buffers always come back.
 
+use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -128,9 +129,20 @@ struct BufferState {
     free: Vec<Vec<Buffer>>,
     /// Bytes in free and lent buffers together; at most the reserve.
     allocated: u64,
-    /// Bytes lent for stores that may hang; half of the reserve at most, so that some come back.
-    hanging: u64,
+    /// Bytes lent for stores that may hang, by the slot of the file.
+    hanging: BTreeMap<u32, u64>,
     waiters: u32,
+}
+
+impl BufferState {
+    /// Whether a file whose store may hang may have `size` bytes more: half of the reserve for one such file, three quarters
+    /// for all of them, so that others get on; but one buffer at least.
+    fn may_lend(&self, owner: u32, size: u64, reserve: u64) -> bool {
+        let own = self.hanging.get(&owner).copied().unwrap_or(0);
+        let all: u64 = self.hanging.values().sum();
+        let kept_back = reserve / 4 / PAGE_SIZE as u64 * PAGE_SIZE as u64;
+        (own == 0 || own + size <= reserve / 2) && (all == 0 || all + size <= reserve - kept_back)
+    }
 }
 
 impl Buffers {
@@ -154,17 +166,17 @@ impl Buffers {
         self: &Arc<Self>,
         kernel: &Arc<dyn Kernel>,
         len: usize,
-        may_hang: bool,
+        owner: Option<u32>,
         deadline: Duration,
     ) -> Option<Lent> {
         loop {
-            if let Some(buffer) = self.try_take(kernel, len, may_hang) {
+            if let Some(buffer) = self.try_take(kernel, len, owner) {
                 return Some(buffer);
             }
             let left = deadline.checked_sub(kernel.now()).filter(|left| !left.is_zero())?;
             let seen = self.returned.load(Ordering::SeqCst);
             lock(&self.state).waiters += 1;
-            let retry = self.try_take(kernel, len, may_hang);
+            let retry = self.try_take(kernel, len, owner);
             if retry.is_none() {
                 kernel.wait(&self.returned, seen, Some(left));
             }
@@ -176,14 +188,19 @@ impl Buffers {
     }
 
     /// As [`take`](Self::take), without waiting.
-    pub fn try_take(self: &Arc<Self>, kernel: &Arc<dyn Kernel>, len: usize, may_hang: bool) -> Option<Lent> {
+    pub fn try_take(
+        self: &Arc<Self>,
+        kernel: &Arc<dyn Kernel>,
+        len: usize,
+        owner: Option<u32>,
+    ) -> Option<Lent> {
         let class = len.div_ceil(PAGE_SIZE).next_power_of_two().ilog2() as usize;
         let size = (PAGE_SIZE << class) as u64;
         assert!(size <= self.reserve.next_power_of_two(), "a buffer of {len} bytes from {}", self.reserve);
         let size = size.min(self.reserve);
         let reused = {
             let state = &mut *lock(&self.state);
-            if may_hang && state.hanging > 0 && state.hanging + size > self.reserve / 2 {
+            if owner.is_some_and(|owner| !state.may_lend(owner, size, self.reserve)) {
                 return None;
             }
             if state.free.len() <= class {
@@ -198,11 +215,13 @@ impl Buffers {
                 }
                 state.allocated += size;
             }
-            state.hanging += if may_hang { size } else { 0 };
+            if let Some(owner) = owner {
+                *state.hanging.entry(owner).or_default() += size;
+            }
             reused
         };
         let buffer = reused.unwrap_or_else(|| Buffer::zeroed(size as usize));
-        let hanging = if may_hang { size } else { 0 };
+        let hanging = owner.map(|owner| (owner, size));
         Some(Lent {
             buffer: Some(buffer),
             len,
@@ -219,8 +238,8 @@ pub struct Lent {
     buffer: Option<Buffer>,
     len: usize,
     class: usize,
-    /// Its size, if it counts as lent for a store that may hang.
-    hanging: u64,
+    /// Who has it and its size, if it counts as lent for a store that may hang.
+    hanging: Option<(u32, u64)>,
     home: Arc<Buffers>,
     kernel: Arc<dyn Kernel>,
 }
@@ -243,7 +262,14 @@ impl Drop for Lent {
         let waiters = {
             let mut state = lock(&self.home.state);
             state.free[self.class].extend(self.buffer.take());
-            state.hanging -= self.hanging;
+            if let Some((owner, size)) = self.hanging
+                && let Some(lent) = state.hanging.get_mut(&owner)
+            {
+                *lent -= size;
+                if *lent == 0 {
+                    state.hanging.remove(&owner);
+                }
+            }
             state.waiters
         };
         if waiters > 0 {

@@ -604,14 +604,19 @@ impl File {
         if self.local { Kind::Ordinary } else { Kind::MayHang }
     }
 
+    /// On whose account buffers are lent that may not come back.
+    fn buffer_owner(&self) -> Option<u32> {
+        (!self.local).then_some(self.slot)
+    }
+
     /// Takes a buffer for the store's bytes, waiting until `deadline`; `None` if none came back by then.
     pub(crate) fn take_buffer(&self, len: usize, deadline: Duration) -> Option<Lent> {
-        self.pager.buffers.take(&self.pager.kernel, len, !self.local, deadline)
+        self.pager.buffers.take(&self.pager.kernel, len, self.buffer_owner(), deadline)
     }
 
     /// As [`take_buffer`](Self::take_buffer), without waiting.
     pub(crate) fn try_take_buffer(&self, len: usize) -> Option<Lent> {
-        self.pager.buffers.try_take(&self.pager.kernel, len, !self.local)
+        self.pager.buffers.try_take(&self.pager.kernel, len, self.buffer_owner())
     }
 
     /// Sets the pattern that read-ahead assumes.
