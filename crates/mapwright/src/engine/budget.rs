@@ -20,7 +20,8 @@ pub const BLOCK_METADATA: u64 = 16;
 /// A budget holds at least this many blocks of every file opened under it.
 pub const MIN_BLOCKS: u64 = 8;
 const MAX_BUFFER_RESERVE: u64 = 8 << 20;
-const MAX_RUN: u64 = 1 << 20;
+/// Read or written in one piece at most: several pieces are in flight while others are stored.
+const MAX_RUN: u64 = 256 << 10;
 
 /// Bytes of frames and metadata in use, never above the limit.
 #[derive(Debug)]

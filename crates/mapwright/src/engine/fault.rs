@@ -133,32 +133,26 @@ pub(crate) fn read_ahead(file: &Arc<File>, block: u64) {
     read_soon(file, plan.blocks, plan.trigger);
 }
 
-/// Fills what is absent of some runs, on another thread and as far as there is room. Failures are left to whoever touches
+/// Fills what is absent of some runs, on other threads, so that one part is read while another is stored, and as far as there
+/// is room. Failures are left to whoever touches
 /// the block.
 pub(crate) fn read_soon(file: &Arc<File>, runs: Vec<Range<u64>>, trigger: Option<u64>) {
-    let own = Arc::clone(file);
-    file.pager.pool.submit(
-        &file.pager,
-        file.job_kind(),
-        Box::new(move |_| {
-            for group in split(&own, runs) {
-                if own.is_closed() {
-                    return;
-                }
-                let claimed = request::claim_absent(&own, &group);
-                let purpose = Purpose {
-                    room: Patience::Never,
-                    deadline: own.pager.now(),
-                    pin: None,
-                    read_ahead: Some(trigger),
-                };
-                let _ = fill::fill(&own, &claimed, purpose);
+    for group in split(file, runs) {
+        let own = Arc::clone(file);
+        let read = move |_: &Arc<Engine>| {
+            if own.is_closed() {
+                return;
             }
-        }),
-    );
+            let claimed = request::claim_absent(&own, &group);
+            let deadline = own.pager.now();
+            let purpose = Purpose { room: Patience::Never, deadline, pin: None, read_ahead: Some(trigger) };
+            let _ = fill::fill(&own, &claimed, purpose);
+        };
+        file.pager.pool.submit(&file.pager, file.job_kind(), Box::new(read));
+    }
 }
 
-/// Cuts planned runs so that the first of them is shown early.
+/// Cuts runs into groups for one thread each.
 fn split(file: &File, runs: Vec<Range<u64>>) -> impl Iterator<Item = Vec<Range<u64>>> {
     let most = ((1 << 20) >> file.block_shift).max(1);
     let mut groups: Vec<Vec<Range<u64>>> = Vec::new();
