@@ -661,7 +661,7 @@ fn check_block_size(block_size: u64, budget: u64) -> Result<()> {
 
 /// The furthest that one stream is read ahead, in bytes.
 fn max_read_ahead(limit: u64) -> u64 {
-    (limit / 8).clamp(PAGE, 4 << 20)
+    (limit / 16).clamp(PAGE, 4 << 20)
 }
 
 impl Drop for File {
