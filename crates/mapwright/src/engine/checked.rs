@@ -109,9 +109,9 @@ impl Drop for Scope {
 }
 
 impl File {
-    /// Which scopes are active, for [`latch_in_scope`](Self::latch_in_scope).
-    pub(super) fn scope_epoch(&self) -> u64 {
-        lock(&self.scopes).epoch
+    /// Which scopes are active, for [`latch_in_scope`](Self::latch_in_scope) of a fault in a view.
+    pub(super) fn scope_epoch(&self, view: View) -> u64 {
+        if view == View::Checked { lock(&self.scopes).epoch } else { 0 }
     }
 
     /// Records the error of a page touched in a scope, then lets the page read as zeros. Does nothing if all scopes that were

@@ -56,8 +56,8 @@ fn serve_resident(engine: &Engine, fault: Fault) -> bool {
 fn serve_in_pager(engine: &Arc<Engine>, fault: Fault) {
     let started = engine.now();
     let Some((file, view, offset)) = engine.locate(fault.address) else { return };
-    let epoch = file.scope_epoch();
-    if let Err(error) = serve(&file, view, offset) {
+    let epoch = file.scope_epoch(view);
+    if let Err(error) = serve(&file, view, offset, started) {
         deliver(&file, view, offset, error, epoch);
     }
     engine.counters.fault_served(engine.now() - started);
@@ -67,8 +67,8 @@ fn serve_in_pager(engine: &Arc<Engine>, fault: Fault) {
 pub(crate) fn serve_in_thread(engine: &Engine, fault: Fault) -> FaultOutcome {
     let started = engine.now();
     let Some((file, view, offset)) = engine.locate(fault.address) else { return FaultOutcome::NotOurs };
-    let epoch = file.scope_epoch();
-    let outcome = match serve(&file, view, offset) {
+    let epoch = file.scope_epoch(view);
+    let outcome = match serve(&file, view, offset, started) {
         Ok(()) => FaultOutcome::Served,
         Err(error) => deliver(&file, view, offset, error, epoch),
     };
@@ -78,9 +78,8 @@ pub(crate) fn serve_in_thread(engine: &Engine, fault: Fault) -> FaultOutcome {
 
 /// One fault, from the touched page to the page shown. The walk:
 /// block → pinned if resident, joined if another thread fills it, else filled → shown in the view → read-ahead told.
-fn serve(file: &Arc<File>, view: View, offset: u64) -> Result<()> {
+fn serve(file: &Arc<File>, view: View, offset: u64, since: Duration) -> Result<()> {
     let block = offset >> file.block_shift;
-    let since = file.pager.now();
     let deadline = since + file.deadline;
     let mut filled_here = false;
     loop {
