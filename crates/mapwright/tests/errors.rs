@@ -356,6 +356,78 @@ fn slices_outside_checked_die_by_sigbus_with_a_message() {
 }
 
 #[test]
+fn a_slice_of_the_kernel_strategy_dies_by_sigbus_with_a_message() {
+    let this = "a_slice_of_the_kernel_strategy_dies_by_sigbus_with_a_message";
+    if role().is_none() {
+        let text = dies_by_sigbus(child(this, "kernel"));
+        assert!(text.contains("use Map::get or Map::checked") && text.contains("truncated"), "{text}");
+        return;
+    }
+    let dir = scratch();
+    let (path, _) = file_of(dir.path(), 256 * PAGE);
+    let map = MapOptions::new().strategy(Strategy::Kernel).open(&path).unwrap();
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(8192).unwrap();
+    std::fs::remove_file(&path).unwrap(); // this process will not come to its end
+    std::fs::remove_dir(dir.path()).unwrap();
+    assert_ne!(map[900_000], 0);
+}
+
+#[test]
+fn a_programs_own_sigbus_stays_its_own() {
+    let this = "a_programs_own_sigbus_stays_its_own";
+    if role().is_none() {
+        if require_userfaultfd() {
+            let output = common::run(child(this, "own"));
+            assert_eq!(output.status.code(), Some(77), "{}", String::from_utf8_lossy(&output.stderr));
+        }
+        return;
+    }
+    // SAFETY: an all-zero sigaction is valid.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = own_handler as *const () as usize;
+    action.sa_flags = libc::SA_SIGINFO;
+    // SAFETY: the handler has the signature that SA_SIGINFO asks for.
+    unsafe { libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut()) };
+    let store = FaultyStore::new(contents(16 * PAGE), true);
+    let pager = pager(1 << 20);
+    let map = map_of(&store, &pager, mapwright::FaultMode::InThread);
+    assert_eq!(map[8192], contents(16 * PAGE)[8192], "faults of ours are served");
+    // A mapping of the program's own, past the end of its file.
+    let dir = scratch();
+    let (path, _) = file_of(dir.path(), PAGE);
+    let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+    // SAFETY: nothing else uses the file.
+    let own = unsafe { memmap2::MmapOptions::new().len(4 * PAGE).map(&file) }.unwrap();
+    drop(dir);
+    assert_ne!(own[2 * PAGE], 0, "the program's handler ends the process before this is compared");
+}
+
+#[test]
+fn a_writable_file_that_is_replaced_or_deleted_is_written_where_it_is() {
+    if !require_userfaultfd() {
+        return;
+    }
+    for strategy in [Strategy::Pager, Strategy::Kernel] {
+        let dir = scratch();
+        let (path, bytes) = file_of(dir.path(), 64 * PAGE);
+        let kept = std::fs::File::open(&path).unwrap();
+        let pager = pager(1 << 20);
+        let mut map = MapOptions::new().pager(&pager).strategy(strategy).open_mut(&path).unwrap();
+        std::fs::write(dir.path().join("new"), b"other").unwrap();
+        std::fs::rename(dir.path().join("new"), &path).unwrap();
+        assert!(map[..] == bytes[..], "what was opened is what is read");
+        map[5000] ^= 1;
+        map.flush().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        map[6000] ^= 1;
+        map.close().unwrap();
+        let mut found = vec![0; bytes.len()];
+        std::os::unix::fs::FileExt::read_exact_at(&kept, &mut found, 0).unwrap();
+        assert_eq!((found[5000], found[6000]), (bytes[5000] ^ 1, bytes[6000] ^ 1));
+    }
+}
+
+#[test]
 fn a_real_file_system_that_is_full() {
     let this = "a_real_file_system_that_is_full";
     let dir = scratch();

@@ -121,16 +121,69 @@ fn slices(mode: FaultMode, time: Duration) {
     assert!(std::fs::read(&path).unwrap() == oracle);
 }
 
+/// Reading by slices, pins held for a while, batches, prefetches and futures, while everything is evicted all the time.
+fn readers(mode: FaultMode, time: Duration) {
+    let dir = scratch();
+    let (path, bytes) = common::file_of(dir.path(), PAGES * PAGE + 77);
+    let pager = pager(24 * PAGE as u64);
+    let map = paged(&pager, mode).open(&path).unwrap();
+    let watchdog = Watchdog::new(format!("readers {mode:?}"), Duration::from_secs(20));
+    let since = Instant::now();
+    std::thread::scope(|scope| {
+        for own in 0..6u64 {
+            let (map, bytes, watchdog) = (&map, &bytes, &watchdog);
+            scope.spawn(move || {
+                let mut rng = Rng(own);
+                let mut held = Vec::new();
+                while since.elapsed() < time {
+                    let at = rng.below((bytes.len() - 300) as u64);
+                    let range = at as usize..at as usize + 300;
+                    match own {
+                        0 | 1 => assert!(map[range.clone()] == bytes[range], "a slice at {at}"),
+                        2 => {
+                            // Two pins at most stay, of two blocks each at most: well within the budget.
+                            let pinned = map.get(at..at + 300).unwrap();
+                            held.push((range, pinned));
+                            if held.len() > 2 {
+                                let (range, pinned) = held.remove(0);
+                                assert!(pinned[..] == bytes[range], "a pin at {at}");
+                            }
+                        }
+                        3 => {
+                            let places = [at, at / 2, at / 3].map(|at| at..at + 9);
+                            for (place, pinned) in places.iter().zip(map.get_many(&places).unwrap()) {
+                                assert!(pinned[..] == bytes[place.start as usize..place.end as usize]);
+                            }
+                        }
+                        4 => {
+                            let pinned = common::block_on(map.get_async(at..at + 300)).unwrap();
+                            assert!(pinned[..] == bytes[range], "a future at {at}");
+                        }
+                        _ => {
+                            map.will_need(at..at + 300).unwrap();
+                            map.evict(at / 2..).unwrap();
+                        }
+                    }
+                    watchdog.tick();
+                }
+            });
+        }
+    });
+    assert!(map[..] == bytes[..]);
+    assert!(pager.stats().evictions > 0 && pager.stats().used_bytes <= pager.budget());
+}
+
 #[test]
 fn nothing_is_lost_or_stale_under_pressure() {
     if !require_userfaultfd() {
         return;
     }
     let seconds = std::env::var("MAPWRIGHT_STRESS_SECONDS").ok().and_then(|text| text.parse().ok());
-    let time = Duration::from_secs(seconds.unwrap_or(10)) / 6;
+    let time = Duration::from_secs(seconds.unwrap_or(10)) / 8;
     for mode in common::MODES {
         run(mode, PAGE, time);
         run(mode, 16 * PAGE, time);
         slices(mode, time);
+        readers(mode, time);
     }
 }
