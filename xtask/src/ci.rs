@@ -140,7 +140,7 @@ fn steps(scratch: &Scratch) -> Vec<Step> {
         tests("simulator, many seeds", "-p mapwright-sim --tests").with("MAPWRIGHT_SIM_SEEDS", SIM_SEEDS),
         cargo(
             "compare, smoke run",
-            "run --quiet -- compare --write --rounds 1 --seconds-per-round 0.1 --quiet --limit 2M",
+            "run --quiet -- compare --write --rounds 1 --seconds-per-round 0.1 --quiet --limit 1M",
         )
         .and(&*sample),
         cargo("doctor, smoke run", "run --quiet -- doctor"),
