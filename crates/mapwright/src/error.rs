@@ -92,7 +92,9 @@ pub enum Error {
         remedy: &'static str,
     },
     /// A range reaches past the end.
-    #[error("{path}: range {offset}..{end} reaches past the end at {file_len}")]
+    #[error(
+        "{path}: range {offset}..{end} reaches past the end; end it at {file_len} or below, or resize the map first"
+    )]
     OutOfRange {
         /// The store's name.
         path: String,
@@ -122,7 +124,9 @@ pub enum Error {
         source: Arc<io::Error>,
     },
     /// Somebody holds the file: another writer, or a mapping of the other kind in this pager.
-    #[error("{path}: in use by {holder}, and a writer must be alone; close it there first")]
+    #[error(
+        "{path}: in use by {holder}: a file is mapped by readers or by one writer; close that map first, or read through it"
+    )]
     Locked {
         /// The store's name.
         path: String,

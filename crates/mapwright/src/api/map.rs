@@ -155,6 +155,9 @@ impl Map {
     /// Runs `work` on the bytes. If a page can't be read it reads as zeros there, and only there, and `checked` returns the
     /// error instead of what `work` returned. The slice lies at other addresses than the map's own.
     ///
+    /// A system call that is handed the slice is not `work` reading it: where such calls get EFAULT (see [`Map`]), they get
+    /// it here too, and `checked` returns `Ok`. Hand them the bytes of [`get`](Self::get).
+    ///
     /// ```
     /// # let path = std::env::temp_dir().join(format!("mapwright-checked-{}", std::process::id()));
     /// # std::fs::write(&path, vec![1u8; 100_000]).unwrap();

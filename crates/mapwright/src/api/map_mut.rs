@@ -24,7 +24,12 @@ use crate::stores::Store;
 ///
 /// Dropping a map flushes it; an error then can only be printed, so call [`close`](Self::close) to get it.
 ///
-/// The file is locked against a second writer (an OFD lock: advisory, see fcntl(2)).
+/// The file is locked against a second writer (an OFD lock: advisory, see fcntl(2)). Within one pager a file is mapped either
+/// by readers or by one writer; readers in other pagers and processes are not kept out, and get
+/// [`Changed`](crate::Error::Changed) when they read on.
+///
+/// It must exist: to make one, `File::create` it, open the empty file, and [`append`](Self::append) or
+/// [`resize`](Self::resize).
 ///
 /// # Threads and fork
 /// `Send` and `Sync`; Rust's borrows keep writers apart: split the slice, or use [`shared`](Self::shared). A pager's
@@ -99,6 +104,18 @@ impl MapMut {
         let ranges: Vec<_> =
             ranges.iter().map(|range| self.core.resolve(range.clone())).collect::<Result<_>>()?;
         let pins = self.core.pin_many(&ranges)?;
+        let bytes = |range: &Range<u64>| &self.bytes[range.start as usize..range.end as usize];
+        Ok(ranges.iter().zip(pins).map(|(range, pins)| Pinned::new(bytes(range), pins)).collect())
+    }
+
+    /// As [`get_many`](Self::get_many), as a future.
+    ///
+    /// # Errors
+    /// As for [`get`](Self::get).
+    pub async fn get_many_async(&self, ranges: &[Range<u64>]) -> Result<Vec<Pinned<'_>>> {
+        let ranges: Vec<_> =
+            ranges.iter().map(|range| self.core.resolve(range.clone())).collect::<Result<_>>()?;
+        let pins = self.core.pin_many_async(&ranges).await?;
         let bytes = |range: &Range<u64>| &self.bytes[range.start as usize..range.end as usize];
         Ok(ranges.iter().zip(pins).map(|(range, pins)| Pinned::new(bytes(range), pins)).collect())
     }

@@ -98,7 +98,8 @@ impl MapOptions {
     }
 
     /// Bytes that are read and evicted together: a power of two from 4096, the default, to 2 MiB. Larger blocks make
-    /// sequential work cheaper and random work dearer.
+    /// sequential work cheaper and random work dearer. Maps of one file in one pager with other block sizes or fault modes have
+    /// caches of their own.
     #[must_use]
     pub fn block_size(mut self, bytes: usize) -> Self {
         self.block_size = bytes;
@@ -347,6 +348,13 @@ impl MapOptions {
         let Some(memory) = file.frames().memory() else {
             return Err(Error::invalid("a simulated kernel", "use the engine's own interface there"));
         };
+        let why = match self.fault_mode {
+            FaultMode::InThread => format!("{why}; faults are served in the faulting thread{EFAULT}"),
+            FaultMode::Thread if pager.0.kernel.serves_user_mode_only() => {
+                format!("{why}; userfaultfd is granted for user mode only{EFAULT}")
+            }
+            FaultMode::Thread => format!("{why}; faults are served by a thread"),
+        };
         let core = self.part(Behind::Pager(Opened::new(file)), len, Choice::new(Strategy::Pager, why))?;
         Ok((core, memory))
     }
@@ -381,6 +389,7 @@ impl MapOptions {
     }
 }
 
+const EFAULT: &str = ": system calls handed an absent page get EFAULT";
 const WHY_PAGER: &str = "typed errors and a budget of its own, and userfaultfd is allowed here";
 
 fn kernel_maps_files_only() -> Error {
@@ -397,7 +406,9 @@ fn writer(range: Arc<dyn AddressRange>) -> Result<Writer> {
 
 fn lock(store: &dyn Store) -> Result<()> {
     store.lock().map_err(|error| match error.kind() {
-        std::io::ErrorKind::WouldBlock => Error::Locked { path: store.name(), holder: "another writer" },
+        std::io::ErrorKind::WouldBlock => {
+            Error::Locked { path: store.name(), holder: "a writer in this or another process" }
+        }
         _ => Error::io("lock", store.name(), 0, 0, error),
     })
 }

@@ -7,7 +7,9 @@ use crate::engine::file::File;
 
 /// Bytes of a map that stay resident while this value lives: reading them never faults and never fails.
 ///
-/// Pinned blocks count against the budget and can't be evicted: hold them briefly.
+/// Pinned blocks count against the budget and can't be evicted: hold them briefly. A `get` or a touched slice that finds no
+/// room because everything is pinned waits until the map's deadline, and then fails: a thread that holds the pins itself
+/// waits for nothing.
 ///
 /// # Threads
 /// `Send` and `Sync`.

@@ -624,7 +624,7 @@ impl File {
         lock(&self.read_ahead).advise(advice);
     }
 
-    /// Bytes of blocks resident now.
+    /// Bytes of blocks resident now: whole blocks, so it may be above the length.
     pub fn resident_bytes(&self) -> u64 {
         self.charges.resident.load(Ordering::Relaxed) << self.block_shift
     }

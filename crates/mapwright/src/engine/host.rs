@@ -10,7 +10,7 @@ use mapwright_sys::frames::SharedFrames;
 use mapwright_sys::futex;
 use mapwright_sys::pagemap::Pagemap;
 use mapwright_sys::signals::{BusGuard, BusOutcome, GuardToken, guard};
-use mapwright_sys::uffd::{Features, Uffd};
+use mapwright_sys::uffd::{Features, Source, Uffd};
 use mapwright_sys::window::AddressRange;
 
 use super::kernel::{Fault, FaultMode, FaultOutcome, FaultSink, FrameSpec, Frames, Kernel, View};
@@ -152,6 +152,10 @@ impl Kernel for Host {
             source: Arc::new(e),
         })?;
         Ok(Arc::new(frames))
+    }
+
+    fn serves_user_mode_only(&self) -> bool {
+        self.by_thread.get().is_some_and(|uffd| uffd.source() == Source::UserModeOnly)
     }
 
     fn wait_faults(&self, faults: &mut Vec<Fault>) -> io::Result<()> {

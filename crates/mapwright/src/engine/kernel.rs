@@ -24,7 +24,9 @@ pub enum View {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum FaultMode {
-    /// A thread of the pager. Also serves system calls that are handed a pointer to an absent page. The default.
+    /// A thread of the pager. The default. Also serves system calls that are handed a pointer to an absent page, where the
+    /// machine grants a full userfaultfd; where it grants one for user mode only, as ordinary users usually get, they get
+    /// EFAULT. `mapwright doctor` and [`Map::strategy`](crate::Map::strategy) say which it is.
     #[default]
     Thread,
     /// The faulting thread itself, in a SIGBUS handler: several times faster, but a system call that is handed a pointer to
@@ -97,6 +99,11 @@ pub trait Kernel: Send + Sync + 'static {
     /// # Errors
     /// When the kernel refuses: the caller stops serving.
     fn wait_faults(&self, faults: &mut Vec<Fault>) -> io::Result<()>;
+
+    /// Whether faults of system calls are not served, because only user mode's may be.
+    fn serves_user_mode_only(&self) -> bool {
+        false
+    }
 
     /// Makes `wait_faults` return, now or at its next call.
     fn interrupt_faults(&self);
