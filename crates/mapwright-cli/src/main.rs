@@ -53,7 +53,13 @@ fn run(command: Command) -> Result<bool> {
     match command {
         Command::Compare(options) => {
             if let Err(why) = options.check() {
-                Arguments::command().error(ErrorKind::ArgumentConflict, why).exit();
+                let mut command = Arguments::command();
+                command.build();
+                let compare = command.find_subcommand_mut("compare");
+                compare
+                    .map_or_else(Arguments::command, |compare| compare.clone())
+                    .error(ErrorKind::ArgumentConflict, why)
+                    .exit();
             }
             compare::compare(&options)
         }

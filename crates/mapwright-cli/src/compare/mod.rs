@@ -129,6 +129,9 @@ fn parse_seconds(text: &str) -> std::result::Result<f64, String> {
     }
 }
 
+/// The smallest budget of a pager, in bytes.
+const LEAST_LIMIT: u64 = 32 << 10;
+
 impl Options {
     /// Bad combinations of options, in words.
     pub fn check(&self) -> std::result::Result<(), String> {
@@ -140,9 +143,18 @@ impl Options {
         if self.json.is_some() && self.json == self.svg {
             return Err("--json and --svg name the same file".to_owned());
         }
+        if self.limit.is_some_and(|limit| limit < LEAST_LIMIT) {
+            return Err(format!(
+                "--limit is below {} KiB, the least that a pager works with",
+                LEAST_LIMIT >> 10
+            ));
+        }
         let patterns = self.patterns();
         match self.methods.iter().find(|method| !patterns.iter().any(|pattern| method.does(*pattern))) {
-            Some(method) => Err(format!("the method {} does none of the patterns asked for", method.name())),
+            Some(method) => Err(format!(
+                "the method {} does none of the patterns asked for: name others with --patterns, or add --write for updates",
+                method.name()
+            )),
             None => Ok(()),
         }
     }
@@ -181,9 +193,19 @@ impl Options {
     }
 }
 
+/// Makes sure, before anything is measured, that a result can be written.
+fn check_writable(path: &Path) -> Result<()> {
+    if path == Path::new("-") {
+        return Ok(());
+    }
+    let opened = fs::File::options().append(true).create(true).open(path);
+    opened.map(drop).map_err(|error| Failure::io("write the result to", path, error))
+}
+
 /// The whole comparison. Returns whether it passed: checksums agree and budgets were kept.
 pub fn compare(options: &Options) -> Result<bool> {
     signals::install()?;
+    options.json.iter().chain(&options.svg).try_for_each(|path| check_writable(path))?;
     let target = Target::prepare(options)?;
     let place = Place::of(&target.path)?;
     let _read_ahead = options.device_read_ahead.map(|kib| ReadAhead::set(&place, kib)).transpose()?;
