@@ -12,7 +12,7 @@ use common::{
     require_userfaultfd, role, run_ok, scratch,
 };
 use mapwright::stores::Store;
-use mapwright::{Change, Error, Map, MapMut, MapOptions, Strategy};
+use mapwright::{Advice, Change, Error, Map, MapMut, MapOptions, Strategy};
 
 fn map_of(store: &Arc<FaultyStore>, pager: &mapwright::Pager, mode: mapwright::FaultMode) -> Map {
     paged(pager, mode)
@@ -390,4 +390,34 @@ fn a_real_file_system_that_is_full() {
     map.resize(512 << 10).unwrap();
     map.close().unwrap();
     assert!(std::fs::read(&path).unwrap() == vec![3; 512 << 10]);
+}
+
+/// Makes page `bad` read as zeros in the scope of `view`, then lets the store heal.
+fn touch_unreadable(store: &FaultyStore, view: &[u8], bad: usize) {
+    store.on_read(Mishap::Errno(libc::EIO));
+    assert_eq!(view[bad * PAGE], 0);
+    store.heal();
+}
+
+#[test]
+fn a_flush_beside_zeros_in_a_checked_scope_is_no_error() {
+    if !require_userfaultfd() {
+        return;
+    }
+    for mode in MODES {
+        let store = FaultyStore::new(contents(64 * PAGE), true);
+        let pager = pager(1 << 20);
+        let mut map = map_mut_of(&store, &pager, mode);
+        map.advise(Advice::Random).unwrap();
+        map[PAGE] = 77;
+        let mut flushed = Ok(());
+        let outcome = map.checked(|view| {
+            assert_eq!(view[9 * PAGE + 20], contents(64 * PAGE)[9 * PAGE + 20]);
+            touch_unreadable(&store, view, 10);
+            flushed = map.flush();
+        });
+        assert!(matches!(outcome, Err(Error::Io { .. })), "{outcome:?}");
+        flushed.unwrap();
+        assert_eq!(store.inner.contents()[PAGE], 77);
+    }
 }
