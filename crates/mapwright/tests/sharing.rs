@@ -184,7 +184,8 @@ fn where_userfaultfd_is_refused_a_store_is_read_and_the_reason_given() {
         run_ok(common::child(this, "refused"));
         return;
     }
-    mapwright_sys::testing::refuse_system_calls(&[libc::SYS_userfaultfd, libc::SYS_openat], libc::EPERM).unwrap();
+    mapwright_sys::testing::refuse_system_calls(&[libc::SYS_userfaultfd, libc::SYS_openat], libc::EPERM)
+        .unwrap();
     let store = || std::sync::Arc::new(mapwright::stores::MemoryStore::new(vec![1; 1 << 20]));
     let pager = pager(1 << 20);
     let options = MapOptions::new().pager(&pager);
