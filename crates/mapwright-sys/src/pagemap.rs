@@ -10,7 +10,6 @@ use crate::{PAGE_SIZE, check};
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
 const PAGE_IS_WRITTEN: u64 = 1 << 1;
 const PM_SCAN_WP_MATCHING: u64 = 1 << 0;
-const PM_SCAN_CHECK_WPASYNC: u64 = 1 << 1;
 /// Regions fetched a call. One call tells of this many runs of written pages.
 const REGIONS: usize = 256;
 
@@ -61,12 +60,13 @@ impl Pagemap {
     }
 
     /// Appends the address ranges inside `range` that were written since they were write-protected, merged where they
-    /// touch. A page without a page-table entry counts as written unless a write-protect marker stands there.
+    /// touch. A page without a page-table entry counts as written unless a write-protect marker stands there. Memory whose
+    /// writes are not tracked may be among it, such as the zeros of a checked view: what is told of that says nothing.
     ///
     /// # Errors
     /// Whatever the kernel says: `ENOTTY` before Linux 6.7.
     pub fn written(&self, range: Range<usize>, out: &mut Vec<Range<usize>>) -> io::Result<()> {
-        self.scan(range, PM_SCAN_CHECK_WPASYNC, out)
+        self.scan(range, 0, out)
     }
 
     /// As [`written`](Self::written), and write-protects what it reports in the same step: a write that is not in this
@@ -75,7 +75,7 @@ impl Pagemap {
     /// # Errors
     /// As for [`written`](Self::written).
     pub fn take_written(&self, range: Range<usize>, out: &mut Vec<Range<usize>>) -> io::Result<()> {
-        self.scan(range, PM_SCAN_CHECK_WPASYNC | PM_SCAN_WP_MATCHING, out)
+        self.scan(range, PM_SCAN_WP_MATCHING, out)
     }
 
     fn scan(&self, range: Range<usize>, flags: u64, out: &mut Vec<Range<usize>>) -> io::Result<()> {

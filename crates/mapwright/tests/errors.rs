@@ -12,7 +12,7 @@ use common::{
     require_userfaultfd, role, run_ok, scratch,
 };
 use mapwright::stores::Store;
-use mapwright::{Change, Error, Map, MapMut, MapOptions, Strategy};
+use mapwright::{Advice, Change, Error, Map, MapMut, MapOptions, Strategy};
 
 fn map_of(store: &Arc<FaultyStore>, pager: &mapwright::Pager, mode: mapwright::FaultMode) -> Map {
     paged(pager, mode)
@@ -462,4 +462,70 @@ fn a_real_file_system_that_is_full() {
     map.resize(512 << 10).unwrap();
     map.close().unwrap();
     assert!(std::fs::read(&path).unwrap() == vec![3; 512 << 10]);
+}
+
+/// Makes page `bad` read as zeros in the scope of `view`, then lets the store heal.
+fn touch_unreadable(store: &FaultyStore, view: &[u8], bad: usize) {
+    store.on_read(Mishap::Errno(libc::EIO));
+    assert_eq!(view[bad * PAGE], 0);
+    store.heal();
+}
+
+#[test]
+fn a_flush_beside_zeros_in_a_checked_scope_is_no_error() {
+    if !require_userfaultfd() {
+        return;
+    }
+    for mode in MODES {
+        let store = FaultyStore::new(contents(64 * PAGE), true);
+        let pager = pager(1 << 20);
+        let mut map = map_mut_of(&store, &pager, mode);
+        map.advise(Advice::Random).unwrap();
+        map[PAGE] = 77;
+        let mut flushed = Ok(());
+        let outcome = map.checked(|view| {
+            assert_eq!(view[9 * PAGE + 20], contents(64 * PAGE)[9 * PAGE + 20]);
+            touch_unreadable(&store, view, 10);
+            flushed = map.flush();
+        });
+        assert!(matches!(outcome, Err(Error::Io { .. })), "{outcome:?}");
+        flushed.unwrap();
+        assert_eq!(store.inner.contents()[PAGE], 77);
+    }
+}
+
+#[test]
+fn a_page_that_raised_sigbus_can_be_overwritten_and_touched() {
+    extern "C" fn sleep_on(_: libc::c_int) {
+        loop {
+            // SAFETY: pause has no preconditions.
+            unsafe { libc::pause() };
+        }
+    }
+    let this = "a_page_that_raised_sigbus_can_be_overwritten_and_touched";
+    if role().is_none() {
+        if require_userfaultfd() {
+            run_ok(child(this, "survivor"));
+        }
+        return;
+    }
+    // SAFETY: the handler only calls pause, which is async-signal-safe.
+    unsafe { libc::signal(libc::SIGBUS, sleep_on as *const () as usize) };
+    let mut bytes = contents(64 * PAGE);
+    let store = FaultyStore::new(bytes.clone(), true);
+    let pager = pager(1 << 20);
+    let mut map = map_mut_of(&store, &pager, MODES[0]);
+    map.advise(Advice::Random).unwrap();
+    store.on_read(Mishap::Errno(libc::EIO));
+    let at = map[5 * PAGE..].as_ptr() as usize;
+    // SAFETY: the address is one of the map's, which lives until the process ends.
+    std::thread::spawn(move || unsafe { std::ptr::read_volatile(at as *const u8) });
+    std::thread::sleep(Duration::from_millis(300));
+    store.heal();
+    map.overwrite(5 * PAGE as u64, &[7; PAGE]).unwrap();
+    bytes[5 * PAGE..6 * PAGE].fill(7);
+    let watchdog = common::Watchdog::new("a page that was overwritten", Duration::from_secs(5));
+    assert!(map[..] == bytes[..]);
+    drop(watchdog);
+    std::mem::forget(map); // a thread still has its address
 }

@@ -176,3 +176,24 @@ fn an_unprivileged_user_has_slices_in_both_modes() {
         map.close().unwrap();
     }
 }
+
+#[test]
+fn where_userfaultfd_is_refused_a_store_is_read_and_the_reason_given() {
+    let this = "where_userfaultfd_is_refused_a_store_is_read_and_the_reason_given";
+    if role().is_none() {
+        run_ok(common::child(this, "refused"));
+        return;
+    }
+    mapwright_sys::testing::refuse_system_calls(&[libc::SYS_userfaultfd, libc::SYS_openat], libc::EPERM)
+        .unwrap();
+    let store = || std::sync::Arc::new(mapwright::stores::MemoryStore::new(vec![1; 1 << 20]));
+    let pager = pager(1 << 20);
+    let options = MapOptions::new().pager(&pager);
+    let (map, map_mut) = (options.open_store(store()).unwrap(), options.open_store_mut(store()).unwrap());
+    for choice in [map.strategy(), map_mut.strategy()] {
+        assert_eq!(choice.strategy(), Strategy::Buffer);
+        assert!(choice.reason().contains("userfaultfd"), "{choice}");
+    }
+    let asked = options.strategy(Strategy::Buffer).open_store(store()).unwrap();
+    assert_eq!(asked.strategy().reason(), "asked for");
+}

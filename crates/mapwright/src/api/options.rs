@@ -152,7 +152,7 @@ impl MapOptions {
         }
         let store = self.file_store(path, false)?;
         match self.strategy {
-            Strategy::Buffer => self.read_whole(store),
+            Strategy::Buffer => self.read_whole(store, "asked for"),
             Strategy::Kernel => self.open_kernel(store, "asked for"),
             Strategy::Pager => self.open_paged(store, "asked for"),
             Strategy::Auto => match self.open_paged(Arc::clone(&store) as Arc<dyn Store>, WHY_PAGER) {
@@ -176,7 +176,7 @@ impl MapOptions {
         let store = self.file_store(path, true)?;
         lock(&*store)?;
         match self.strategy {
-            Strategy::Buffer => self.read_whole_mut(store),
+            Strategy::Buffer => self.read_whole_mut(store, "asked for"),
             Strategy::Kernel => self.open_kernel_mut(store, "asked for"),
             Strategy::Pager => self.open_paged_mut(store, "asked for"),
             Strategy::Auto => match self.open_paged_mut(Arc::clone(&store) as Arc<dyn Store>, WHY_PAGER) {
@@ -196,11 +196,13 @@ impl MapOptions {
         self.check()?;
         match self.strategy {
             Strategy::Kernel => Err(kernel_maps_files_only()),
-            Strategy::Buffer => self.read_whole(store),
+            Strategy::Buffer => self.read_whole(store, "asked for"),
             Strategy::Pager => self.open_paged(store, "asked for"),
             Strategy::Auto => {
                 match self.open_paged(Arc::clone(&store), "a store is not for the kernel to map") {
-                    Err(Error::Unsupported { .. }) => self.read_whole(store),
+                    Err(error @ Error::Unsupported { .. }) => {
+                        self.read_whole(store, &format!("no pager here: {error}"))
+                    }
                     opened => opened,
                 }
             }
@@ -219,11 +221,13 @@ impl MapOptions {
         lock(&*store)?;
         match self.strategy {
             Strategy::Kernel => Err(kernel_maps_files_only()),
-            Strategy::Buffer => self.read_whole_mut(store),
+            Strategy::Buffer => self.read_whole_mut(store, "asked for"),
             Strategy::Pager => self.open_paged_mut(store, "asked for"),
             Strategy::Auto => {
                 match self.open_paged_mut(Arc::clone(&store), "a store is not for the kernel to map") {
-                    Err(Error::Unsupported { .. }) => self.read_whole_mut(store),
+                    Err(error @ Error::Unsupported { .. }) => {
+                        self.read_whole_mut(store, &format!("no pager here: {error}"))
+                    }
                     opened => opened,
                 }
             }
@@ -278,17 +282,17 @@ impl MapOptions {
         Ok(Map::new(core, reader(Arc::new(HeapBytes::new(bytes, false)))))
     }
 
-    fn read_whole(&self, store: Arc<dyn Store>) -> Result<Map> {
+    fn read_whole(&self, store: Arc<dyn Store>, why: &str) -> Result<Map> {
         let bytes = read_all(&*store)?;
         let name = store.name();
-        self.buffered(bytes, Some(store), name, Choice::new(Strategy::Buffer, "asked for"))
+        self.buffered(bytes, Some(store), name, Choice::new(Strategy::Buffer, why.to_owned()))
     }
 
-    fn read_whole_mut(&self, store: Arc<dyn Store>) -> Result<MapMut> {
+    fn read_whole_mut(&self, store: Arc<dyn Store>, why: &str) -> Result<MapMut> {
         let bytes = read_all(&*store)?;
         let len = bytes.len() as u64;
         let behind = Behind::Buffer { name: store.name(), store: Some(store) };
-        let core = self.part(behind, len, Choice::new(Strategy::Buffer, "asked for"))?;
+        let core = self.part(behind, len, Choice::new(Strategy::Buffer, why.to_owned()))?;
         Ok(MapMut::new(core, writer(Arc::new(HeapBytes::new(bytes, true)))?, self.is_whole()))
     }
 

@@ -109,8 +109,8 @@ pub struct File {
 struct Life {
     /// Maps of the file. Only [`Opened`] counts: the engine's own jobs hold the file too, for a moment.
     maps: AtomicU32,
-    /// 1 when the last map was dropped: read-ahead stops.
-    closed: AtomicU32,
+    /// 1 once there was a map.
+    opened: AtomicU32,
     /// 1 when the file is dropped, its store with it.
     gone: AtomicU32,
 }
@@ -148,7 +148,7 @@ impl Opened {
         let patience = if file.local { file.deadline } else { file.deadline.min(Duration::from_millis(50)) };
         let life = Arc::clone(&file.gone.life);
         life.maps.fetch_add(1, Ordering::AcqRel);
-        life.closed.store(0, Ordering::Release);
+        life.opened.store(1, Ordering::Release);
         let _farewell = Farewell { life, engine: file.pager.this(), patience };
         Self { file, _farewell }
     }
@@ -168,7 +168,6 @@ impl Drop for Farewell {
         if life.maps.fetch_sub(1, Ordering::AcqRel) > 1 {
             return;
         }
-        life.closed.store(1, Ordering::Release);
         let deadline = engine.now() + *patience;
         while life.gone.load(Ordering::Acquire) == 0 && life.maps.load(Ordering::Acquire) == 0 {
             let Some(left) = deadline.checked_sub(engine.now()).filter(|left| !left.is_zero()) else {
@@ -596,7 +595,8 @@ impl File {
 
     /// Whether the last map of it was dropped: what was planned for later is not worth doing.
     pub(crate) fn is_closed(&self) -> bool {
-        self.gone.life.closed.load(Ordering::Acquire) != 0
+        let life = &self.gone.life;
+        life.opened.load(Ordering::Acquire) != 0 && life.maps.load(Ordering::Acquire) == 0
     }
 
     /// What jobs that call the store are like.
@@ -676,5 +676,41 @@ impl Drop for File {
 impl std::fmt::Debug for File {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("File").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::host::Host;
+    use crate::stores::MemoryStore;
+
+    #[test]
+    fn a_file_with_a_map_is_not_closed() {
+        let pager = Engine::open(Arc::new(Host::new()), 1 << 20).expect("a pager");
+        let spec = FileSpec {
+            store: Arc::new(MemoryStore::new(vec![1; 1 << 16])),
+            writable: false,
+            mode: FaultMode::InThread,
+            block_size: PAGE,
+            reserve: 0,
+            deadline: Duration::from_nanos(1),
+            advice: Advice::Normal,
+        };
+        let file = match Engine::open_file(&pager, spec) {
+            Err(Error::Unsupported { .. }) => return eprintln!("######## SKIPPED: no userfaultfd ########"),
+            opened => opened.expect("a file"),
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..200_000 {
+                        let map = Opened::new(Arc::clone(&file));
+                        assert!(!map.is_closed(), "the drop of another map closed it");
+                    }
+                });
+            }
+        });
+        assert!(file.is_closed());
     }
 }

@@ -101,14 +101,15 @@ pub(crate) fn install(file: &Arc<File>, blocks: Range<u64>, bytes: &[u8]) -> Res
         return Err(error);
     }
     let at = blocks.start << file.block_shift;
-    if let Err(error) = file.frames.store(at, &contents) {
+    // Shown at once: a page that raised SIGBUS does so until it is mapped.
+    if let Err(error) = show(file, &blocks, &contents, None) {
         let _ = file.frames.release(&[file.bytes_of(&blocks)]);
         give_up(file, &blocks, true);
         return Err(Error::io("store a frame", file.name.clone(), at, contents.len() as u64, error));
     }
     file.mark_dirty(at / PAGE..(at + bytes.len() as u64).div_ceil(PAGE));
     for block in blocks {
-        file.filled(block, 0, 0, false);
+        file.filled(block, 0, SHOWN, false);
     }
     Ok(())
 }
