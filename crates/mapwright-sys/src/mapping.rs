@@ -42,7 +42,7 @@ impl Reservation {
         self.start + range.start as usize..self.start + range.end as usize
     }
 
-    /// Maps `fd` from offset `range.start` on over that range of the reservation; not inherited by fork, not dumped.
+    /// Maps `fd` from offset `range.start` on over that range of the reservation.
     pub(crate) fn map_file(&self, fd: BorrowedFd<'_>, range: Range<u64>, writable: bool) -> io::Result<()> {
         let at = self.addresses(&range);
         let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE;

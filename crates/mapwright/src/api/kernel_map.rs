@@ -126,7 +126,7 @@ impl KernelFile {
         Ok(())
     }
 
-    /// msync(2), then the file's metadata.
+    /// msync(2); for an empty range a sync of the file.
     pub(super) fn flush(&self, range: Range<u64>) -> Result<()> {
         if range.is_empty() {
             return self.inner.store.sync().map_err(|e| self.inner.error("sync", &range, e));

@@ -141,7 +141,8 @@ impl MapOptions {
     /// # Errors
     /// [`Error::Io`] (with the errno) and [`Error::NotMappable`] from opening; [`Error::OutOfRange`] for a range past the
     /// end; [`Error::Invalid`] for settings that make no sense; [`Error::Unsupported`] if the strategy asked for needs what
-    /// the machine lacks (`Auto` then takes another); [`Error::Locked`] if this pager has the file open for writing.
+    /// the machine lacks (`Auto` then takes another); [`Error::Locked`] if this pager has the file open for
+    /// writing (a small file is read all the same, as it is on disk).
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Map> {
         let path = path.as_ref();
         let _span = tracing::debug_span!("open", path = %path.display()).entered();

@@ -193,9 +193,10 @@ fn deliver(file: &Arc<File>, view: View, offset: u64, error: Error, epoch: u64) 
             if file.mode == FaultMode::InThread {
                 return FaultOutcome::Failed;
             }
+            file.poisons();
             match file.frames.poison(bytes.clone()) {
                 Ok(()) => FaultOutcome::Failed,
-                // Another thread had more luck with the block: it is to be touched again.
+                // Where frames tell so: another thread had more luck with the block, and it is to be touched again.
                 Err(cause) if cause.kind() == std::io::ErrorKind::AlreadyExists => {
                     file.frames.wake(bytes);
                     FaultOutcome::Served

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::task::Waker;
 use std::time::Duration;
@@ -97,6 +97,7 @@ pub struct File {
     pub(crate) scopes: Mutex<Scopes>,
     /// Changes when a checked scope may go on; see `checked`.
     pub(crate) scopes_changed: AtomicU32,
+    poisoned: AtomicBool,
     /// Held over a write-back or a resize.
     pub(crate) turn: Gate,
     charges: Charges,
@@ -248,6 +249,7 @@ impl File {
             latch: Mutex::default(),
             scopes: Mutex::default(),
             scopes_changed: 0.into(),
+            poisoned: AtomicBool::new(false),
             turn: Gate::default(),
             charges: Charges {
                 pager: Arc::clone(&pager),
@@ -597,6 +599,16 @@ impl File {
     pub(crate) fn is_closed(&self) -> bool {
         let life = &self.gone.life;
         life.opened.load(Ordering::Acquire) != 0 && life.maps.load(Ordering::Acquire) == 0
+    }
+
+    /// Notes that a page of this file raises SIGBUS until it is mapped.
+    pub(crate) fn poisons(&self) {
+        self.poisoned.store(true, Ordering::Release);
+    }
+
+    /// Whether any page ever did.
+    pub(crate) fn was_poisoned(&self) -> bool {
+        self.poisoned.load(Ordering::Acquire)
     }
 
     /// What jobs that call the store are like.

@@ -14,6 +14,7 @@ use super::block::{MAPPED, SHOWN, State, TRIGGER};
 use super::budget::Lent;
 use super::evict;
 use super::file::{CHUNK, File};
+use super::kernel::View;
 use super::{Engine, PAGE, lock};
 use crate::error::{Change, Error, Result};
 use crate::stores::Read;
@@ -102,14 +103,17 @@ pub(crate) fn install(file: &Arc<File>, blocks: Range<u64>, bytes: &[u8]) -> Res
     }
     let at = blocks.start << file.block_shift;
     // Shown at once: a page that raised SIGBUS does so until it is mapped.
-    if let Err(error) = show(file, &blocks, &contents, None) {
-        let _ = file.frames.release(&[file.bytes_of(&blocks)]);
-        give_up(file, &blocks, true);
-        return Err(Error::io("store a frame", file.name.clone(), at, contents.len() as u64, error));
-    }
+    let shown = match show(file, &blocks, &contents, None) {
+        Ok(shown) => shown,
+        Err(error) => {
+            let _ = file.frames.release(&[file.bytes_of(&blocks)]);
+            give_up(file, &blocks, true);
+            return Err(Error::io("store a frame", file.name.clone(), at, contents.len() as u64, error));
+        }
+    };
     file.mark_dirty(at / PAGE..(at + bytes.len() as u64).div_ceil(PAGE));
     for block in blocks {
-        file.filled(block, 0, SHOWN, false);
+        file.filled(block, 0, if shown { SHOWN } else { 0 }, false);
     }
     Ok(())
 }
@@ -363,17 +367,21 @@ fn finish(
 ) -> Result<()> {
     let at = blocks.start << file.block_shift;
     let len = (blocks.end - blocks.start) << file.block_shift;
-    let trigger = purpose.read_ahead.flatten().filter(|block| blocks.contains(block));
+    // A page that raised SIGBUS does so until it is mapped: after that all are.
+    let trigger = purpose.read_ahead.flatten().filter(|block| blocks.contains(block) && !file.was_poisoned());
     let stored = got.and_then(|()| check_version(file, at, purpose.deadline)).and_then(|()| {
         show(file, &blocks, bytes, trigger)
             .map_err(|e| Error::io("store a frame", file.name.clone(), at, len, e))
     });
-    if let Err(error) = stored {
-        // What was stored in part must not stay: an absent block has no frame.
-        let _ = file.frames.release(&[file.bytes_of(&blocks)]);
-        give_up(file, &blocks, true);
-        return Err(error);
-    }
+    let shown = match stored {
+        Ok(shown) => shown,
+        Err(error) => {
+            // What was stored in part must not stay: an absent block has no frame.
+            let _ = file.frames.release(&[file.bytes_of(&blocks)]);
+            give_up(file, &blocks, true);
+            return Err(error);
+        }
+    };
     let counters = &file.pager.counters;
     let count = blocks.end - blocks.start;
     counters.fills.add(count);
@@ -382,7 +390,11 @@ fn finish(
         counters.read_ahead_bytes.add(count << file.block_shift);
     }
     for block in blocks {
-        let set = if trigger == Some(block) { TRIGGER } else { SHOWN };
+        let set = match trigger {
+            Some(trigger) if trigger == block => TRIGGER,
+            _ if shown => SHOWN,
+            _ => 0,
+        };
         file.filled(block, u32::from(purpose.pin.is_some()), set, purpose.read_ahead.is_some());
         if let Some(pin) = &mut purpose.pin {
             pin(block);
@@ -391,22 +403,35 @@ fn finish(
     Ok(())
 }
 
-/// Makes bytes the contents of blocks and shows them in the plain view, all but the trigger. The bit is set before the page
-/// tables change: invariant (3) of `block`.
-fn show(file: &File, blocks: &Range<u64>, bytes: &[u8], trigger: Option<u64>) -> io::Result<()> {
+/// Makes bytes the contents of blocks and shows them in the plain view, all but the trigger; whether they are shown. The bit is
+/// set before the page tables change: invariant (3) of `block`.
+fn show(file: &File, blocks: &Range<u64>, bytes: &[u8], trigger: Option<u64>) -> io::Result<bool> {
     let of = |run: &Range<u64>| {
         let place = |block: u64| ((block - blocks.start) << file.block_shift) as usize;
         &bytes[place(run.start)..place(run.end)]
     };
-    let fill = |run: Range<u64>| {
-        run.clone().for_each(|block| _ = file.word(block).set(MAPPED));
-        if run.is_empty() { Ok(()) } else { file.frames.fill(file.bytes_of(&run).start, of(&run)) }
+    let around = match trigger {
+        Some(trigger) => [blocks.start..trigger, trigger + 1..blocks.end],
+        None => [blocks.clone(), blocks.end..blocks.end],
     };
-    let Some(trigger) = trigger else { return fill(blocks.clone()) };
-    fill(blocks.start..trigger)?;
-    let kept_back = trigger..trigger + 1;
-    file.frames.store(file.bytes_of(&kept_back).start, of(&kept_back))?;
-    fill(trigger + 1..blocks.end)
+    let around = || around.iter().filter(|run| !run.is_empty()).cloned();
+    let mapped = |run: Range<u64>| run.for_each(|block| _ = file.word(block).set(MAPPED));
+    if file.writable {
+        // In two steps: a page that is shown may be written at once, and then the run can't fail any more. What could not be
+        // mapped is left to the touch that maps it again.
+        file.frames.store(file.bytes_of(blocks).start, bytes)?;
+        around().for_each(mapped);
+        return Ok(around().all(|run| file.frames.map(View::Plain, file.bytes_of(&run)).is_ok()));
+    }
+    if let Some(trigger) = trigger {
+        let run = trigger..trigger + 1;
+        file.frames.store(file.bytes_of(&run).start, of(&run))?;
+    }
+    for run in around() {
+        mapped(run.clone());
+        file.frames.fill(file.bytes_of(&run).start, of(&run))?;
+    }
+    Ok(true)
 }
 
 /// Runs a store call again while its error is transient, until a deadline.

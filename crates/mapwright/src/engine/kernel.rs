@@ -97,7 +97,7 @@ pub trait Kernel: Send + Sync + 'static {
     /// called.
     ///
     /// # Errors
-    /// When the kernel refuses: the caller stops serving.
+    /// When the kernel refuses: the caller tries again a little later.
     fn wait_faults(&self, faults: &mut Vec<Fault>) -> io::Result<()>;
 
     /// Whether faults of system calls are not served, because only user mode's may be.

@@ -11,12 +11,12 @@
 //! | --- | --- | --- | --- | --- | --- | --- |
 //! | **pin** | count | count | waits for Filling | pins exclude Evicting | count | `&mut` excludes |
 //! | **fault** | | both map; the second skips | joins | waits for Evicting | pin | `&mut` excludes |
-//! | **fill** | | | one claimant | only Resident is evicted | only Resident is pinned | waits for Filling |
+//! | **fill** | | | one claimant | waits for Evicting (a region's Absent blocks too) | only Resident is pinned | waits for Filling |
 //! | **evict** | | | | one claimant | pins exclude Evicting | waits for Evicting |
 //! | **write back** | | | | | the file's turn | the file's turn |
 //!
 //! Locks, all leaves but for the order given, none held over a call into the kernel or a store:
-//! `policy` → `files`; and each alone: a file's `dirty`, `read_ahead`, `wakers`, `latch`, `scopes`, `version`; the pool's and
+//! `policy` → `files`; and each alone: a file's `dirty`, `lengths`, `read_ahead`, `wakers`, `latch`, `scopes`; the pool's and
 //! the buffers' state.
 //!
 //! Fault service may run in a signal handler of any thread that touches a slice. It takes these locks, allocates, and does
