@@ -356,6 +356,28 @@ fn slices_outside_checked_die_by_sigbus_with_a_message() {
 }
 
 #[test]
+fn many_threads_enter_the_first_checked_scope_at_once() {
+    if !require_userfaultfd() {
+        return;
+    }
+    for (mode, _) in MODES.into_iter().flat_map(|mode| (0..150).map(move |round| (mode, round))) {
+        let bytes = contents(4 * PAGE);
+        let store = FaultyStore::new(bytes.clone(), true);
+        let pager = pager(1 << 20);
+        let map = map_of(&store, &pager, mode);
+        let together = std::sync::Barrier::new(4);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    together.wait();
+                    assert!(map.checked(|view| view == &bytes[..]).unwrap());
+                });
+            }
+        });
+    }
+}
+
+#[test]
 fn a_slice_of_the_kernel_strategy_dies_by_sigbus_with_a_message() {
     let this = "a_slice_of_the_kernel_strategy_dies_by_sigbus_with_a_message";
     if role().is_none() {

@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::AtomicU32;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use mapwright_sys::frames::SharedFrames;
@@ -14,6 +14,7 @@ use mapwright_sys::uffd::{Features, Source, Uffd};
 use mapwright_sys::window::AddressRange;
 
 use super::kernel::{Fault, FaultMode, FaultOutcome, FaultSink, FrameSpec, Frames, Kernel, View};
+use super::lock;
 use crate::error::{Error, Result};
 
 /// What reading needs: faults on absent and on unmapped pages of shared memory.
@@ -189,7 +190,7 @@ impl BusGuard for InThread {
 /// Shared frames, and the guards of their views if faults are served in the faulting thread.
 struct HostFrames {
     /// Dropped before the frames: no handler runs for addresses that are being unmapped.
-    guards: [OnceLock<GuardToken>; 2],
+    guards: Mutex<[Option<GuardToken>; 2]>,
     inner: Arc<SharedFrames>,
     capacity: u64,
     bus: Option<Arc<InThread>>,
@@ -198,10 +199,11 @@ struct HostFrames {
 impl HostFrames {
     fn guard_view(&self, view: View) -> io::Result<usize> {
         let start = self.inner.address(view == View::Checked)?;
-        let token = &self.guards[usize::from(view == View::Checked)];
-        if let (Some(bus), None) = (&self.bus, token.get()) {
+        // One thread registers: a second token for the same range would take the guard away when it is dropped.
+        let token = &mut lock(&self.guards)[usize::from(view == View::Checked)];
+        if let (Some(bus), None) = (&self.bus, &token) {
             let made = guard(start..start + self.capacity as usize, Arc::clone(bus) as Arc<dyn BusGuard>)?;
-            let _ = token.set(made);
+            *token = Some(made);
         }
         Ok(start)
     }
