@@ -346,6 +346,9 @@ mod tests {
 
     #[test]
     fn this_process_has_memory() {
-        assert!(status_bytes("VmHWM:") >= status_bytes("VmRSS:") && status_bytes("VmRSS:") > 0);
+        // In this order: other tests of this process take memory meanwhile. The kernel's counters lag by a few pages a CPU.
+        let now = status_bytes("VmRSS:");
+        let peak = status_bytes("VmHWM:");
+        assert!(now > 0 && peak + (1 << 20) >= now, "{now} now, {peak} at most");
     }
 }
