@@ -152,8 +152,16 @@ impl File {
         if zeroed.is_empty() {
             return;
         }
+        let lost = zeroed.clone();
         let kept: Vec<_> =
             zeroed.into_iter().filter(|range| self.frames.restore(range.clone()).is_err()).collect();
+        if self.writable {
+            // Page tables without an entry look written: nobody wrote to zeros that are gone.
+            let restored = lost.iter().filter(|range| !kept.contains(range));
+            restored.for_each(|range| {
+                _ = self.frames.take_written(View::Checked, range.clone(), &mut Vec::new())
+            });
+        }
         {
             let mut scopes = lock(&self.scopes);
             scopes.restoring = false;
