@@ -3,7 +3,9 @@
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 
-use mapwright::engine::kernel::{Fault, FaultMode, FaultOutcome, FaultSink, FrameSpec, Frames, Kernel, View};
+use mapwright::engine::kernel::{
+    Fault, FaultMode, FaultOutcome, FaultSink, FrameKind, FrameSpec, Frames, Kernel, View,
+};
 use mapwright_sim::{Bus, Failure, Options, SimHandle, Simulation};
 
 const PAGE: u64 = 4096;
@@ -24,7 +26,9 @@ impl FaultSink for Sink {
 }
 
 fn frames(sim: &SimHandle, writable: bool, mode: FaultMode, sink: Weak<dyn FaultSink>) -> Arc<dyn Frames> {
-    sim.kernel().frames(FrameSpec { capacity: 16 * PAGE, writable, mode, sink }).unwrap()
+    sim.kernel()
+        .frames(FrameSpec { capacity: 16 * PAGE, writable, kind: FrameKind::Shared, mode, sink })
+        .unwrap()
 }
 
 fn thread_mode(sim: &SimHandle, writable: bool) -> Arc<dyn Frames> {

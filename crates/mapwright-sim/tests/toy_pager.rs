@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use mapwright::engine::kernel::{Fault, FaultMode, FaultOutcome, FaultSink, FrameSpec, Frames, Kernel, View};
+use mapwright::engine::kernel::{
+    Fault, FaultMode, FaultOutcome, FaultSink, FrameKind, FrameSpec, Frames, Kernel, View,
+};
 use mapwright::stores::Store;
 use mapwright_sim::{Failure, Op, Options, Report, SimHandle, SimStore, Simulation, StoreOptions};
 
@@ -147,7 +149,13 @@ fn program(sim: &SimHandle, bug: Bug) {
     let kernel = sim.kernel();
     let store = SimStore::new(sim, vec![0; (PAGES * PAGE) as usize], StoreOptions::nasty());
     let sink: Weak<dyn FaultSink> = Weak::<Nobody>::new();
-    let spec = FrameSpec { capacity: PAGES * PAGE, writable: true, mode: FaultMode::Thread, sink };
+    let spec = FrameSpec {
+        capacity: PAGES * PAGE,
+        writable: true,
+        kind: FrameKind::Shared,
+        mode: FaultMode::Thread,
+        sink,
+    };
     let frames = kernel.frames(spec).unwrap();
     let base = frames.address(View::Plain).unwrap();
     let toy = Toy { frames, store: Arc::clone(&store), bug, resident: Vec::new() };

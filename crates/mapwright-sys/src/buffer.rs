@@ -1,15 +1,28 @@
-//! Page-aligned buffers of one's own, fit for O_DIRECT and io_uring.
+//! Page-aligned buffers of one's own, fit for O_DIRECT and io_uring; and such whose pages may be moved elsewhere.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::ops::{Deref, DerefMut};
+use std::io;
+use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 
+use rustix::mm::Advice;
+
 use crate::PAGE_SIZE;
+use crate::mapping::Reservation;
+use crate::moved::REGION;
+use crate::uffd::Uffd;
 
 /// A page-aligned, zeroed buffer that owns its memory.
 pub struct Buffer {
     start: NonNull<u8>,
     len: usize,
+    /// Where the memory is a mapping of its own.
+    mapping: Option<Mapping>,
+}
+
+struct Mapping {
+    memory: Reservation,
+    accepts_moves: bool,
 }
 
 impl Buffer {
@@ -23,7 +36,47 @@ impl Buffer {
         // SAFETY: the layout's size is not zero, as asserted above.
         let start = unsafe { alloc_zeroed(layout) };
         let start = NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout));
-        Self { start, len }
+        Self { start, len, mapping: None }
+    }
+
+    /// A buffer of [`REGION`] bytes whose pages can move to a place of [`MovedFrames`](crate::moved::MovedFrames): one huge page
+    /// where the kernel has one to give. Once they have moved the buffer has none, which the kernel makes up for with zeros
+    /// when it is next used.
+    ///
+    /// # Errors
+    /// `ENOMEM` when address space is short.
+    pub fn region() -> io::Result<Self> {
+        let memory = Reservation::aligned(REGION, REGION)?;
+        let all = 0..REGION as u64;
+        memory.map_zeros(all.clone(), true)?;
+        memory.keep_private(all.clone())?;
+        // A kernel without huge pages refuses; small ones do as well.
+        let _ = memory.advise(&all, Advice::LinuxHugepage);
+        let start = NonNull::new(memory.start() as *mut u8).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { start, len: REGION, mapping: Some(Mapping { memory, accepts_moves: false }) })
+    }
+
+    /// The addresses of a buffer that pages can be moved from.
+    ///
+    /// # Panics
+    /// If it is another kind.
+    pub(crate) fn region_addresses(&self) -> Range<usize> {
+        let mapping = self.mapping.as_ref().expect("a buffer whose pages may move");
+        mapping.memory.addresses(&(0..REGION as u64))
+    }
+
+    /// Makes it a place that pages can be moved to.
+    ///
+    /// # Errors
+    /// `EBUSY` if another userfaultfd moves pages here already.
+    pub(crate) fn accept_moves(&mut self, uffd: &Uffd) -> io::Result<()> {
+        let addresses = self.region_addresses();
+        let mapping = self.mapping.as_mut().expect("asserted above");
+        if !mapping.accepts_moves {
+            uffd.register_for_moves(addresses)?;
+            mapping.accepts_moves = true;
+        }
+        Ok(())
     }
 
     fn layout(len: usize) -> Layout {
@@ -34,7 +87,8 @@ impl Buffer {
 impl Deref for Buffer {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        // SAFETY: `start` points to `len` initialised bytes that this buffer alone owns.
+        // SAFETY: `start` points to `len` initialised bytes that this buffer alone owns; after a move they read
+        // as zeros.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
@@ -48,6 +102,9 @@ impl DerefMut for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        if self.mapping.is_some() {
+            return; // unmapped with it
+        }
         // SAFETY: `start` came from `alloc_zeroed` with this very layout and is freed once.
         unsafe { dealloc(self.start.as_ptr(), Self::layout(self.len)) }
     }

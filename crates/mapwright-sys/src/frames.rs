@@ -7,21 +7,16 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
-use rustix::mm::Advice;
 
-use crate::check;
 use crate::mapping::Reservation;
 use crate::pagemap::Pagemap;
 use crate::uffd::Uffd;
 use crate::window::{AddressRange, Claims};
-
-/// Ranges passed to one process_madvise(2): below IOV_MAX.
-const BATCH: usize = 512;
+use crate::zap::zap;
 
 /// The frames of one file.
 pub struct SharedFrames {
@@ -135,12 +130,8 @@ impl SharedFrames {
     /// # Errors
     /// Whatever madvise(2) says.
     pub fn unmap(&self, ranges: &[Range<u64>]) -> io::Result<()> {
-        for view in self.views() {
-            for batch in ranges.chunks(BATCH) {
-                zap(view, batch)?;
-            }
-        }
-        Ok(())
+        // Shared mappings: page-table entries go, contents stay.
+        self.views().try_for_each(|view| zap(ranges.iter().map(|range| view.addresses(range))))
     }
 
     /// Appends the file ranges inside `range` written through a view since they were mapped or last taken.
@@ -262,68 +253,6 @@ fn make_view(memfd: &OwnedFd, capacity: u64, writable: bool, uffd: &Uffd) -> io:
     view.keep_private(0..capacity)?;
     uffd.register(view.addresses(&(0..capacity)), writable)?;
     Ok(view)
-}
-
-/// Removes page-table entries: all ranges in one call where the kernel allows it (6.13), one by one elsewhere.
-fn zap(view: &Reservation, ranges: &[Range<u64>]) -> io::Result<()> {
-    static BATCHES_REFUSED: AtomicBool = AtomicBool::new(false);
-    if ranges.len() > 1 && !BATCHES_REFUSED.load(Ordering::Relaxed) {
-        if zap_batch(view, ranges).is_ok() {
-            return Ok(());
-        }
-        BATCHES_REFUSED.store(true, Ordering::Relaxed);
-    }
-    for range in ranges {
-        view.advise(range, Advice::LinuxDontNeed)?;
-    }
-    Ok(())
-}
-
-fn zap_batch(view: &Reservation, ranges: &[Range<u64>]) -> io::Result<()> {
-    let pidfd = own_pidfd()?;
-    let vectors: Vec<libc::iovec> = ranges
-        .iter()
-        .map(|range| view.addresses(range))
-        .map(|at| libc::iovec { iov_base: at.start as *mut _, iov_len: at.len() })
-        .collect();
-    let total: usize = vectors.iter().map(|vector| vector.iov_len).sum();
-    // SAFETY: all vectors lie inside the caller's reservation, whose mapping is shared: MADV_DONTNEED drops page-table
-    // entries and keeps contents.
-    let advised = unsafe {
-        libc::syscall(
-            libc::SYS_process_madvise,
-            std::os::fd::AsRawFd::as_raw_fd(&pidfd),
-            vectors.as_ptr(),
-            vectors.len(),
-            libc::MADV_DONTNEED,
-            0,
-        )
-    };
-    let advised = check(advised)? as usize;
-    if advised == total { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
-}
-
-fn own_pidfd() -> io::Result<BorrowedPidfd> {
-    static PIDFD: OnceLock<(u32, OwnedFd)> = OnceLock::new();
-    let own = std::process::id();
-    if let Some((pid, fd)) = PIDFD.get() {
-        // A child of fork has another id and no mappings of ours to zap: a stale descriptor is never used.
-        return if *pid == own { Ok(BorrowedPidfd(fd)) } else { Err(io::ErrorKind::Unsupported.into()) };
-    }
-    // SAFETY: pidfd_open takes numbers and returns a descriptor or an error.
-    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, own, 0) })?;
-    // SAFETY: the kernel just returned this descriptor and nobody else has it.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-    let (_, fd) = PIDFD.get_or_init(|| (own, fd));
-    Ok(BorrowedPidfd(fd))
-}
-
-struct BorrowedPidfd(&'static OwnedFd);
-
-impl std::os::fd::AsRawFd for BorrowedPidfd {
-    fn as_raw_fd(&self) -> i32 {
-        self.0.as_raw_fd()
-    }
 }
 
 // SAFETY: both views stay mapped while `self` lives; bytes change through writers, or by eviction and refill that the

@@ -15,6 +15,7 @@ pub mod file;
 pub mod frames;
 pub mod futex;
 pub mod mapping;
+pub mod moved;
 pub mod pagemap;
 pub mod ring;
 pub mod signals;
@@ -23,6 +24,7 @@ pub mod table;
 pub mod testing;
 pub mod uffd;
 pub mod window;
+mod zap;
 
 /// Bytes in a page: the unit of dirt, protection and mapping.
 pub const PAGE_SIZE: usize = 4096;

@@ -25,6 +25,19 @@ impl Reservation {
         Ok(Self { start: start as usize, len })
     }
 
+    /// Reserves `len` bytes at a multiple of `align`, both multiples of the page size.
+    pub(crate) fn aligned(len: usize, align: usize) -> io::Result<Self> {
+        let mut wide = Self::new(len.checked_add(align).ok_or(io::ErrorKind::OutOfMemory)?)?;
+        let start = wide.start.next_multiple_of(align);
+        let (before, behind) = (wide.start..start, start + len..wide.start + wide.len);
+        (wide.start, wide.len) = (start, len);
+        for excess in [before, behind].into_iter().filter(|excess| !excess.is_empty()) {
+            // SAFETY: a part of the new mapping that nobody knows of, outside of what is kept.
+            unsafe { munmap(excess.start as *mut _, excess.len()) }?;
+        }
+        Ok(wide)
+    }
+
     pub(crate) fn start(&self) -> usize {
         self.start
     }
@@ -70,7 +83,7 @@ impl Reservation {
     /// madvise(2) on a range. Callers pass advice that keeps contents.
     pub(crate) fn advise(&self, range: &Range<u64>, advice: Advice) -> io::Result<()> {
         let at = self.addresses(range);
-        // SAFETY: the range lies inside this reservation; on a shared mapping no advice used here changes contents.
+        // SAFETY: the range lies inside this reservation; no advice used here changes contents.
         unsafe { madvise(at.start as *mut _, at.len(), advice) }?;
         Ok(())
     }

@@ -14,6 +14,8 @@ const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
 const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
 const UFFDIO_WAKE: libc::c_ulong = 0x8010_aa02;
 const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
+const UFFDIO_ZEROPAGE: libc::c_ulong = 0xc020_aa04;
+const UFFDIO_MOVE: libc::c_ulong = 0xc028_aa05;
 const UFFDIO_WRITEPROTECT: libc::c_ulong = 0xc018_aa06;
 const UFFDIO_CONTINUE: libc::c_ulong = 0xc020_aa07;
 const UFFDIO_POISON: libc::c_ulong = 0xc020_aa08;
@@ -22,6 +24,10 @@ const UFFD_USER_MODE_ONLY: libc::c_int = 1;
 const UFFD_EVENT_PAGEFAULT: u8 = 0x12;
 const CONTINUE_MODE_WP: u64 = 1 << 1;
 const COPY_MODE_WP: u64 = 1 << 1;
+const MOVE_MODE_ALLOW_SRC_HOLES: u64 = 1 << 1;
+const REGISTER_MISSING: u64 = 1;
+const REGISTER_WP: u64 = 2;
+const REGISTER_MINOR: u64 = 4;
 
 /// A set of `UFFD_FEATURE_*` bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -40,6 +46,8 @@ impl Features {
     pub const POISON: Self = Self(1 << 14);
     /// Write-protect faults that the kernel resolves itself and PAGEMAP_SCAN reports.
     pub const WP_ASYNC: Self = Self(1 << 15);
+    /// Pages that move between private anonymous ranges.
+    pub const MOVE: Self = Self(1 << 16);
 
     /// Every feature bit with its name, lowest first.
     pub const NAMES: [(&'static str, u64); 17] = [
@@ -107,13 +115,14 @@ struct Wake {
     len: u64,
 }
 
+/// `struct uffdio_copy` and `struct uffdio_move`, which have the same shape.
 #[repr(C)]
-struct Copy {
+struct Transfer {
     to: u64,
     from: u64,
     len: u64,
     mode: u64,
-    copied: i64,
+    done: i64,
 }
 
 #[repr(C)]
@@ -123,7 +132,7 @@ struct WriteProtect {
     mode: u64,
 }
 
-/// `struct uffdio_continue` and `struct uffdio_poison`, which have the same shape.
+/// `struct uffdio_continue`, `uffdio_poison` and `uffdio_zeropage`, which have the same shape.
 #[repr(C)]
 struct Resolve {
     start: u64,
@@ -195,10 +204,28 @@ impl Uffd {
     /// # Errors
     /// `EBUSY` if another userfaultfd has the range, `EINVAL` if the mapping is of a kind that can't be registered.
     pub(crate) fn register(&self, range: Range<usize>, track_writes: bool) -> io::Result<()> {
-        const MISSING: u64 = 1;
-        const WP: u64 = 2;
-        const MINOR: u64 = 4;
-        let mode = MISSING | MINOR | if track_writes { WP } else { 0 };
+        let writes = if track_writes { REGISTER_WP } else { 0 };
+        self.register_as(range, REGISTER_MISSING | REGISTER_MINOR | writes)
+    }
+
+    /// Makes touches of absent pages of anonymous memory faults of this userfaultfd.
+    ///
+    /// # Errors
+    /// As for [`register`](Self::register).
+    pub(crate) fn register_anonymous(&self, range: Range<usize>) -> io::Result<()> {
+        self.register_as(range, REGISTER_MISSING)
+    }
+
+    /// Lets pages be moved to anonymous memory, whose absent pages the kernel goes on to fill by itself: MOVE asks only that
+    /// its destination is registered somehow (`validate_move_areas` in mm/userfaultfd.c).
+    ///
+    /// # Errors
+    /// As for [`register`](Self::register).
+    pub(crate) fn register_for_moves(&self, range: Range<usize>) -> io::Result<()> {
+        self.register_as(range, REGISTER_WP)
+    }
+
+    fn register_as(&self, range: Range<usize>, mode: u64) -> io::Result<()> {
         let mut register =
             Register { start: range.start as u64, len: (range.end - range.start) as u64, mode, ioctls: 0 };
         // SAFETY: `register` has the kernel's layout of `struct uffdio_register`.
@@ -219,19 +246,107 @@ impl Uffd {
         let mut done = 0;
         while done < bytes.len() {
             let rest = &bytes[done..];
-            let (to, from, len) = ((to + done) as u64, rest.as_ptr() as u64, rest.len() as u64);
-            let mut argument = Copy { to, from, len, mode, copied: 0 };
-            // SAFETY: `argument` has the kernel's layout of `struct uffdio_copy`; it reads `bytes` and writes only to pages
-            // that are registered with this userfaultfd and absent.
-            let answer = unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_COPY, &mut argument) };
-            let Err(error) = check(answer.into()) else { return Ok(()) };
+            // SAFETY: it reads `bytes` and writes only to pages that are registered with this userfaultfd and absent.
+            match unsafe { self.transfer(UFFDIO_COPY, to + done, rest.as_ptr() as usize, rest.len(), mode) } {
+                Ok(step) => done += step,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies pages from one registered range to absent pages of another, and wakes who waits for them. Pages that are there
+    /// already stay.
+    pub(crate) fn copy_within(&self, to: usize, from: Range<usize>) -> io::Result<()> {
+        // SAFETY: it reads pages that the caller holds, and writes only to registered ones that are absent.
+        self.stepwise(to, from.len(), |at, len| unsafe {
+            self.transfer(UFFDIO_COPY, to + at, from.start + at, len, 0)
+        })
+    }
+
+    /// Moves the pages that are there of `from` to `to`, and wakes who waits for them. Pages of `to` that are there already
+    /// stay, as does what would go there.
+    ///
+    /// # Errors
+    /// `EBUSY` when a page is held by I/O; others may have been moved then.
+    ///
+    /// # Safety
+    /// `from` is private anonymous memory of which nobody holds a reference: it reads as zeros, or is a fault, afterwards.
+    pub(crate) unsafe fn move_pages(&self, to: usize, from: Range<usize>) -> io::Result<()> {
+        // SAFETY: the caller's promise; the kernel puts pages only where there are none and this userfaultfd is registered.
+        self.stepwise(to, from.len(), |at, len| unsafe {
+            self.transfer(UFFDIO_MOVE, to + at, from.start + at, len, MOVE_MODE_ALLOW_SRC_HOLES)
+        })
+    }
+
+    /// As [`move_pages`](Self::move_pages), for a range of pages that are all there, to where none is.
+    ///
+    /// # Errors
+    /// `ENOENT` or `EEXIST` if that is not so, `EBUSY` when a page is held by I/O; with the number of bytes moved before.
+    ///
+    /// # Safety
+    /// As for `move_pages`.
+    pub(crate) unsafe fn move_all(&self, to: usize, from: Range<usize>) -> Result<(), (usize, io::Error)> {
+        let mut done = 0;
+        while done < from.len() {
+            let rest = from.start + done..from.end;
+            // SAFETY: the caller's promise; the kernel puts pages only where there are none.
+            let step = unsafe { self.transfer(UFFDIO_MOVE, to + done, rest.start, rest.len(), 0) };
+            done += step.map_err(|error| (done, error))?;
+        }
+        Ok(())
+    }
+
+    /// Runs a transfer over `len` bytes for `to`, stepping over pages that are there already.
+    fn stepwise(
+        &self,
+        to: usize,
+        len: usize,
+        transfer: impl Fn(usize, usize) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        let mut done = 0;
+        while done < len {
+            match transfer(done, len - done) {
+                Ok(step) => done += step,
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
+                    self.wake(to + done..to + done + PAGE_SIZE);
+                    done += PAGE_SIZE;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// One COPY or MOVE; how many bytes it did before the address space changed.
+    ///
+    /// # Safety
+    /// What the operation does to its ranges is the caller's to answer for.
+    unsafe fn transfer(
+        &self,
+        request: libc::c_ulong,
+        to: usize,
+        from: usize,
+        len: usize,
+        mode: u64,
+    ) -> io::Result<usize> {
+        loop {
+            let mut argument = Transfer { to: to as u64, from: from as u64, len: len as u64, mode, done: 0 };
+            // SAFETY: `argument` has the kernel's layout of `struct uffdio_copy` and `struct uffdio_move`; the rest is the
+            // caller's promise.
+            let answer = unsafe { libc::ioctl(self.fd.as_raw_fd(), request, &mut argument) };
+            let Err(error) = check(answer.into()) else { return Ok(len) };
             match error.raw_os_error() {
-                _ if argument.copied > 0 => done += argument.copied as usize,
+                _ if argument.done > 0 => return Ok(argument.done as usize),
                 Some(libc::EAGAIN | libc::EINTR) => {} // the address space was changing
                 _ => return Err(error),
             }
         }
-        Ok(())
+    }
+
+    /// Lets absent pages of anonymous memory read as zeros, and wakes who waits for them.
+    pub(crate) fn zero(&self, range: Range<usize>) -> io::Result<()> {
+        self.resolve(UFFDIO_ZEROPAGE, range, 0)
     }
 
     /// Makes every touch of `range` raise SIGBUS, and wakes who waits there.
@@ -240,6 +355,24 @@ impl Uffd {
             self.clear_markers(range.clone())?; // POISON gives EEXIST over a write-protect marker
         }
         self.resolve(UFFDIO_POISON, range, 0)
+    }
+
+    /// Makes every touch of one absent page raise SIGBUS, and wakes who waits there; `false` if it is not absent.
+    pub(crate) fn poison_absent(&self, page: Range<usize>) -> io::Result<bool> {
+        let mut argument = Resolve { start: page.start as u64, len: page.len() as u64, mode: 0, done: 0 };
+        loop {
+            // SAFETY: `argument` has the kernel's layout of `struct uffdio_poison`.
+            let answer = unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_POISON, &mut argument) };
+            let Err(error) = check(answer.into()) else { return Ok(true) };
+            match error.raw_os_error() {
+                Some(libc::EEXIST) => {
+                    self.wake(page);
+                    return Ok(false);
+                }
+                Some(libc::EAGAIN | libc::EINTR) => {} // the address space was changing
+                _ => return Err(error),
+            }
+        }
     }
 
     /// Takes write-protect markers, and protection, off a range.
@@ -256,13 +389,13 @@ impl Uffd {
         }
     }
 
-    /// Runs CONTINUE or POISON over a range, stepping over pages that are mapped already.
+    /// Runs CONTINUE, POISON or ZEROPAGE over a range, stepping over pages that are mapped already.
     fn resolve(&self, request: libc::c_ulong, range: Range<usize>, mode: u64) -> io::Result<()> {
         let mut start = range.start;
         while start < range.end {
             let mut argument =
                 Resolve { start: start as u64, len: (range.end - start) as u64, mode, done: 0 };
-            // SAFETY: `argument` has the kernel's layout of `struct uffdio_continue` and `struct uffdio_poison`.
+            // SAFETY: `argument` has the kernel's layout of the three operations' structures.
             let answer = unsafe { libc::ioctl(self.fd.as_raw_fd(), request, &mut argument) };
             let Err(error) = check(answer.into()) else { return Ok(()) };
             if argument.done > 0 {

@@ -14,7 +14,7 @@ use mapwright::engine::Engine;
 use mapwright::engine::file::FileSpec;
 use mapwright::engine::host::Host;
 use mapwright::stores::{FileOptions, FileStore};
-use mapwright::{Advice, FaultMode, Map, MapOptions, Pager, Strategy};
+use mapwright::{Advice, FaultMode, FrameKind, Map, MapOptions, Pager, Strategy};
 use mapwright_sys::window::Reader;
 
 const PAGE: u64 = 4096;
@@ -156,7 +156,9 @@ fn cached_fault(c: &mut Criterion) {
         let store = Arc::new(FileStore::open(&sample.0, &FileOptions::default()).expect("open"));
         let deadline = Duration::from_secs(30);
         let advice = Advice::Random;
-        let spec = FileSpec { store, writable: false, mode, block_size, reserve: 0, deadline, advice };
+        let frames = FrameKind::Auto;
+        let spec =
+            FileSpec { store, writable: false, mode, frames, block_size, reserve: 0, deadline, advice };
         let file = Engine::open_file(&engine, spec).expect("open");
         let bytes =
             Reader::claim(file.frames().memory().expect("memory")).expect("reader").fix(0..LEN as usize);

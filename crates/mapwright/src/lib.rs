@@ -39,7 +39,7 @@ pub mod stores;
 pub use api::{
     Choice, Machine, Map, MapMut, MapOptions, Pager, PagerBuilder, Pinned, Shared, Strategy, UserfaultFacts,
 };
-pub use engine::kernel::FaultMode;
+pub use engine::kernel::{FaultMode, FrameKind};
 pub use engine::read_ahead::Advice;
 pub use engine::stats::Stats;
 pub use error::{Change, Error, Result};

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use mapwright::Result;
 use mapwright::engine::file::{File, FileSpec};
-use mapwright::engine::kernel::{FaultMode, Kernel};
+use mapwright::engine::kernel::{FaultMode, FrameKind, Kernel};
 use mapwright::engine::read_ahead::Advice;
 use mapwright::engine::{Engine, Handle};
 use mapwright_sim::{Failure, Options, Report, SimHandle, SimKernel, SimStore, Simulation};
@@ -101,6 +101,7 @@ impl Opening {
             store: Arc::clone(store) as Arc<dyn mapwright::stores::Store>,
             writable: self.writable,
             mode: self.mode,
+            frames: FrameKind::Auto,
             block_size: self.block_size,
             reserve: self.reserve,
             deadline: self.deadline,

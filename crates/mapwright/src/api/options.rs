@@ -18,7 +18,7 @@ use super::pager::Pager;
 use super::strategy::{Choice, Strategy};
 use crate::engine::Engine;
 use crate::engine::file::{FileSpec, Opened};
-use crate::engine::kernel::FaultMode;
+use crate::engine::kernel::{FaultMode, FrameKind};
 use crate::engine::read_ahead::Advice;
 use crate::error::{Error, Result};
 use crate::stores::{FileOptions, FileStore, Store};
@@ -39,6 +39,7 @@ pub struct MapOptions {
     end: Bound<u64>,
     strategy: Strategy,
     fault_mode: FaultMode,
+    frames: FrameKind,
     block_size: usize,
     advice: Advice,
     deadline: Duration,
@@ -61,6 +62,7 @@ impl MapOptions {
             end: Bound::Unbounded,
             strategy: Strategy::Auto,
             fault_mode: FaultMode::Thread,
+            frames: FrameKind::Auto,
             block_size: 4096,
             advice: Advice::Normal,
             deadline: Duration::from_secs(30),
@@ -94,6 +96,13 @@ impl MapOptions {
     #[must_use]
     pub fn fault_mode(mut self, mode: FaultMode) -> Self {
         self.fault_mode = mode;
+        self
+    }
+
+    /// What the memory of resident blocks is like, for the pager strategy. Files opened for writing have shared frames.
+    #[must_use]
+    pub fn frames(mut self, kind: FrameKind) -> Self {
+        self.frames = kind;
         self
     }
 
@@ -343,6 +352,7 @@ impl MapOptions {
             store,
             writable,
             mode: self.fault_mode,
+            frames: self.frames,
             block_size: self.block_size as u64,
             reserve: if writable { self.capacity(len) } else { 0 },
             deadline: self.deadline,

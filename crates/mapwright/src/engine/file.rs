@@ -14,8 +14,9 @@ use super::block::{
 };
 use super::budget::{BLOCK_METADATA, Lent, MIN_BLOCKS};
 use super::checked::Scopes;
+use super::fill::{self, Patience};
 use super::gate::{Gate, Turn};
-use super::kernel::{FaultMode, FaultSink, FrameSpec, Frames, View};
+use super::kernel::{FaultMode, FaultSink, FrameKind, FrameSpec, Frames, REGION, View};
 use super::page_set::PageSet;
 use super::policy::Key;
 use super::pool::Kind;
@@ -28,8 +29,6 @@ use crate::stores::{Store, Version};
 /// Words of the block table in a page of memory: the unit in which the table is charged to the budget and searched.
 pub const CHUNK: u64 = PAGE / size_of::<AtomicU32>() as u64;
 const MAX_BLOCK: u64 = 2 << 20;
-/// Bytes that one page of the kernel's page tables covers: unmapped together.
-const REGION: u64 = 2 << 20;
 
 /// How to open a file.
 pub struct FileSpec {
@@ -39,6 +38,8 @@ pub struct FileSpec {
     pub writable: bool,
     /// Who serves its faults.
     pub mode: FaultMode,
+    /// What its memory is like.
+    pub frames: FrameKind,
     /// Bytes in a block: a power of two from 4 KiB to 2 MiB.
     pub block_size: u64,
     /// Address space to reserve in bytes, for growth; at least the store's length is reserved.
@@ -77,6 +78,7 @@ pub struct File {
     /// The store's name, for messages.
     pub name: String,
     pub(crate) frames: Arc<dyn Frames>,
+    kind: FrameKind,
     pub(crate) block_shift: u32,
     pub(crate) writable: bool,
     pub(crate) mode: FaultMode,
@@ -186,13 +188,16 @@ struct Charges {
     block_charge: u64,
     /// Blocks.
     resident: AtomicU64,
+    /// Blocks copied for the checked view.
+    copies: AtomicU64,
     /// Bytes of the block table.
     tables: AtomicU64,
 }
 
 impl Drop for Charges {
     fn drop(&mut self) {
-        let blocks = self.resident.load(Ordering::Acquire) * self.block_charge;
+        let copies = self.copies.load(Ordering::Acquire) * (self.block_charge - BLOCK_METADATA);
+        let blocks = self.resident.load(Ordering::Acquire) * self.block_charge + copies;
         let tables = self.tables.load(Ordering::Acquire);
         self.pager.budget.release(&*self.pager.kernel, blocks + tables);
     }
@@ -216,8 +221,8 @@ impl File {
             Error::invalid(format!("{wanted} bytes of address space"), "reserve less than 64 TiB")
         })?;
         let sink: Weak<dyn FaultSink> = Weak::<Engine>::clone(&pager.weak);
-        let frames =
-            pager.kernel.frames(FrameSpec { capacity, writable: spec.writable, mode: spec.mode, sink })?;
+        let FileSpec { writable, mode, frames: kind, .. } = spec;
+        let frames = pager.kernel.frames(FrameSpec { capacity, writable, kind, mode, sink })?;
         let blocks = capacity / spec.block_size;
         let no_memory = |e| Error::io("reserve the block table", name.clone(), 0, capacity, e);
         let table = Table::new(blocks as usize).map_err(no_memory)?;
@@ -233,6 +238,7 @@ impl File {
             local: spec.store.is_local(),
             store: spec.store,
             frames,
+            kind,
             block_shift: spec.block_size.trailing_zeros(),
             writable: spec.writable,
             mode: spec.mode,
@@ -255,6 +261,7 @@ impl File {
                 pager: Arc::clone(&pager),
                 block_charge: spec.block_size + BLOCK_METADATA,
                 resident: 0.into(),
+                copies: 0.into(),
                 tables: 0.into(),
             },
             name,
@@ -264,7 +271,9 @@ impl File {
 
     /// Whether an opening may share this file instead of making its own.
     pub(crate) fn is_shareable(&self, spec: &FileSpec, version: Version) -> bool {
-        self.version == version && self.mode == spec.mode && self.block_size() == spec.block_size
+        let alike =
+            self.mode == spec.mode && self.kind == spec.frames && self.block_size() == spec.block_size;
+        alike && self.version == version
     }
 
     /// Which object this is.
@@ -370,8 +379,31 @@ impl File {
         bytes.start / PAGE..bytes.end / PAGE
     }
 
+    /// Charges a block for its copy in the checked view, if it has none there yet.
+    ///
+    /// # Errors
+    /// [`Error::BudgetExhausted`].
+    fn charge_copy(&self, block: u64) -> Result<()> {
+        if self.word(block).bits() & MAPPED_CHECKED != 0 {
+            return Ok(());
+        }
+        fill::reserve(&self.pager, self.block_size(), Patience::Until(self.pager.now() + self.deadline))?;
+        if self.word(block).set(MAPPED_CHECKED) & MAPPED_CHECKED == 0 {
+            self.charges.copies.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.pager.budget.release(&*self.pager.kernel, self.block_size()); // another thread was faster
+        }
+        Ok(())
+    }
+
     /// Shows blocks that are pinned or claimed in a view. The bits keep invariant (3) of `block`.
+    ///
+    /// # Errors
+    /// When page tables can't be had, or room in the budget for what the checked view has of its own.
     pub(crate) fn map(&self, view: View, blocks: Range<u64>) -> Result<()> {
+        if view == View::Checked && self.frames.has_copies() {
+            blocks.clone().try_for_each(|block| self.charge_copy(block))?;
+        }
         let bit = mapped_bit(view);
         let late = sabotage::is(Sabotage::LateMappedBit);
         let announce = || {
@@ -400,6 +432,10 @@ impl File {
     /// Ends the transition of a block and wakes everybody who waited for that.
     pub(crate) fn settle(&self, block: u64, to: State, pins: u32, set: u32, clear: u32) {
         let before = self.word(block).settle(to, pins, set, clear);
+        if before & clear & MAPPED_CHECKED != 0 && self.frames.has_copies() {
+            self.charges.copies.fetch_sub(1, Ordering::Relaxed);
+            self.pager.budget.release(&*self.pager.kernel, self.block_size());
+        }
         if before & WAITERS != 0 && !sabotage::is(Sabotage::SilentSettle) {
             self.wake_waiters(block);
         }
@@ -704,6 +740,7 @@ mod tests {
             store: Arc::new(MemoryStore::new(vec![1; 1 << 16])),
             writable: false,
             mode: FaultMode::InThread,
+            frames: FrameKind::Auto,
             block_size: PAGE,
             reserve: 0,
             deadline: Duration::from_nanos(1),

@@ -1,20 +1,18 @@
 //! Linux, as the engine sees it.
 
 use std::io;
-use std::ops::Range;
 use std::sync::atomic::AtomicU32;
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use mapwright_sys::frames::SharedFrames;
 use mapwright_sys::futex;
+use mapwright_sys::moved::MovedFrames;
 use mapwright_sys::pagemap::Pagemap;
-use mapwright_sys::signals::{BusGuard, BusOutcome, GuardToken, guard};
 use mapwright_sys::uffd::{Features, Source, Uffd};
-use mapwright_sys::window::AddressRange;
 
-use super::kernel::{Fault, FaultMode, FaultOutcome, FaultSink, FrameSpec, Frames, Kernel, View};
-use super::lock;
+use super::host_frames::{Guards, Moved, Shared};
+use super::kernel::{Fault, FaultMode, FrameKind, FrameSpec, Frames, Kernel, View};
 use crate::error::{Error, Result};
 
 /// What reading needs: faults on absent and on unmapped pages of shared memory.
@@ -90,7 +88,7 @@ fn open_uffd(mode: FaultMode) -> Result<Uffd> {
         return Err(too_old("userfaultfd for shared memory"));
     }
     let mut features = READ_FEATURES;
-    for wanted in [WRITE_FEATURES, Features::POISON] {
+    for wanted in [WRITE_FEATURES, Features::POISON, Features::MOVE] {
         if offered.contains(wanted) {
             features = features.with(wanted);
         }
@@ -99,6 +97,31 @@ fn open_uffd(mode: FaultMode) -> Result<Uffd> {
         features = features.with(Features::SIGBUS);
     }
     Uffd::open(features).map_err(refused)
+}
+
+/// Frames that move, where the kernel can move pages (6.8).
+fn move_frames(spec: &FrameSpec, uffd: &Arc<Uffd>, guards: Guards) -> Result<Arc<dyn Frames>> {
+    if !uffd.features().contains(Features::MOVE) {
+        return Err(too_old("pages that move (UFFDIO_MOVE)"));
+    }
+    let frames = MovedFrames::new(spec.capacity, Arc::clone(uffd)).map_err(|e| Error::Unsupported {
+        feature: "private address space for the mapping",
+        remedy: "set vm.overcommit_memory to 0 or 1, raise RLIMIT_AS or vm.max_map_count, or use FrameKind::Shared",
+        source: Arc::new(e),
+    })?;
+    let frames = Moved::new(frames, guards);
+    guarded(&frames)?;
+    Ok(Arc::new(frames))
+}
+
+/// Makes sure that faults of the plain view reach the engine.
+fn guarded(frames: &dyn Frames) -> Result<()> {
+    frames.address(View::Plain).map(drop).map_err(|error| match error {
+        Error::Unsupported { source, .. } => {
+            Error::Unsupported { feature: "a SIGBUS handler", remedy: "use FaultMode::Thread", source }
+        }
+        error => error,
+    })
 }
 
 fn refused(error: io::Error) -> Error {
@@ -138,20 +161,22 @@ impl Kernel for Host {
 
     fn frames(&self, spec: FrameSpec) -> Result<Arc<dyn Frames>> {
         let uffd = self.uffd(spec.mode, spec.writable)?;
+        let guards = Guards::new(&spec);
+        if spec.may_move() {
+            match move_frames(&spec, &uffd, guards.clone()) {
+                Err(error) if spec.kind == FrameKind::Moved => return Err(error),
+                Err(_) => {} // shared ones ask for less: no address space that is private and writable
+                frames => return frames,
+            }
+        }
         let pagemap = self.pagemap(spec.writable)?;
         let frames = SharedFrames::new(spec.capacity, spec.writable, uffd, pagemap).map_err(|e| Error::Unsupported {
             feature: "address space and a memfd for the mapping",
             remedy: "raise RLIMIT_AS, RLIMIT_NOFILE or vm.max_map_count, or reserve less (MapOptions::reserve)",
             source: Arc::new(e),
         })?;
-        let bus = (spec.mode == FaultMode::InThread).then(|| Arc::new(InThread(spec.sink)));
-        let frames =
-            HostFrames { inner: Arc::new(frames), capacity: spec.capacity, bus, guards: Default::default() };
-        frames.guard_view(View::Plain).map_err(|e| Error::Unsupported {
-            feature: "a SIGBUS handler",
-            remedy: "use FaultMode::Thread",
-            source: Arc::new(e),
-        })?;
+        let frames = Shared::new(frames, guards);
+        guarded(&frames)?;
         Ok(Arc::new(frames))
     }
 
@@ -171,110 +196,5 @@ impl Kernel for Host {
 
     fn interrupt_faults(&self) {
         self.by_thread.get().into_iter().for_each(|uffd| uffd.interrupt());
-    }
-}
-
-/// Passes SIGBUS of in-thread faults to the engine.
-struct InThread(Weak<dyn FaultSink>);
-
-impl BusGuard for InThread {
-    fn on_bus(&self, address: usize) -> BusOutcome {
-        let Some(sink) = self.0.upgrade() else { return BusOutcome::Pass };
-        match sink.serve_in_thread(Fault { address }) {
-            FaultOutcome::Served => BusOutcome::Retry,
-            FaultOutcome::Failed | FaultOutcome::NotOurs => BusOutcome::Pass,
-        }
-    }
-}
-
-/// Shared frames, and the guards of their views if faults are served in the faulting thread.
-struct HostFrames {
-    /// Dropped before the frames: no handler runs for addresses that are being unmapped.
-    guards: Mutex<[Option<GuardToken>; 2]>,
-    inner: Arc<SharedFrames>,
-    capacity: u64,
-    bus: Option<Arc<InThread>>,
-}
-
-impl HostFrames {
-    fn guard_view(&self, view: View) -> io::Result<usize> {
-        let start = self.inner.address(view == View::Checked)?;
-        // One thread registers: a second token for the same range would take the guard away when it is dropped.
-        let token = &mut lock(&self.guards)[usize::from(view == View::Checked)];
-        if let (Some(bus), None) = (&self.bus, &token) {
-            let made = guard(start..start + self.capacity as usize, Arc::clone(bus) as Arc<dyn BusGuard>)?;
-            *token = Some(made);
-        }
-        Ok(start)
-    }
-}
-
-impl Frames for HostFrames {
-    fn address(&self, view: View) -> Result<usize> {
-        self.guard_view(view).map_err(|e| Error::Unsupported {
-            feature: "a second view for checked access",
-            remedy: "raise RLIMIT_AS or vm.max_map_count, or reserve less (MapOptions::reserve)",
-            source: Arc::new(e),
-        })
-    }
-
-    fn memory(&self) -> Option<Arc<dyn AddressRange>> {
-        Some(Arc::clone(&self.inner) as Arc<dyn AddressRange>)
-    }
-
-    fn store(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
-        self.inner.store(at, bytes)
-    }
-
-    fn fill(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
-        self.inner.fill(at, bytes)
-    }
-
-    fn load(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
-        self.inner.load(at, into)
-    }
-
-    fn map(&self, view: View, range: Range<u64>) -> io::Result<()> {
-        self.inner.map(view == View::Checked, range)
-    }
-
-    fn unmap(&self, ranges: &[Range<u64>]) -> io::Result<()> {
-        self.inner.unmap(ranges)
-    }
-
-    fn written(&self, view: View, range: Range<u64>, out: &mut Vec<Range<u64>>) -> io::Result<()> {
-        self.inner.written(view == View::Checked, range, out)
-    }
-
-    fn take_written(&self, view: View, range: Range<u64>, out: &mut Vec<Range<u64>>) -> io::Result<()> {
-        self.inner.take_written(view == View::Checked, range, out)
-    }
-
-    fn release(&self, ranges: &[Range<u64>]) -> io::Result<()> {
-        self.inner.release(ranges)
-    }
-
-    fn wake(&self, range: Range<u64>) {
-        self.inner.wake(range);
-    }
-
-    fn copy_out(&self, at: u64, into: &mut [u8]) {
-        self.inner.copy_out(at, into);
-    }
-
-    fn copy_in(&self, at: u64, bytes: &[u8]) {
-        self.inner.copy_in(at, bytes);
-    }
-
-    fn zero(&self, range: Range<u64>) -> io::Result<()> {
-        self.inner.zero(range)
-    }
-
-    fn restore(&self, range: Range<u64>) -> io::Result<()> {
-        self.inner.restore(range)
-    }
-
-    fn poison(&self, range: Range<u64>) -> io::Result<()> {
-        self.inner.poison(range)
     }
 }

@@ -9,7 +9,12 @@ use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use mapwright_sys::buffer::Buffer;
+
 use crate::error::Result;
+
+/// Bytes of a region: what the kernel can map by one huge page.
+pub const REGION: u64 = mapwright_sys::moved::REGION as u64;
 
 /// Which of a file's two address ranges is meant. Offsets are the same in both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,16 +63,41 @@ pub trait FaultSink: Send + Sync {
     fn serve_in_thread(&self, fault: Fault) -> FaultOutcome;
 }
 
+/// What the memory of a file's resident blocks is like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum FrameKind {
+    /// `Moved` for files opened for reading, where the machine can move pages; else `Shared`. The default.
+    #[default]
+    Auto,
+    /// Shared memory (a memfd). A write through a stray pointer to a file that is opened for reading is SIGSEGV.
+    Shared,
+    /// Private memory whose pages the kernel moves between buffers and their place (Linux 6.8), cheaper to fill and to evict,
+    /// on huge pages where whole 2 MiB are read; for files opened for reading. The kernel asks that such memory is mapped
+    /// writable: a write through a stray pointer changes what this process reads there until the page is evicted. The file
+    /// itself is never changed.
+    Moved,
+}
+
 /// What a file's frames are to be like.
 pub struct FrameSpec {
     /// Address space to reserve, in bytes: a multiple of the block size.
     pub capacity: u64,
     /// Whether slices may be written through, and so writes be tracked.
     pub writable: bool,
+    /// Which of the kinds that suit the rest.
+    pub kind: FrameKind,
     /// Who serves faults.
     pub mode: FaultMode,
     /// The engine, for `FaultMode::InThread`.
     pub sink: Weak<dyn FaultSink>,
+}
+
+impl FrameSpec {
+    /// Whether frames that move would do.
+    pub(crate) fn may_move(&self) -> bool {
+        !self.writable && self.kind != FrameKind::Shared
+    }
 }
 
 /// The kernel as the engine sees it.
@@ -135,6 +165,17 @@ pub trait Frames: Send + Sync {
 
     /// The memory behind the views, for slices of it; `None` in the simulator, which has none.
     fn memory(&self) -> Option<Arc<dyn mapwright_sys::window::AddressRange>> {
+        None
+    }
+
+    /// Whether what the checked view shows are copies, with memory of their own. Then `map` of that view asks that the pages
+    /// are held by a pin or a claim.
+    fn has_copies(&self) -> bool {
+        false
+    }
+
+    /// What these frames can do with whole regions, if they can.
+    fn regions(&self) -> Option<&dyn Regions> {
         None
     }
 
@@ -217,4 +258,45 @@ pub trait Frames: Send + Sync {
     /// # Errors
     /// Whatever the kernel says.
     fn poison(&self, range: Range<u64>) -> io::Result<()>;
+}
+
+/// Frames of whole *regions*, [`REGION`] bytes at a multiple of that: filled from a buffer, shown and taken back as one, by
+/// moving them. A page of such a region is stored or mapped as the region is; a region that was split is made of ordinary pages.
+///
+/// | from → to | by |
+/// | --- | --- |
+/// | absent → mapped in the plain view, or stored | `fill` |
+/// | stored → mapped | `map` |
+/// | mapped → stored, copies dropped | `unmap` |
+/// | either → absent | `take`, [`Frames::release`] |
+pub trait Regions {
+    /// Makes the pages of a buffer of [`REGION`] bytes those of an absent region; the buffer's contents are undefined then.
+    ///
+    /// # Errors
+    /// When memory is short; the region may be there in part then.
+    fn fill(&self, at: u64, buffer: &mut [u8], shown: bool) -> io::Result<()>;
+
+    /// Shows a region in the plain view, and wakes who waits for it there. Nothing happens if it is mapped.
+    ///
+    /// # Errors
+    /// Whatever the kernel says.
+    fn map(&self, at: u64) -> io::Result<()>;
+
+    /// Shows a region in no view any more.
+    ///
+    /// # Errors
+    /// Whatever the kernel says; it is mapped still.
+    fn unmap(&self, at: u64) -> io::Result<()>;
+
+    /// Makes a region absent, and its pages those of a buffer that has none.
+    ///
+    /// # Errors
+    /// Whatever the kernel says. The region is absent all the same, its memory returned.
+    fn take(&self, at: u64, shown: bool, buffer: &mut Buffer) -> io::Result<()>;
+
+    /// Makes ordinary pages of a region: they can be unmapped and released one by one.
+    ///
+    /// # Errors
+    /// When the pages are held by I/O.
+    fn split(&self, at: u64, shown: bool) -> io::Result<()>;
 }

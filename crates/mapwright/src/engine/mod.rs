@@ -40,6 +40,7 @@ mod fill;
 mod gate;
 mod ghost;
 pub mod host;
+mod host_frames;
 pub mod kernel;
 mod page_set;
 pub mod policy;

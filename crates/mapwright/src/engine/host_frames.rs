@@ -1,0 +1,252 @@
+//! The frames of a file on Linux, shared or moved, and the guards of their views where faults are served in the faulting
+//! thread.
+
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, Weak};
+
+use mapwright_sys::buffer::Buffer;
+use mapwright_sys::frames::SharedFrames;
+use mapwright_sys::moved::MovedFrames;
+use mapwright_sys::signals::{BusGuard, BusOutcome, GuardToken, guard};
+use mapwright_sys::window::AddressRange;
+
+use super::kernel::{Fault, FaultMode, FaultOutcome, FaultSink, FrameSpec, Frames, Regions, View};
+use super::lock;
+use crate::error::{Error, Result};
+
+/// Passes SIGBUS of in-thread faults to the engine.
+struct InThread(Weak<dyn FaultSink>);
+
+impl BusGuard for InThread {
+    fn on_bus(&self, address: usize) -> BusOutcome {
+        let Some(sink) = self.0.upgrade() else { return BusOutcome::Pass };
+        match sink.serve_in_thread(Fault { address }) {
+            FaultOutcome::Served => BusOutcome::Retry,
+            FaultOutcome::Failed | FaultOutcome::NotOurs => BusOutcome::Pass,
+        }
+    }
+}
+
+/// The guards of a file's views. None are needed where a thread of the pager serves faults.
+#[derive(Clone)]
+pub(super) struct Guards {
+    tokens: Arc<Mutex<[Option<GuardToken>; 2]>>,
+    capacity: u64,
+    bus: Option<Arc<InThread>>,
+}
+
+impl Guards {
+    /// Guards for frames of this kind.
+    pub(super) fn new(spec: &FrameSpec) -> Self {
+        let bus = (spec.mode == FaultMode::InThread).then(|| Arc::new(InThread(Weak::clone(&spec.sink))));
+        Self { tokens: Arc::default(), capacity: spec.capacity, bus }
+    }
+
+    /// Guards a view that starts at `start`, unless it is guarded; the start.
+    fn guard(&self, view: View, start: io::Result<usize>) -> Result<usize> {
+        let guarded = start.and_then(|start| {
+            // One thread registers: a second token for the same range would take the guard away when it is dropped.
+            let token = &mut lock(&self.tokens)[usize::from(view == View::Checked)];
+            if let (Some(bus), None) = (&self.bus, &token) {
+                let made =
+                    guard(start..start + self.capacity as usize, Arc::clone(bus) as Arc<dyn BusGuard>)?;
+                *token = Some(made);
+            }
+            Ok(start)
+        });
+        guarded.map_err(|e| Error::Unsupported {
+            feature: "a second view for checked access",
+            remedy: "raise RLIMIT_AS or vm.max_map_count, or reserve less (MapOptions::reserve)",
+            source: Arc::new(e),
+        })
+    }
+}
+
+/// Frames that every view shows, and that can be written.
+pub(super) struct Shared {
+    /// Dropped before the frames: no handler runs for addresses that are being unmapped.
+    guards: Guards,
+    inner: Arc<SharedFrames>,
+}
+
+impl Shared {
+    pub(super) fn new(frames: SharedFrames, guards: Guards) -> Self {
+        Self { guards, inner: Arc::new(frames) }
+    }
+}
+
+impl Frames for Shared {
+    fn address(&self, view: View) -> Result<usize> {
+        self.guards.guard(view, self.inner.address(view == View::Checked))
+    }
+
+    fn memory(&self) -> Option<Arc<dyn AddressRange>> {
+        Some(Arc::clone(&self.inner) as Arc<dyn AddressRange>)
+    }
+
+    fn store(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.inner.store(at, bytes)
+    }
+
+    fn fill(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.inner.fill(at, bytes)
+    }
+
+    fn load(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
+        self.inner.load(at, into)
+    }
+
+    fn map(&self, view: View, range: Range<u64>) -> io::Result<()> {
+        self.inner.map(view == View::Checked, range)
+    }
+
+    fn unmap(&self, ranges: &[Range<u64>]) -> io::Result<()> {
+        self.inner.unmap(ranges)
+    }
+
+    fn written(&self, view: View, range: Range<u64>, out: &mut Vec<Range<u64>>) -> io::Result<()> {
+        self.inner.written(view == View::Checked, range, out)
+    }
+
+    fn take_written(&self, view: View, range: Range<u64>, out: &mut Vec<Range<u64>>) -> io::Result<()> {
+        self.inner.take_written(view == View::Checked, range, out)
+    }
+
+    fn release(&self, ranges: &[Range<u64>]) -> io::Result<()> {
+        self.inner.release(ranges)
+    }
+
+    fn wake(&self, range: Range<u64>) {
+        self.inner.wake(range);
+    }
+
+    fn copy_out(&self, at: u64, into: &mut [u8]) {
+        self.inner.copy_out(at, into);
+    }
+
+    fn copy_in(&self, at: u64, bytes: &[u8]) {
+        self.inner.copy_in(at, bytes);
+    }
+
+    fn zero(&self, range: Range<u64>) -> io::Result<()> {
+        self.inner.zero(range)
+    }
+
+    fn restore(&self, range: Range<u64>) -> io::Result<()> {
+        self.inner.restore(range)
+    }
+
+    fn poison(&self, range: Range<u64>) -> io::Result<()> {
+        self.inner.poison(range)
+    }
+}
+
+/// Frames that are moved between buffers and their place, for files that are only read.
+pub(super) struct Moved {
+    /// Dropped before the frames.
+    guards: Guards,
+    inner: Arc<MovedFrames>,
+}
+
+impl Moved {
+    pub(super) fn new(frames: MovedFrames, guards: Guards) -> Self {
+        Self { guards, inner: Arc::new(frames) }
+    }
+}
+
+impl Frames for Moved {
+    fn address(&self, view: View) -> Result<usize> {
+        self.guards.guard(view, self.inner.address(view == View::Checked))
+    }
+
+    fn memory(&self) -> Option<Arc<dyn AddressRange>> {
+        Some(Arc::clone(&self.inner) as Arc<dyn AddressRange>)
+    }
+
+    fn has_copies(&self) -> bool {
+        true
+    }
+
+    fn regions(&self) -> Option<&dyn Regions> {
+        Some(self)
+    }
+
+    fn store(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.inner.store(at, bytes)
+    }
+
+    fn fill(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.inner.fill(at, bytes)
+    }
+
+    fn load(&self, _at: u64, _into: &mut [u8]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into()) // write-back's way
+    }
+
+    fn map(&self, view: View, range: Range<u64>) -> io::Result<()> {
+        self.inner.map(view == View::Checked, range)
+    }
+
+    fn unmap(&self, ranges: &[Range<u64>]) -> io::Result<()> {
+        self.inner.unmap(ranges)
+    }
+
+    fn written(&self, _view: View, _range: Range<u64>, _out: &mut Vec<Range<u64>>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn take_written(&self, _view: View, _range: Range<u64>, _out: &mut Vec<Range<u64>>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn release(&self, ranges: &[Range<u64>]) -> io::Result<()> {
+        self.inner.release(ranges)
+    }
+
+    fn wake(&self, range: Range<u64>) {
+        self.inner.wake(range);
+    }
+
+    fn copy_out(&self, at: u64, into: &mut [u8]) {
+        self.inner.copy_out(at, into);
+    }
+
+    fn copy_in(&self, _at: u64, _bytes: &[u8]) {
+        unreachable!("a file that is only read");
+    }
+
+    fn zero(&self, range: Range<u64>) -> io::Result<()> {
+        self.inner.zero(range)
+    }
+
+    fn restore(&self, range: Range<u64>) -> io::Result<()> {
+        self.inner.restore(range)
+    }
+
+    fn poison(&self, range: Range<u64>) -> io::Result<()> {
+        self.inner.poison(range)
+    }
+}
+
+impl Regions for Moved {
+    fn fill(&self, at: u64, buffer: &mut [u8], shown: bool) -> io::Result<()> {
+        self.inner.fill_region(at, buffer, shown)
+    }
+
+    fn map(&self, at: u64) -> io::Result<()> {
+        self.inner.map_region(at)
+    }
+
+    fn unmap(&self, at: u64) -> io::Result<()> {
+        self.inner.unmap_region(at)
+    }
+
+    fn take(&self, at: u64, shown: bool, buffer: &mut Buffer) -> io::Result<()> {
+        self.inner.take_region(at, shown, buffer)
+    }
+
+    fn split(&self, at: u64, shown: bool) -> io::Result<()> {
+        self.inner.split_region(at, shown)
+    }
+}
