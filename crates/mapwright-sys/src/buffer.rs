@@ -65,6 +65,14 @@ impl Buffer {
         mapping.memory.addresses(&(0..REGION as u64))
     }
 
+    /// Gives up what a buffer still has after its pages were moved elsewhere, empty page tables above all: with them the kernel
+    /// would make up for the pages one by one, not by a huge one.
+    pub fn renew(&mut self) {
+        if self.mapping.is_some() {
+            let _ = crate::zap::zap(std::iter::once(self.region_addresses())); // worth a try
+        }
+    }
+
     /// Makes it a place that pages can be moved to.
     ///
     /// # Errors

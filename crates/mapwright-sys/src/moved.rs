@@ -96,19 +96,19 @@ impl MovedFrames {
         self.uffd.copy(self.plain.addresses(&range).start, bytes, false)
     }
 
-    /// Shows stored pages in a view, and wakes who waits for them there. What the checked view is to show must be held.
+    /// Shows stored pages in the plain view, or copies of those that are shown there and held in the checked one; wakes who waits
+    /// for them there.
     ///
     /// # Errors
     /// `ENOMEM` when memory is short.
     pub fn map(&self, checked: bool, range: Range<u64>) -> io::Result<()> {
-        let _cured = self.cure(&range)?;
         let plain = self.plain.addresses(&range);
-        // SAFETY: no reference is ever made to the range aside.
-        unsafe { self.uffd.move_pages(plain.start, self.aside.addresses(&range)) }?;
-        if !checked {
-            return Ok(());
+        if checked {
+            return self.uffd.copy_within(self.checked()?.addresses(&range).start, plain);
         }
-        self.uffd.copy_within(self.checked()?.addresses(&range).start, plain)
+        let _cured = self.cure(&range)?;
+        // SAFETY: no reference is ever made to the range aside.
+        unsafe { self.uffd.move_pages(plain.start, self.aside.addresses(&range)) }
     }
 
     /// Shows the ranges in no view any more.
@@ -188,15 +188,17 @@ impl MovedFrames {
         }
     }
 
-    /// Shows a stored region in the plain view.
+    /// Shows a stored region in the plain view, of which nothing is there. One thread at a time does so for a region.
     ///
     /// # Errors
     /// Whatever the kernel says.
     pub fn map_region(&self, at: u64) -> io::Result<()> {
         let range = at..at + REGION as u64;
         let _cured = self.cure(&range)?;
+        let plain = self.plain.addresses(&range);
+        zap(std::iter::once(plain.clone()))?; // page tables that faults have left there: see `replace`
         // SAFETY: no reference is ever made to the range aside.
-        unsafe { self.uffd.move_pages(self.plain.addresses(&range).start, self.aside.addresses(&range)) }
+        unsafe { self.uffd.move_pages(plain.start, self.aside.addresses(&range)) }
     }
 
     /// Shows a region, all of it mapped, in no view any more.
@@ -207,7 +209,7 @@ impl MovedFrames {
         let range = at..at + REGION as u64;
         let moved = self.replace(self.aside.addresses(&range), self.plain.addresses(&range));
         // What was moved in part goes back.
-        let moved = moved.or_else(|error| self.map_region(at).and(Err(error)));
+        let moved = moved.or_else(|error| self.map(false, range.clone()).and(Err(error)));
         self.drop_copies(std::slice::from_ref(&range)).and(moved)
     }
 

@@ -92,6 +92,7 @@ fn the_checked_view_has_copies_and_zeros() {
     let checked = frames.address(true).unwrap();
     frames.fill(0, &bytes[..2 * PAGE]).unwrap();
     frames.unmap(&[byte_range(0..1)]).unwrap();
+    frames.map(false, byte_range(0..2)).unwrap();
     frames.map(true, byte_range(0..2)).unwrap();
     frames.map(true, byte_range(0..2)).unwrap();
     assert!(shown(&frames, 0, 2 * PAGE) == bytes[..2 * PAGE], "held pages are in the plain view too");

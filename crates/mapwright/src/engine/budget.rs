@@ -1,9 +1,9 @@
 //! The hard limit: frames and metadata on one side, I/O buffers on the other.
 //!
-//! An eighth of the budget, 8 MiB at most, is set aside for the buffers of fills and write-backs; frames and metadata share
+//! An eighth of the budget, 16 MiB at most, is set aside for the buffers of fills and write-backs; frames and metadata share
 //! the rest. A thread that holds a buffer never waits for a frame, so buffers always come back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,7 +19,7 @@ use super::lock;
 pub const BLOCK_METADATA: u64 = 16;
 /// A budget holds at least this many blocks of every file opened under it.
 pub const MIN_BLOCKS: u64 = 8;
-const MAX_BUFFER_RESERVE: u64 = 8 << 20;
+const MAX_BUFFER_RESERVE: u64 = 16 << 20;
 /// Read or written in one piece at most: several pieces are in flight while others are stored.
 const MAX_RUN: u64 = 256 << 10;
 
@@ -124,10 +124,17 @@ pub struct Buffers {
     returned: AtomicU32,
 }
 
+#[derive(Debug)]
+struct Idle {
+    buffer: Buffer,
+    /// Its pages were moved elsewhere.
+    is_hollow: bool,
+}
+
 #[derive(Debug, Default)]
 struct BufferState {
-    /// Free buffers by the logarithm of their size in pages.
-    free: Vec<Vec<Buffer>>,
+    /// Free buffers by the logarithm of their size in pages, those without pages at the front.
+    free: Vec<VecDeque<Idle>>,
     /// Bytes in free and lent buffers together; at most the reserve.
     allocated: u64,
     /// Bytes lent for stores that may hang, by the slot of the file.
@@ -156,6 +163,29 @@ impl Buffers {
     pub fn max_run(&self) -> u64 {
         let quarter = (self.reserve / 4).max(PAGE_SIZE as u64).min(MAX_RUN);
         1 << quarter.ilog2()
+    }
+
+    /// Whether buffers of a region's size are lent: two of them must fit.
+    pub fn lends_regions(&self, size: u64) -> bool {
+        self.reserve >= 2 * size
+    }
+
+    /// Takes a buffer of a region's size that has no pages, to move some there; `None` if that would take what smaller ones need.
+    pub fn try_take_hollow(self: &Arc<Self>, kernel: &Arc<dyn Kernel>, size: u64) -> Option<Lent> {
+        let class = (size / PAGE_SIZE as u64).ilog2() as usize;
+        let idle = {
+            let state = &mut *lock(&self.state);
+            match state.free.get_mut(class) {
+                Some(list) if list.front().is_some_and(|idle| idle.is_hollow) => list.pop_front(),
+                Some(_) if state.allocated + size <= self.reserve / 8 * 7 => {
+                    state.allocated += size;
+                    None
+                }
+                _ => return None,
+            }
+        };
+        let idle = idle.unwrap_or_else(|| Idle { buffer: new_buffer(size as usize), is_hollow: true });
+        Some(self.lend(kernel, idle, size as usize, class, None))
     }
 
     /// Takes a buffer of at least `len` bytes, waiting for one to come back if all are lent; `None` if that takes longer than
@@ -205,14 +235,14 @@ impl Buffers {
                 return None;
             }
             if state.free.len() <= class {
-                state.free.resize_with(class + 1, Vec::new);
+                state.free.resize_with(class + 1, VecDeque::new);
             }
-            let reused = state.free[class].pop();
+            let reused = state.free[class].pop_back();
             if reused.is_none() {
                 let mut classes = state.free.iter_mut().enumerate();
                 while state.allocated + size > self.reserve {
                     let (_, list) = classes.find(|(_, list)| !list.is_empty())?;
-                    state.allocated -= list.drain(..).map(|buffer| buffer.len() as u64).sum::<u64>();
+                    state.allocated -= list.drain(..).map(|idle| idle.buffer.len() as u64).sum::<u64>();
                 }
                 state.allocated += size;
             }
@@ -221,28 +251,56 @@ impl Buffers {
             }
             reused
         };
-        let buffer = reused.unwrap_or_else(|| Buffer::zeroed(size as usize));
-        let hanging = owner.map(|owner| (owner, size));
-        Some(Lent {
-            buffer: Some(buffer),
-            len,
-            class,
-            hanging,
-            home: Arc::clone(self),
-            kernel: Arc::clone(kernel),
-        })
+        let buffer = reused.unwrap_or_else(|| Idle { buffer: new_buffer(size as usize), is_hollow: false });
+        let mut lent = self.lend(kernel, buffer, len, class, owner.map(|owner| (owner, size)));
+        if std::mem::take(&mut lent.is_hollow) {
+            lent.buffer().renew();
+        }
+        Some(lent)
     }
+
+    fn lend(
+        self: &Arc<Self>,
+        kernel: &Arc<dyn Kernel>,
+        idle: Idle,
+        len: usize,
+        class: usize,
+        hanging: Option<(u32, u64)>,
+    ) -> Lent {
+        let Idle { buffer, is_hollow } = idle;
+        let (home, kernel) = (Arc::clone(self), Arc::clone(kernel));
+        Lent { buffer: Some(buffer), is_hollow, len, class, hanging, home, kernel }
+    }
+}
+
+/// A buffer whose pages may move if it has the size of a region.
+fn new_buffer(size: usize) -> Buffer {
+    let region = (size == mapwright_sys::moved::REGION).then(Buffer::region);
+    region.and_then(std::io::Result::ok).unwrap_or_else(|| Buffer::zeroed(size))
 }
 
 /// A buffer on loan: the bytes asked for, contents undefined. Goes back when dropped.
 pub struct Lent {
     buffer: Option<Buffer>,
+    is_hollow: bool,
     len: usize,
     class: usize,
     /// Who has it and its size, if it counts as lent for a store that may hang.
     hanging: Option<(u32, u64)>,
     home: Arc<Buffers>,
     kernel: Arc<dyn Kernel>,
+}
+
+impl Lent {
+    /// Notes that its pages were moved elsewhere, or that it has pages again.
+    pub fn set_hollow(&mut self, is_hollow: bool) {
+        self.is_hollow = is_hollow;
+    }
+
+    /// The buffer, to move pages to.
+    pub fn buffer(&mut self) -> &mut Buffer {
+        self.buffer.as_mut().expect("present until drop")
+    }
 }
 
 impl Deref for Lent {
@@ -262,7 +320,11 @@ impl Drop for Lent {
     fn drop(&mut self) {
         let waiters = {
             let mut state = lock(&self.home.state);
-            state.free[self.class].extend(self.buffer.take());
+            let idle = self.buffer.take().map(|buffer| Idle { buffer, is_hollow: self.is_hollow });
+            match idle {
+                Some(idle) if idle.is_hollow => state.free[self.class].push_front(idle),
+                idle => state.free[self.class].extend(idle),
+            }
             if let Some((owner, size)) = self.hanging
                 && let Some(lent) = state.hanging.get_mut(&owner)
             {

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 
 use super::block::{self, DIRTY, MAPPED, MAPPED_CHECKED, QUEUED, SHOWN, State, TOUCHED};
 use super::file::{File, mapped_bit};
+use super::kernel::REGION;
 use super::policy::{Key, Seen, Victim};
 use super::sabotage::{self, Sabotage};
 use super::write_back;
@@ -32,6 +33,34 @@ struct Choice {
     file: Arc<File>,
     unmap: Vec<Claimed>,
     drop: Vec<Claimed>,
+    /// Whole regions, all blocks of which are claimed.
+    unmap_regions: Vec<Range<u64>>,
+    drop_regions: Vec<Range<u64>>,
+    /// Blocks claimed in vain: others of their region are in use.
+    spare: Vec<u64>,
+}
+
+impl Choice {
+    fn new(file: Arc<File>) -> Self {
+        let (unmap, drop, unmap_regions, drop_regions, spare) = Default::default();
+        Self { file, unmap, drop, unmap_regions, drop_regions, spare }
+    }
+
+    fn is_empty(&self) -> bool {
+        let blocks = self.unmap.is_empty() && self.drop.is_empty();
+        blocks && self.unmap_regions.is_empty() && self.drop_regions.is_empty()
+    }
+
+    /// Claims all blocks of a whole region; whether it got them.
+    fn claim_region(&mut self, region: &Range<u64>) -> bool {
+        let claims = region.clone().take_while(|&block| self.file.word(block).claim_eviction().is_some());
+        let claimed = region.start..region.start + claims.count() as u64;
+        if claimed == *region && self.file.is_whole_region(region) {
+            return true;
+        }
+        self.spare.extend(claimed);
+        false
+    }
 }
 
 /// What to do where nothing clean is left to drop.
@@ -55,6 +84,8 @@ pub(crate) fn make_room(engine: &Engine, bytes: u64, what: Dirty) -> Result<bool
     let mut freed = 0;
     for mut choice in choose(engine, wanted) {
         progress |= !choice.unmap.is_empty();
+        progress |= !choice.unmap_regions.is_empty();
+        give_back(&mut choice);
         unmap_stage(&mut choice);
         freed += drop_stage(&choice, &mut dirty);
     }
@@ -78,7 +109,8 @@ pub(crate) fn make_room(engine: &Engine, bytes: u64, what: Dirty) -> Result<bool
 
 /// Evicts in the background until a reasonable part of the budget is free.
 pub(crate) fn run_evictor(engine: &Arc<Engine>) {
-    let enough = engine.budget.limit() / 32;
+    // Not many more than there are buffers for the pages of regions.
+    let enough = (engine.budget.limit() / 32).min(engine.budget.limit() / 64 + 2 * REGION);
     while engine.budget.free() < enough && !engine.pool.is_closing() {
         if !make_room(engine, PAGE, Dirty::WriteBack).is_ok_and(|progress| progress) {
             break;
@@ -93,13 +125,35 @@ fn choose(engine: &Engine, wanted: usize) -> Vec<Choice> {
     let mut policy = lock(&engine.policy);
     let mut files = KnownFiles { engine, known: Vec::new() };
     let mut bytes = 0;
+    let mut stuck = None;
     for _ in 0..4 * wanted {
-        let Some(victim) = policy.next_victim(&mut |key| look(&mut files, key)) else { break };
+        let Some(victim) = policy.next_victim(&mut |key| look(&mut files, key, &mut stuck)) else { break };
         let key = match victim {
             Victim::Unmap(key) | Victim::Evict(key) => key,
         };
         let Some(file) = files.get(key.slot()) else { continue };
+        let index = choices.iter().position(|choice| choice.file.slot == file.slot).unwrap_or_else(|| {
+            choices.push(Choice::new(Arc::clone(&file)));
+            choices.len() - 1
+        });
         let word = file.word(key.block());
+        if file.is_whole(key.block()) {
+            let region = file.region_of(key.block());
+            let claimed = choices[index].claim_region(&region);
+            match victim {
+                Victim::Unmap(_) => choices[index].unmap_regions.extend(claimed.then_some(region)),
+                Victim::Evict(_) if claimed => {
+                    word.clear(QUEUED);
+                    choices[index].drop_regions.push(region);
+                    bytes += file.region_size;
+                }
+                Victim::Evict(_) => policy.requeue(key),
+            }
+            if bytes >= wanted as u64 * PAGE {
+                break;
+            }
+            continue;
+        }
         if let Victim::Evict(_) = victim {
             word.clear(QUEUED);
         }
@@ -110,11 +164,11 @@ fn choose(engine: &Engine, wanted: usize) -> Vec<Choice> {
             }
             continue;
         };
+        if file.is_whole(key.block()) {
+            choices[index].spare.push(key.block()); // since a moment ago: another time
+            continue;
+        }
         let claimed = Claimed { block: key.block(), bits };
-        let index = choices.iter().position(|choice| choice.file.slot == file.slot).unwrap_or_else(|| {
-            choices.push(Choice { file: Arc::clone(&file), unmap: Vec::new(), drop: Vec::new() });
-            choices.len() - 1
-        });
         match victim {
             Victim::Unmap(_) => choices[index].unmap.push(claimed),
             Victim::Evict(_) => {
@@ -127,6 +181,12 @@ fn choose(engine: &Engine, wanted: usize) -> Vec<Choice> {
         }
     }
     drop(policy);
+    if choices.iter().all(Choice::is_empty)
+        && let Some(key) = stuck
+        && let Some(file) = files.get(key.slot())
+    {
+        choices.extend(split(&file, file.region_of(key.block())));
+    }
     drop(files); // may be the last to hold a file: outside the lock
     for choice in &mut choices {
         choice.unmap.sort_unstable_by_key(|claimed| claimed.block);
@@ -152,10 +212,40 @@ impl KnownFiles<'_> {
     }
 }
 
-/// What the policy shall know of a block. Runs under the policy's lock.
-fn look(files: &mut KnownFiles<'_>, key: Key) -> Seen {
+/// Makes ordinary blocks of a whole region, so that those can be dropped that are not in use; the first of `blocks` is.
+fn split(file: &Arc<File>, mut blocks: Range<u64>) -> Option<Choice> {
+    let claimed =
+        blocks.find_map(|block| Some(Claimed { block, bits: file.word(block).claim_eviction()? }))?;
+    let mut choice = Choice::new(Arc::clone(file));
+    if file.split_region(claimed.block) {
+        choice.drop.push(claimed);
+    } else {
+        choice.spare.push(claimed.block);
+    }
+    Some(choice)
+}
+
+/// Ends claims that led to nothing.
+fn give_back(choice: &mut Choice) {
+    for block in choice.spare.drain(..) {
+        choice.file.settle(block, State::Resident, 0, 0, 0);
+    }
+}
+
+/// What the policy shall know of a block or a region. Runs under the policy's lock. Notes a region that is in use in `stuck`.
+fn look(files: &mut KnownFiles<'_>, key: Key, stuck: &mut Option<Key>) -> Seen {
     let Some(file) = files.get(key.slot()) else { return Seen::Gone };
     let word = file.word(key.block());
+    if file.is_whole(key.block()) {
+        let region = file.region_of(key.block());
+        if region.start != key.block() {
+            word.clear(QUEUED); // the region has an entry of its own
+            return Seen::Gone;
+        }
+        let seen = file.look_at_region(region);
+        *stuck = stuck.or((seen == Seen::Busy).then_some(key));
+        return seen;
+    }
     let bits = word.bits();
     match block::state(bits) {
         State::Absent => {
@@ -168,7 +258,8 @@ fn look(files: &mut KnownFiles<'_>, key: Key) -> Seen {
             word.clear(TOUCHED);
             Seen::Touched
         }
-        State::Resident if bits & (MAPPED | MAPPED_CHECKED) != 0 => Seen::Idle,
+        State::Resident if bits & (MAPPED | MAPPED_CHECKED) != 0 && file.writable => Seen::Idle,
+        State::Resident if bits & (MAPPED | MAPPED_CHECKED) != 0 => Seen::IdleClean,
         State::Resident => Seen::IdleUnmapped,
     }
 }
@@ -179,6 +270,11 @@ fn look(files: &mut KnownFiles<'_>, key: Key) -> Seen {
 /// is looked at does.
 fn unmap_stage(choice: &mut Choice) {
     let file = Arc::clone(&choice.file);
+    for region in choice.unmap_regions.drain(..) {
+        let unmapped = file.unmap_region(region.start);
+        let clear = if unmapped.is_ok() { MAPPED | MAPPED_CHECKED | SHOWN } else { 0 };
+        region.for_each(|block| file.settle(block, State::Resident, 0, 0, clear));
+    }
     let mut claimed = std::mem::take(&mut choice.unmap);
     let mut region = None;
     for victim in 0..claimed.len() {
@@ -201,8 +297,14 @@ fn unmap_stage(choice: &mut Choice) {
 /// Drops claimed blocks that are clean; adds the others to `dirty`. Bytes freed.
 fn drop_stage(choice: &Choice, dirty: &mut Vec<(Arc<File>, Vec<u64>)>) -> u64 {
     let file = &choice.file;
+    for region in &choice.drop_regions {
+        file.take_region(region);
+        region.clone().for_each(|block| file.dropped(block));
+    }
+    let blocks: u64 = choice.drop_regions.iter().map(|region| region.end - region.start).sum();
+    let freed = gave_up(file, blocks);
     if choice.drop.is_empty() {
-        return 0;
+        return freed;
     }
     // Only a written page makes a difference: a read-only file's blocks leave every view as they are released.
     let unmapped = if file.writable { unmap(file, &choice.drop) } else { Ok(()) };
@@ -218,12 +320,7 @@ fn drop_stage(choice: &Choice, dirty: &mut Vec<(Arc<File>, Vec<u64>)>) -> u64 {
         debug_assert!(released.is_ok(), "release: {released:?}");
         file.dropped(block);
     }
-    let freed = clean.len() as u64 * file.block_charge();
-    if freed > 0 {
-        file.pager.counters.evictions.add(clean.len() as u64);
-        file.pager.dropped.fetch_add(clean.len() as u32, Ordering::Relaxed);
-        file.pager.budget.release(&*file.pager.kernel, freed);
-    }
+    let freed = freed + gave_up(file, clean.len() as u64);
     if !kept.is_empty() {
         requeue(file, &kept);
         let clear = if unmapped.is_ok() { MAPPED | MAPPED_CHECKED | SHOWN } else { SHOWN };
@@ -235,11 +332,22 @@ fn drop_stage(choice: &Choice, dirty: &mut Vec<(Arc<File>, Vec<u64>)>) -> u64 {
     freed
 }
 
+/// Accounts for blocks that were dropped; their bytes.
+fn gave_up(file: &File, blocks: u64) -> u64 {
+    let freed = blocks * file.block_charge();
+    if freed > 0 {
+        file.pager.counters.evictions.add(blocks);
+        file.pager.dropped.fetch_add(blocks as u32, Ordering::Relaxed);
+        file.pager.budget.release(&*file.pager.kernel, freed);
+    }
+    freed
+}
+
 fn requeue(file: &File, blocks: &[u64]) {
     let mut policy = lock(&file.pager.policy);
     for &block in blocks {
         if file.word(block).set(QUEUED) & QUEUED == 0 {
-            policy.requeue(Key::new(file.slot, block));
+            policy.requeue(file.key_of(block));
         }
     }
 }
@@ -306,10 +414,29 @@ fn relieve(file: &Arc<File>, mut blocks: Vec<u64>) -> Result<bool> {
 pub fn drop_clean(file: &Arc<File>, blocks: Range<u64>) -> u64 {
     let mut freed = 0;
     for run in file.used_runs(blocks) {
-        let claimed = run
-            .filter_map(|block| Some(Claimed { block, bits: file.word(block).claim_eviction()? }))
-            .collect();
-        let choice = Choice { file: Arc::clone(file), unmap: Vec::new(), drop: claimed };
+        let mut choice = Choice::new(Arc::clone(file));
+        let mut start = run.start;
+        while start < run.end {
+            let part = start..run.end.min(file.region_of(start).end);
+            start = part.end;
+            if file.is_whole(part.start) {
+                let all = part == file.region_of(part.start) && choice.claim_region(&part);
+                give_back(&mut choice);
+                if all {
+                    choice.drop_regions.push(part);
+                    continue;
+                }
+                let Some(mut apart) = split(file, part.clone()) else { continue };
+                give_back(&mut apart);
+                freed += drop_stage(&apart, &mut Vec::new());
+            }
+            let claim = |block| Some(Claimed { block, bits: file.word(block).claim_eviction()? });
+            // One that was claimed just before its region became whole, or before the split of that failed, goes on.
+            let (apart, whole) = part.filter_map(claim).partition(|claimed| !file.is_whole(claimed.block));
+            choice.drop.extend::<Vec<Claimed>>(apart);
+            choice.spare.extend(whole.into_iter().map(|claimed: Claimed| claimed.block));
+        }
+        give_back(&mut choice);
         freed += drop_stage(&choice, &mut Vec::new());
     }
     freed

@@ -90,8 +90,10 @@ fn serve(file: &Arc<File>, view: View, offset: u64, since: Duration) -> Result<(
                 let shown_by_fill = filled_here && view == View::Plain && bits & SHOWN != 0;
                 let shown = if shown_by_fill { Ok(()) } else { file.map(view, block..block + 1) };
                 file.unpin(block);
-                if bits & TRIGGER != 0 && file.word(block).clear(TRIGGER) & TRIGGER != 0 {
-                    read_ahead(file, block);
+                if bits & TRIGGER != 0
+                    && let Some(trigger) = file.take_trigger(block)
+                {
+                    read_ahead(file, trigger);
                 }
                 return shown;
             }
@@ -151,19 +153,19 @@ pub(crate) fn read_soon(file: &Arc<File>, runs: Vec<Range<u64>>, trigger: Option
     }
 }
 
-/// Cuts runs into groups for one thread each.
+/// Cuts runs into groups for one thread each: of a megabyte, or of the blocks of a region where those may become whole.
 fn split(file: &File, runs: Vec<Range<u64>>) -> impl Iterator<Item = Vec<Range<u64>>> {
-    let most = ((1 << 20) >> file.block_shift).max(1);
+    let most = file.region_blocks().unwrap_or((1 << 20 >> file.block_shift).max(1));
     let mut groups: Vec<Vec<Range<u64>>> = Vec::new();
     let mut size = u64::MAX;
     for run in runs {
         let mut start = run.start;
         while start < run.end {
-            if size >= most {
+            if size >= most || file.region_blocks().is_some_and(|region| start.is_multiple_of(region)) {
                 groups.push(Vec::new());
                 size = 0;
             }
-            let end = run.end.min(start + most - size);
+            let end = run.end.min(start + most - size).min(file.region_of(start).end);
             size += end - start;
             if let Some(group) = groups.last_mut() {
                 group.push(start..end);

@@ -18,7 +18,6 @@ use super::fill::{self, Patience};
 use super::gate::{Gate, Turn};
 use super::kernel::{FaultMode, FaultSink, FrameKind, FrameSpec, Frames, REGION, View};
 use super::page_set::PageSet;
-use super::policy::Key;
 use super::pool::Kind;
 use super::read_ahead::{Advice, ReadAhead};
 use super::sabotage::{self, Sabotage};
@@ -88,6 +87,10 @@ pub struct File {
     blocks: Table,
     /// A bit for each chunk of the table that was ever used.
     used_chunks: Table,
+    /// A word for each region: see `region`.
+    pub(super) regions: Table,
+    /// Bytes of a region.
+    pub(super) region_size: u64,
     /// What the pager's `dropped` was when a region was last unmapped whole.
     unmapped_at: Table,
     pub(crate) lengths: Mutex<Lengths>,
@@ -227,8 +230,16 @@ impl File {
         let no_memory = |e| Error::io("reserve the block table", name.clone(), 0, capacity, e);
         let table = Table::new(blocks as usize).map_err(no_memory)?;
         let chunks = Table::new(blocks.div_ceil(CHUNK * 32) as usize).map_err(no_memory)?;
-        let regions = Table::new(capacity.div_ceil(REGION) as usize).map_err(no_memory)?;
-        let mut read_ahead = ReadAhead::new((max_read_ahead(pager.budget.limit()) / spec.block_size).max(1));
+        let region_size = frames.regions().map_or(REGION, |regions| regions.size());
+        let count = capacity.div_ceil(region_size) as usize;
+        let unmapped_at = Table::new(count).map_err(no_memory)?;
+        let regions = Table::new(count).map_err(no_memory)?;
+        let window = (max_read_ahead(pager.budget.limit()) / spec.block_size).max(1);
+        let in_regions = frames.regions().is_some() && pager.buffers.lends_regions(region_size);
+        let mut read_ahead = ReadAhead::new(window);
+        if in_regions {
+            read_ahead = read_ahead.in_regions_of(region_size / spec.block_size);
+        }
         read_ahead.advise(spec.advice);
         let len = version.len;
         let gone = Gone { life: Arc::default(), engine: pager.this() };
@@ -246,7 +257,9 @@ impl File {
             deadline: spec.deadline,
             blocks: table,
             used_chunks: chunks,
-            unmapped_at: regions,
+            regions,
+            region_size,
+            unmapped_at,
             lengths: Mutex::new(Lengths { mapped: len, backed: len, stored: len, unsynced: None }),
             version,
             dirty: Mutex::default(),
@@ -353,7 +366,7 @@ impl File {
 
     /// The blocks of the region that holds a block.
     pub(crate) fn region_of(&self, block: u64) -> Range<u64> {
-        let blocks = (REGION >> self.block_shift).max(1);
+        let blocks = (self.region_size >> self.block_shift).max(1);
         let start = block / blocks * blocks;
         start..(start + blocks).min(self.capacity >> self.block_shift)
     }
@@ -362,7 +375,7 @@ impl File {
     pub(crate) fn unmap_is_due(&self, region: &Range<u64>) -> bool {
         let now = self.pager.dropped.load(Ordering::Relaxed) | 1; // 0 stands for never
         let half = self.pager.budget.limit() / self.block_charge() / 2;
-        let last = &self.unmapped_at[((region.start << self.block_shift) / REGION) as usize];
+        let last = &self.unmapped_at[((region.start << self.block_shift) / self.region_size) as usize];
         let due = match last.load(Ordering::Relaxed) {
             0 => true,
             then => u64::from(now.wrapping_sub(then)) >= half,
@@ -403,7 +416,23 @@ impl File {
     pub(crate) fn map(&self, view: View, blocks: Range<u64>) -> Result<()> {
         if view == View::Checked && self.frames.has_copies() {
             blocks.clone().try_for_each(|block| self.charge_copy(block))?;
+            self.map(View::Plain, blocks.clone())?; // to be copied from there
         }
+        if view == View::Checked || self.frames.regions().is_none() {
+            return self.map_blocks(view, blocks);
+        }
+        let Range { mut start, end } = blocks;
+        while start < end {
+            let part = start..end.min(self.region_of(start).end);
+            start = part.end;
+            if !self.show_region(&part)? {
+                self.map_blocks(view, part)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn map_blocks(&self, view: View, blocks: Range<u64>) -> Result<()> {
         let bit = mapped_bit(view);
         let late = sabotage::is(Sabotage::LateMappedBit);
         let announce = || {
@@ -554,8 +583,13 @@ impl File {
     /// of it. The fill does not count as a touch.
     pub(crate) fn filled(&self, block: u64, pins: u32, set: u32, ahead: bool) {
         self.charges.resident.fetch_add(1, Ordering::Relaxed);
-        {
-            let key = Key::new(self.slot, block);
+        let key = match self.is_whole(block) {
+            false => Some(self.key_of(block)),
+            true => Some(self.region_of(block))
+                .filter(|region| region.start == block)
+                .map(|region| self.region_key(&region)),
+        };
+        if let Some(key) = key {
             let mut policy = lock(&self.pager.policy);
             match self.word(block).set(QUEUED) & QUEUED == 0 {
                 true if ahead => policy.insert_once(key),

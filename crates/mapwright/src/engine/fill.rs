@@ -60,7 +60,7 @@ struct Piece {
 pub(crate) fn fill(file: &Arc<File>, runs: &[Range<u64>], mut purpose: Purpose<'_>) -> Result<()> {
     let engine = &***file.pager;
     let mut outcome = Ok(());
-    let mut waiting = cut(file, runs).into_iter().peekable();
+    let mut waiting = cut(file, runs, purpose.read_ahead.flatten()).into_iter().peekable();
     while waiting.peek().is_some() {
         let mut batch = Vec::new();
         while let Some(blocks) = waiting.peek().cloned() {
@@ -103,7 +103,7 @@ pub(crate) fn install(file: &Arc<File>, blocks: Range<u64>, bytes: &[u8]) -> Res
     }
     let at = blocks.start << file.block_shift;
     // Shown at once: a page that raised SIGBUS does so until it is mapped.
-    let shown = match show(file, &blocks, &contents, None) {
+    let shown = match show(file, &blocks, &mut contents, None) {
         Ok(shown) => shown,
         Err(error) => {
             let _ = file.frames.release(&[file.bytes_of(&blocks)]);
@@ -118,14 +118,23 @@ pub(crate) fn install(file: &Arc<File>, blocks: Range<u64>, bytes: &[u8]) -> Res
     Ok(())
 }
 
-/// Cuts runs into pieces that one buffer holds.
-fn cut(file: &File, runs: &[Range<u64>]) -> Vec<Range<u64>> {
+/// Cuts runs into pieces that one buffer holds: whole regions where there are any, but for one that has the trigger inside,
+/// because a region is shown as one.
+fn cut(file: &File, runs: &[Range<u64>], trigger: Option<u64>) -> Vec<Range<u64>> {
     let step = (file.pager.buffers.max_run() >> file.block_shift).max(1);
-    let pieces = |run: &Range<u64>| {
-        let Range { start, end } = *run;
-        (start..end).step_by(step as usize).map(move |first| first..(first + step).min(end))
-    };
-    runs.iter().flat_map(pieces).collect()
+    let mut pieces = Vec::new();
+    for run in runs {
+        let mut start = run.start;
+        while start < run.end {
+            let part = start..run.end.min(file.region_of(start).end);
+            let split = trigger.is_some_and(|trigger| trigger != part.start && part.contains(&trigger));
+            let whole = file.may_be_whole(&part) && !split;
+            let piece = start..if whole { part.end } else { part.end.min(start + step) };
+            start = piece.end;
+            pieces.push(piece);
+        }
+    }
+    pieces
 }
 
 /// Room and a buffer for a piece; `None` if it would have to wait and need not, because others can go first.
@@ -249,7 +258,9 @@ fn read(file: &Arc<File>, mut batch: Vec<Piece>, purpose: &mut Purpose<'_>) -> R
             backed,
             deadline,
         );
-        return finish(file, piece.blocks.clone(), &piece.buffer, got, purpose);
+        let finished = finish(file, piece.blocks.clone(), &mut piece.buffer, got, purpose);
+        piece.buffer.set_hollow(file.is_whole(piece.blocks.start));
+        return finished;
     }
     let mut outcome = Ok(());
     let places: Vec<Range<u64>> = batch.iter().map(|piece| piece.blocks.clone()).collect();
@@ -265,7 +276,7 @@ fn read(file: &Arc<File>, mut batch: Vec<Piece>, purpose: &mut Purpose<'_>) -> R
             // Beyond what the store backs there are zeros, and nothing to read.
             piece.buffer.fill(0);
             ended[index] = true;
-            outcome = outcome.and(finish(file, places[index].clone(), &piece.buffer, Ok(()), purpose));
+            outcome = outcome.and(finish(file, places[index].clone(), &mut piece.buffer, Ok(()), purpose));
         }
     }
     let _ = guarded(|| {
@@ -289,11 +300,14 @@ fn read(file: &Arc<File>, mut batch: Vec<Piece>, purpose: &mut Purpose<'_>) -> R
         Ok(())
     });
     drop(reads);
+    for piece in &mut batch {
+        piece.buffer.set_hollow(file.is_whole(piece.blocks.start));
+    }
     for (index, _) in ended.iter().enumerate().filter(|(_, ended)| !**ended) {
         let bytes = file.bytes_of(&places[index]);
         let error = io::Error::other("the store's read_many did not report this read");
         let error = Error::io("read", file.name.clone(), bytes.start, bytes.end - bytes.start, error);
-        outcome = outcome.and(finish(file, places[index].clone(), &[], Err(error), purpose));
+        outcome = outcome.and(finish(file, places[index].clone(), &mut [], Err(error), purpose));
     }
     outcome
 }
@@ -361,7 +375,7 @@ fn check_version(file: &File, offset: u64, deadline: Duration) -> Result<()> {
 fn finish(
     file: &Arc<File>,
     blocks: Range<u64>,
-    bytes: &[u8],
+    bytes: &mut [u8],
     got: Result<()>,
     purpose: &mut Purpose<'_>,
 ) -> Result<()> {
@@ -389,9 +403,10 @@ fn finish(
     if purpose.read_ahead.is_some() {
         counters.read_ahead_bytes.add(count << file.block_shift);
     }
+    let whole = file.is_whole(blocks.start);
     for block in blocks {
         let set = match trigger {
-            Some(trigger) if trigger == block => TRIGGER,
+            Some(trigger) if trigger == block || whole => TRIGGER,
             _ if shown => SHOWN,
             _ => 0,
         };
@@ -405,7 +420,14 @@ fn finish(
 
 /// Makes bytes the contents of blocks and shows them in the plain view, all but the trigger; whether they are shown. The bit is
 /// set before the page tables change: invariant (3) of `block`.
-fn show(file: &File, blocks: &Range<u64>, bytes: &[u8], trigger: Option<u64>) -> io::Result<bool> {
+fn show(file: &File, blocks: &Range<u64>, bytes: &mut [u8], trigger: Option<u64>) -> io::Result<bool> {
+    if let Some(regions) = file.frames.regions()
+        && file.may_be_whole(blocks)
+        && trigger.is_none_or(|trigger| trigger == blocks.start)
+    {
+        return file.fill_region(regions, blocks, bytes, trigger.is_none()).map(|()| trigger.is_none());
+    }
+    let bytes = &*bytes;
     let of = |run: &Range<u64>| {
         let place = |block: u64| ((block - blocks.start) << file.block_shift) as usize;
         &bytes[place(run.start)..place(run.end)]

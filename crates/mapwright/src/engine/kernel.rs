@@ -169,7 +169,7 @@ pub trait Frames: Send + Sync {
     }
 
     /// Whether what the checked view shows are copies, with memory of their own. Then `map` of that view asks that the pages
-    /// are held by a pin or a claim.
+    /// are shown in the plain one, and held by a pin or a claim.
     fn has_copies(&self) -> bool {
         false
     }
@@ -260,7 +260,7 @@ pub trait Frames: Send + Sync {
     fn poison(&self, range: Range<u64>) -> io::Result<()>;
 }
 
-/// Frames of whole *regions*, [`REGION`] bytes at a multiple of that: filled from a buffer, shown and taken back as one, by
+/// Frames of whole *regions*, [`size`](Self::size) bytes at a multiple of that: filled from a buffer, shown and taken back as one, by
 /// moving them. A page of such a region is stored or mapped as the region is; a region that was split is made of ordinary pages.
 ///
 /// | from → to | by |
@@ -270,13 +270,18 @@ pub trait Frames: Send + Sync {
 /// | mapped → stored, copies dropped | `unmap` |
 /// | either → absent | `take`, [`Frames::release`] |
 pub trait Regions {
-    /// Makes the pages of a buffer of [`REGION`] bytes those of an absent region; the buffer's contents are undefined then.
+    /// Bytes of a region: [`REGION`], but for the simulator's, which has small ones.
+    fn size(&self) -> u64 {
+        REGION
+    }
+
+    /// Makes the pages of a buffer of that size those of an absent region; the buffer's contents are undefined then.
     ///
     /// # Errors
     /// When memory is short; the region may be there in part then.
     fn fill(&self, at: u64, buffer: &mut [u8], shown: bool) -> io::Result<()>;
 
-    /// Shows a region in the plain view, and wakes who waits for it there. Nothing happens if it is mapped.
+    /// Shows a stored region in the plain view, and wakes who waits for it there. One thread at a time does so for a region.
     ///
     /// # Errors
     /// Whatever the kernel says.

@@ -46,6 +46,7 @@ mod page_set;
 pub mod policy;
 pub mod pool;
 pub mod read_ahead;
+mod region;
 pub mod request;
 mod resize;
 #[doc(hidden)]

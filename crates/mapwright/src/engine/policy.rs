@@ -28,41 +28,64 @@
 //! | `Busy` | small's tail | main's tail | limbo's tail |
 //! | `Touched` | small's tail; second time: main | main's tail, frequency + 1 | main; unasked: small's tail |
 //! | `Idle` | `Unmap`, to limbo | frequency left: − 1, main's tail; else `Unmap`, to limbo | `Unmap` again, limbo's tail |
+//! | `IdleClean` | as `Idle`, or as `IdleUnmapped` where limbo is not worth its price (see `Limbo`) | | `Unmap` again |
 //! | `IdleUnmapped` | `Evict`, to ghost | frequency left: − 1, main's tail; else `Evict` | `Evict`; from small: to ghost |
 //!
 //! Left to the caller: the blocks themselves, their flags, locks, unmapping, write-back.
 //!
 //! Invariants:
 //! 1. A key is in at most one queue, provided that the caller inserts no key that is there.
-//! 2. `Evict` is said only of a block last seen as `IdleUnmapped`.
+//! 2. `Evict` is said only of a block last seen as `IdleUnmapped` or `IdleClean`.
 //! 3. In one round no entry is looked at twice, and a call makes at most four rounds, one if all are `Busy`.
 
 use super::ghost::Ghost;
 use std::ops::Range;
 
-/// A block in the cache: file slot and index of the block in the file.
+/// What is evicted as one: a block, or a run of blocks that has one frame. File slot, index of the first block in the file, and
+/// size.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub struct Key(pub u64);
 
 impl Key {
-    const BLOCK_BITS: u32 = 40;
+    const BLOCK_BITS: u32 = 36;
     const SLOT_BITS: u32 = 22;
+    const SIZE_SHIFT: u32 = Self::BLOCK_BITS + Self::SLOT_BITS;
+    const SIZE_BITS: u32 = 4;
     /// Slots are below this.
     pub const SLOTS: u32 = 1 << Self::SLOT_BITS;
 
-    /// Makes a key.
+    /// The key of a block of one page.
     ///
     /// # Panics
-    /// When `slot` is not below 2^22 or `block` not below 2^40.
+    /// When `slot` is not below 2^22 or `block` not below 2^36.
     pub fn new(slot: u32, block: u64) -> Self {
+        Self::sized(slot, block, 0)
+    }
+
+    /// The key of 2^`log2_pages` pages from a block on.
+    ///
+    /// # Panics
+    /// As for [`new`](Self::new), and when `log2_pages` is not below 16.
+    pub fn sized(slot: u32, block: u64, log2_pages: u32) -> Self {
         assert!(slot >> Self::SLOT_BITS == 0, "file slot {slot} is too large");
         assert!(block >> Self::BLOCK_BITS == 0, "block index {block} is too large");
-        Self(u64::from(slot) << Self::BLOCK_BITS | block)
+        assert!(log2_pages >> Self::SIZE_BITS == 0, "2^{log2_pages} pages are too many");
+        Self(u64::from(log2_pages) << Self::SIZE_SHIFT | u64::from(slot) << Self::BLOCK_BITS | block)
     }
 
     /// The file's slot.
     pub fn slot(self) -> u32 {
-        (self.0 >> Self::BLOCK_BITS) as u32
+        (self.0 >> Self::BLOCK_BITS) as u32 & (Self::SLOTS - 1)
+    }
+
+    /// How many pages it has.
+    pub fn pages(self) -> usize {
+        1 << (self.0 >> Self::SIZE_SHIFT)
+    }
+
+    /// The key of its first block, whatever its size: what a request may come back for.
+    fn first(self) -> Self {
+        Self(self.0 & ((1 << Self::SIZE_SHIFT) - 1))
     }
 
     /// The block's index in the file.
@@ -82,6 +105,8 @@ pub enum Seen {
     Touched,
     /// Mapped, not known to be referenced.
     Idle,
+    /// As `Idle`, and it may be evicted without having been unmapped.
+    IdleClean,
     /// Shown by no mapping and not referenced.
     IdleUnmapped,
 }
@@ -102,6 +127,7 @@ pub struct Policy {
     ghost: Ghost,
     small_target: usize,
     limbo_target: usize,
+    limbo: Limbo,
     /// The blocks inserted last, youngest first: victims of last resort. One instruction may need four pages at once, and
     /// would never end if the fourth threw out the first.
     recent: [Option<Key>; RECENT],
@@ -127,6 +153,7 @@ impl Policy {
             ghost: Ghost::new(capacity),
             small_target: (capacity / 10).max(1),
             limbo_target,
+            limbo: Limbo::new(capacity),
             recent: [None; RECENT],
         }
     }
@@ -135,7 +162,7 @@ impl Policy {
     pub fn insert(&mut self, key: Key) {
         self.recent.rotate_right(1);
         self.recent[0] = Some(key);
-        if self.ghost.take(key) {
+        if self.ghost.take(key.first()) {
             self.queues.push(Stage::Main, Entry::new(key, 0));
         } else {
             self.queues.push(Stage::Small, Entry::new(key, ASKED));
@@ -149,7 +176,7 @@ impl Policy {
 
     /// A block of which `next_victim` said `Evict` could not be evicted: it was pinned meanwhile, or its write-back failed.
     pub fn requeue(&mut self, key: Key) {
-        self.ghost.take(key);
+        self.ghost.take(key.first());
         self.queues.push(Stage::Main, Entry::new(key, 0));
     }
 
@@ -214,7 +241,13 @@ impl Policy {
             let entry = self.queues.pop(stage);
             let key = entry.key();
             let hurry = patience.hurry || spared >= SPARED_MAX;
-            let mut fate = fate(stage, entry.mark(), look(key), hurry);
+            let mut seen = look(key);
+            if stage == Stage::Limbo {
+                self.limbo.learn(seen);
+            } else if seen == Seen::IdleClean && self.limbo.is_not_worth_it(key) {
+                seen = Seen::IdleUnmapped;
+            }
+            let mut fate = fate(stage, entry.mark(), seen, hurry);
             if fate.is_victim() && self.recent[..patience.recent].contains(&Some(key)) {
                 fate = Fate::Spare(stage, entry.mark());
             }
@@ -230,8 +263,9 @@ impl Policy {
                     return Round::Found(Victim::Unmap(key));
                 }
                 Fate::Evict { remember } => {
+                    self.limbo.evicted(key);
                     if remember {
-                        self.ghost.add(key);
+                        self.ghost.add(key.first());
                     }
                     return Round::Found(Victim::Evict(key));
                 }
@@ -243,10 +277,10 @@ impl Policy {
     /// The queue to look at next: one that is too long, else main, else what is left.
     fn choose(&self, unseen: &[usize; 3]) -> Option<Stage> {
         let some = |stage: Stage| unseen[stage as usize] > 0;
-        if some(Stage::Limbo) && self.queues.len(Stage::Limbo) > self.limbo_target {
+        if some(Stage::Limbo) && self.queues.pages(Stage::Limbo) > self.limbo_target {
             return Some(Stage::Limbo);
         }
-        if some(Stage::Small) && self.queues.len(Stage::Small) > self.small_target {
+        if some(Stage::Small) && self.queues.pages(Stage::Small) > self.small_target {
             return Some(Stage::Small);
         }
         [Stage::Main, Stage::Small, Stage::Limbo].into_iter().find(|&stage| some(stage))
@@ -258,6 +292,55 @@ impl Policy {
                 *recent = None;
             }
         }
+    }
+}
+
+/// Whether limbo is worth its price: unmapping a page that nobody touches costs some microseconds for nothing. Where no limbo's
+/// end is a touch but for one in `WORTH`, blocks that may be evicted at once are, all but those of some regions by which this
+/// goes on to be learned.
+struct Limbo {
+    /// Of the entries that left limbo, the fraction that was touched: an average with a memory of some 64, in 2^-16.
+    touched: u32,
+    /// Pages evicted since the sample changed.
+    evicted: usize,
+    capacity: usize,
+    sample: u64,
+}
+
+impl Limbo {
+    const ONE: u32 = 1 << 16;
+    const MEMORY: u32 = 64;
+    const WORTH: u32 = 16;
+    /// One region of so many is in the sample.
+    const SAMPLE: u64 = 16;
+    /// Pages of a region: they are unmapped together.
+    const REGION_SHIFT: u32 = 9;
+
+    fn new(capacity: usize) -> Self {
+        Self { touched: Self::ONE, evicted: 0, capacity, sample: 0 }
+    }
+
+    /// Notes how an entry left limbo.
+    fn learn(&mut self, seen: Seen) {
+        match seen {
+            Seen::Touched => self.touched += (Self::ONE - self.touched) / Self::MEMORY,
+            Seen::IdleUnmapped => self.touched -= self.touched / Self::MEMORY,
+            Seen::Gone | Seen::Busy | Seen::Idle | Seen::IdleClean => {}
+        }
+    }
+
+    fn evicted(&mut self, key: Key) {
+        self.evicted += key.pages();
+        if self.evicted >= self.capacity {
+            self.evicted = 0;
+            self.sample = (self.sample + 1) % Self::SAMPLE;
+        }
+    }
+
+    fn is_not_worth_it(&self, key: Key) -> bool {
+        let region = key.block() >> Self::REGION_SHIFT.saturating_sub(key.pages().trailing_zeros());
+        let sample = region.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32; // Fibonacci hashing: strides are no sample
+        self.touched < Self::ONE / Self::WORTH && sample % Self::SAMPLE != self.sample
     }
 }
 
@@ -315,8 +398,10 @@ fn fate(stage: Stage, mark: Mark, seen: Seen, hurry: bool) -> Fate {
         Seen::Touched if stage == Stage::Small && mark < TOUCHED => Fate::Spare(Stage::Small, mark + 1),
         Seen::Touched if stage == Stage::Limbo && mark == UNASKED => Fate::Spare(Stage::Small, ASKED),
         Seen::Touched => Fate::Spare(Stage::Main, (frequency + 1).min(FREQUENCY_MAX)),
-        Seen::Idle | Seen::IdleUnmapped if frequency > 0 && !hurry => Fate::Spare(Stage::Main, frequency - 1),
-        Seen::Idle => Fate::Unmap(limbo_mark),
+        Seen::Idle | Seen::IdleClean | Seen::IdleUnmapped if frequency > 0 && !hurry => {
+            Fate::Spare(Stage::Main, frequency - 1)
+        }
+        Seen::Idle | Seen::IdleClean => Fate::Unmap(limbo_mark),
         Seen::IdleUnmapped => Fate::Evict { remember: from_small },
     }
 }
@@ -345,7 +430,7 @@ const FREQUENCY_MAX: Mark = 3;
 struct Entry(u64);
 
 impl Entry {
-    const MARK_SHIFT: u32 = Key::BLOCK_BITS + Key::SLOT_BITS;
+    const MARK_SHIFT: u32 = Key::SIZE_SHIFT + Key::SIZE_BITS;
 
     fn new(key: Key, mark: Mark) -> Self {
         debug_assert!(key.0 >> Self::MARK_SHIFT == 0);
@@ -376,6 +461,7 @@ struct List {
     head: u32,
     tail: u32,
     len: usize,
+    pages: usize,
 }
 
 const NOWHERE: u32 = u32::MAX;
@@ -383,7 +469,7 @@ const NOWHERE: u32 = u32::MAX;
 impl Queues {
     fn new(capacity: usize) -> Self {
         assert!(capacity < NOWHERE as usize, "a cache of {capacity} blocks");
-        let empty = List { head: NOWHERE, tail: NOWHERE, len: 0 };
+        let empty = List { head: NOWHERE, tail: NOWHERE, len: 0, pages: 0 };
         Self {
             entries: Vec::with_capacity(capacity),
             next: Vec::with_capacity(capacity),
@@ -396,6 +482,10 @@ impl Queues {
         self.lists[stage as usize].len
     }
 
+    fn pages(&self, stage: Stage) -> usize {
+        self.lists[stage as usize].pages
+    }
+
     fn push(&mut self, stage: Stage, entry: Entry) {
         let place = self.place(entry);
         let list = &mut self.lists[stage as usize];
@@ -406,6 +496,7 @@ impl Queues {
         }
         list.tail = place;
         list.len += 1;
+        list.pages += entry.key().pages();
     }
 
     /// Takes the head of a queue that isn't empty.
@@ -416,7 +507,9 @@ impl Queues {
         list.len -= 1;
         self.next[place as usize] = self.free;
         self.free = place;
-        self.entries[place as usize]
+        let entry = self.entries[place as usize];
+        list.pages -= entry.key().pages();
+        entry
     }
 
     fn retain(&mut self, keep: impl Fn(Key) -> bool) {

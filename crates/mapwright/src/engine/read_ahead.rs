@@ -46,6 +46,8 @@ pub struct Plan {
 #[derive(Debug)]
 pub struct ReadAhead {
     window_max: u64,
+    /// Windows of this many blocks or more end where a multiple of it does, and so do the next plan's begin and trigger.
+    region: u64,
     advice: Advice,
     /// Touches so far: the clock of `Stream::touched_at`.
     touches: u64,
@@ -76,11 +78,19 @@ impl ReadAhead {
     pub fn new(max_window: u64) -> Self {
         Self {
             window_max: max_window.clamp(1, WINDOW_LIMIT),
+            region: 1,
             advice: Advice::Normal,
             touches: 0,
             streams: Vec::new(),
             history: History::default(),
         }
+    }
+
+    /// Lets long sequential plans end at multiples of so many blocks, which then are read as one.
+    #[must_use]
+    pub fn in_regions_of(mut self, blocks: u64) -> Self {
+        self.region = blocks.max(1);
+        self
     }
 
     /// Says how the file will be read from now on.
@@ -156,7 +166,7 @@ impl ReadAhead {
     }
 
     fn plan(&mut self, index: usize, block: u64, file_blocks: u64) -> Option<Plan> {
-        let plan = self.streams[index].plan(block, file_blocks);
+        let plan = self.streams[index].plan(block, file_blocks, self.region);
         (!plan.blocks.is_empty()).then_some(plan)
     }
 
@@ -215,26 +225,32 @@ impl Stream {
     }
 
     /// Plans a window beyond what was planned, and beyond the touched block if that is farther; leaves out that block.
-    fn plan(&mut self, touched: u64, file_blocks: u64) -> Plan {
+    fn plan(&mut self, touched: u64, file_blocks: u64, region: u64) -> Plan {
         let ahead_of = self.steps_past(touched).map_or(0, |steps| steps.max(0)) as u64;
+        let in_regions = self.stride == 1 && self.window >= region;
+        // What the end of the plan is short of the end of its region.
+        let end = self.planned_to.saturating_add(ahead_of + self.window + 1);
+        let short = end.checked_next_multiple_of(region).filter(|_| in_regions).map_or(0, |next| next - end);
+        let window = self.window + short;
         let mut blocks = Vec::new();
         let mut trigger = None;
         let mut at = self.planned_to;
-        for step in 1..=ahead_of + self.window {
+        for step in 1..=ahead_of + window {
             let Some(next) = self.step_from(at, file_blocks) else { break };
             at = next;
             if at != touched {
                 join(&mut blocks, at);
             }
-            // Half a window, rounded up, is behind the trigger or it.
-            if step == ahead_of + self.window.div_ceil(2) {
+            // Half a window, rounded up, is behind the trigger or it; more, where the trigger is the first block of a region.
+            let half = step <= ahead_of + self.window.div_ceil(2);
+            if half && step > ahead_of && (!in_regions || at.is_multiple_of(region) || trigger.is_none()) {
                 trigger = Some(at);
             }
         }
         let ended = self.step_from(at, file_blocks).is_none();
         self.trigger = trigger.filter(|_| !ended);
         self.planned_to = at;
-        self.planned_steps = ahead_of + self.window + self.window / 2;
+        self.planned_steps = ahead_of + window + self.window / 2;
         self.plans = self.plans.saturating_add(1);
         Plan { blocks, trigger: self.trigger }
     }
@@ -613,6 +629,22 @@ mod tests {
         let plan = read_ahead.touched(0, FILE).unwrap();
         assert_eq!((plan.blocks, plan.trigger), (one(1..65), Some(32)));
         assert_eq!(read_ahead.touched(32, FILE).unwrap().blocks, one(65..129));
+    }
+
+    #[test]
+    fn long_plans_are_made_of_regions() {
+        let mut reader = Reader::new(64, FILE);
+        reader.read_ahead = ReadAhead::new(64).in_regions_of(16);
+        (5..5000).for_each(|block| reader.read(block));
+        assert_eq!(reader.misses, 2);
+        reader.assert_nothing_planned_twice();
+        for plan in reader.plans.iter().filter(|plan| blocks_of(plan).len() >= 16) {
+            assert_eq!(plan.blocks.last().unwrap().end % 16, 0, "{plan:?}");
+        }
+        for plan in reader.plans.iter().filter(|plan| blocks_of(plan).len() >= 32) {
+            assert_eq!(plan.trigger.unwrap() % 16, 0, "{plan:?}");
+        }
+        assert!(reader.planned() < 5000 + 3 * 64);
     }
 
     #[test]

@@ -75,8 +75,8 @@ impl Request {
                 if bits & SHOWN == 0 {
                     unmapped.push(block);
                 }
-                if bits & TRIGGER != 0 && file.word(block).clear(TRIGGER) & TRIGGER != 0 {
-                    triggered = Some(block);
+                if bits & TRIGGER != 0 {
+                    triggered = file.take_trigger(block).or(triggered);
                 }
                 held.push(block);
                 false

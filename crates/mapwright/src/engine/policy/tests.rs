@@ -47,8 +47,8 @@ fn stage_of(policy: &mut Policy, block: u64) -> Option<Stage> {
 
 #[test]
 fn key_keeps_its_parts() {
-    let key = Key::new((1 << 22) - 1, (1 << 40) - 1);
-    assert_eq!((key.slot(), key.block()), ((1 << 22) - 1, (1 << 40) - 1));
+    let key = Key::sized((1 << 22) - 1, (1 << 36) - 1, 9);
+    assert_eq!((key.slot(), key.block(), key.pages()), ((1 << 22) - 1, (1 << 36) - 1, 512));
     let entry = Entry::new(key, FREQUENCY_MAX);
     assert_eq!((entry.key(), entry.mark()), (key, FREQUENCY_MAX));
 }
@@ -179,6 +179,48 @@ fn small_goes_first_only_when_above_its_share() {
     assert_eq!(next(&mut policy, Seen::IdleUnmapped), Some(Victim::Evict(key(0))));
     policy.insert_once(key(12));
     assert_eq!(next(&mut policy, Seen::IdleUnmapped), Some(Victim::Evict(key(10))));
+}
+
+#[test]
+fn a_share_is_a_share_of_pages() {
+    let mut policy = Policy::new(1000);
+    (0..10).for_each(|block| policy.requeue(key(block)));
+    policy.insert_once(Key::sized(0, 512, 6));
+    assert_eq!(next(&mut policy, Seen::IdleUnmapped), Some(Victim::Evict(key(0))));
+    policy.insert_once(Key::sized(0, 1024, 6));
+    assert_eq!(next(&mut policy, Seen::IdleUnmapped), Some(Victim::Evict(Key::sized(0, 512, 6))));
+}
+
+/// A cache that sees no touches: `touched` tells whether a block was, when it is in limbo for the first time. How many blocks
+/// are unmapped of so many.
+fn unmapped_of(rounds: u64, seen: Seen, touched: impl Fn(u64) -> bool) -> u64 {
+    let mut policy = policy_with(4096, 0..4096);
+    let (mut unmapped, mut limbo, mut known) = (0, BTreeSet::new(), BTreeSet::new());
+    for block in 4096..4096 + rounds {
+        policy.insert(key(block));
+        while let Some(Victim::Unmap(key)) = policy.next_victim(&mut |key| match limbo.take(&key) {
+            None => seen,
+            Some(_) if touched(key.block()) && known.insert(key) => Seen::Touched,
+            Some(_) => Seen::IdleUnmapped,
+        }) {
+            unmapped += 1;
+            limbo.insert(key);
+            assert!(unmapped < 10 * rounds);
+        }
+    }
+    unmapped
+}
+
+#[test]
+fn limbo_goes_on_only_where_it_is_worth_it() {
+    let (rounds, a_tenth) = (100_000, |block: u64| block.is_multiple_of(10));
+    assert!(
+        unmapped_of(rounds, Seen::IdleClean, a_tenth) > rounds / 2,
+        "a tenth of those in limbo are asked for"
+    );
+    let sampled = unmapped_of(rounds, Seen::IdleClean, |_| false);
+    assert!((rounds / 100..rounds / 8).contains(&sampled), "a sample of {sampled}");
+    assert!(unmapped_of(rounds, Seen::Idle, |_| false) > rounds / 2, "what must be unmapped is");
 }
 
 #[test]

@@ -1,0 +1,226 @@
+//! Regions: runs of blocks that have one frame between them.
+//!
+//! A region that is filled at once becomes *whole*: its frame moves as one, and the policy has one entry for it. A whole region
+//! is shown, unmapped and dropped as one: who shows it holds a pin on one of its blocks, who unmaps or drops it has claimed all
+//! of them. So while a block is pinned its region stays where it is. Where that is in the way, because nothing else can be
+//! dropped, the region is *split*: its blocks go on as ordinary ones.
+//!
+//! The word of a region:
+//!
+//! | from | to | by | who may |
+//! | --- | --- | --- | --- |
+//! | 0 | WHOLE, or WHOLE and ASIDE | [`File::fill_region`] | who has claimed all blocks to fill them |
+//! | WHOLE, ASIDE | and BUSY | [`File::show_region`] | who has a pin on a block |
+//! | WHOLE, ASIDE, BUSY | WHOLE | `show_region`, done | the same |
+//! | WHOLE | WHOLE, ASIDE | [`File::unmap_region`] | who has claimed all blocks |
+//! | WHOLE | 0 | [`File::take_region`] | who has claimed all blocks |
+//! | WHOLE | SPLIT | [`File::split_region`] | who has claimed a block, if not BUSY |
+//! | SPLIT | 0 | `split_region`, done | the same |
+//!
+//! A region that is being split is not whole any more, but nothing in it is unmapped or dropped before it is done.
+
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::block::{MAPPED, MAPPED_CHECKED, QUEUED, SHOWN, State, TOUCHED, TRIGGER, pins, state};
+use super::file::File;
+use super::kernel::Regions;
+use super::policy::{Key, Seen};
+use super::{PAGE, lock};
+use crate::error::{Error, Result};
+
+/// One frame for all blocks.
+const WHOLE: u32 = 1;
+/// The frame is stored, not mapped.
+const ASIDE: u32 = 1 << 1;
+/// It is about to be mapped.
+const BUSY: u32 = 1 << 2;
+/// Its frame is being made into pages.
+const SPLIT: u32 = 1 << 3;
+/// Waiting for another thread that shows a region: a moment, unless that thread has lost its processor.
+const MOMENT: Duration = Duration::from_millis(1);
+
+impl File {
+    /// Which region a block is in.
+    fn region_index(&self, block: u64) -> usize {
+        ((block << self.block_shift) / self.region_size) as usize
+    }
+
+    /// Whether a run of blocks that the caller has claimed, all of them, is a whole region.
+    pub(super) fn is_whole_region(&self, region: &Range<u64>) -> bool {
+        self.regions[self.region_index(region.start)].load(Ordering::Acquire) & WHOLE != 0
+    }
+
+    /// Whether a block's region is whole, or being split. Stays so while the caller holds a claim or a pin on it, unless another
+    /// splits it.
+    pub(super) fn is_whole(&self, block: u64) -> bool {
+        self.regions[self.region_index(block)].load(Ordering::Acquire) & (WHOLE | SPLIT) != 0
+    }
+
+    /// Blocks of a region, where regions may become whole: not with the buffers of a small budget.
+    pub(super) fn region_blocks(&self) -> Option<u64> {
+        let may = self.frames.regions().is_some() && self.pager.buffers.lends_regions(self.region_size);
+        may.then_some(self.region_size >> self.block_shift)
+    }
+
+    /// Whether a run of blocks is one region that may be filled as such.
+    pub(super) fn may_be_whole(&self, blocks: &Range<u64>) -> bool {
+        self.region_blocks() == Some(blocks.end - blocks.start) && *blocks == self.region_of(blocks.start)
+    }
+
+    /// The key under which the policy has a block, or its region if that is whole.
+    pub(super) fn key_of(&self, block: u64) -> Key {
+        Key::sized(self.slot, block, self.block_shift - PAGE.trailing_zeros())
+    }
+
+    /// The key of a whole region.
+    pub(super) fn region_key(&self, region: &Range<u64>) -> Key {
+        Key::sized(self.slot, region.start, (self.region_size / PAGE).ilog2())
+    }
+
+    /// Makes the bytes of a buffer those of a region whose blocks the caller has claimed, shown in the plain view or only stored.
+    pub(super) fn fill_region(
+        &self,
+        regions: &dyn Regions,
+        blocks: &Range<u64>,
+        bytes: &mut [u8],
+        shown: bool,
+    ) -> io::Result<()> {
+        let word = &self.regions[self.region_index(blocks.start)];
+        if shown {
+            self.mark(blocks, MAPPED); // first: invariant (3) of `block`
+        }
+        regions.fill(blocks.start << self.block_shift, bytes, shown)?;
+        word.store(if shown { WHOLE } else { WHOLE | ASIDE }, Ordering::Release);
+        Ok(())
+    }
+
+    /// Shows the region of pinned blocks, all in one region, if it is whole; whether it is.
+    pub(super) fn show_region(&self, held: &Range<u64>) -> Result<bool> {
+        let Some(regions) = self.frames.regions() else { return Ok(false) };
+        let kernel = &*self.pager.kernel;
+        let word = &self.regions[self.region_index(held.start)];
+        let region = self.region_of(held.start);
+        loop {
+            let now = word.load(Ordering::Acquire);
+            match now {
+                now if now & WHOLE == 0 => return Ok(false),
+                now if now & BUSY != 0 => kernel.wait(word, now, Some(MOMENT)),
+                now if now & ASIDE == 0 => {
+                    // The caller may have met an unmapped page just before: it is to be touched again.
+                    self.frames.wake(self.bytes_of(held));
+                    self.mark(held, MAPPED | SHOWN);
+                    return Ok(true);
+                }
+                now => {
+                    if word.compare_exchange(now, now | BUSY, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                        break;
+                    }
+                }
+            }
+        }
+        // All of its blocks are resident and stay so: some are held, and while it is BUSY nobody splits it.
+        self.mark(&region, MAPPED);
+        let shown = regions.map(region.start << self.block_shift);
+        if shown.is_ok() {
+            self.mark(&region, SHOWN);
+        }
+        word.fetch_and(if shown.is_ok() { !(BUSY | ASIDE) } else { !BUSY }, Ordering::AcqRel);
+        kernel.wake(word);
+        let bytes = self.bytes_of(&region);
+        shown.map_err(|e| Error::io("map", self.name.clone(), bytes.start, bytes.end - bytes.start, e))?;
+        Ok(true)
+    }
+
+    fn mark(&self, blocks: &Range<u64>, bits: u32) {
+        blocks.clone().for_each(|block| _ = self.word(block).set(bits));
+    }
+
+    /// Takes back that the first touch of a block, or of one of its whole region, asks for read-ahead; for which block it did.
+    pub(super) fn take_trigger(&self, block: u64) -> Option<u64> {
+        if self.word(block).clear(TRIGGER) & TRIGGER == 0 {
+            return None;
+        }
+        if !self.is_whole(block) {
+            return Some(block);
+        }
+        let region = self.region_of(block);
+        region.clone().for_each(|block| _ = self.word(block).clear(TRIGGER));
+        Some(region.start)
+    }
+
+    /// Shows a whole region, all of whose blocks the caller has claimed, in no view any more.
+    pub(super) fn unmap_region(&self, block: u64) -> io::Result<()> {
+        let word = &self.regions[self.region_index(block)];
+        let Some(regions) = self.frames.regions() else { return Ok(()) };
+        if word.load(Ordering::Acquire) & ASIDE == 0 {
+            regions.unmap(self.region_of(block).start << self.block_shift)?;
+            word.fetch_or(ASIDE, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    /// Drops the contents of a whole region, all of whose blocks the caller has claimed; its pages go to a buffer that has none,
+    /// if there is one.
+    pub(super) fn take_region(&self, region: &Range<u64>) {
+        let word = &self.regions[self.region_index(region.start)];
+        let shown = word.load(Ordering::Acquire) & ASIDE == 0;
+        let bytes = self.bytes_of(region);
+        let hollow = self.pager.buffers.try_take_hollow(&self.pager.kernel, self.region_size);
+        let released = match (self.frames.regions(), hollow) {
+            (Some(regions), Some(mut lent)) => {
+                let taken = regions.take(bytes.start, shown, lent.buffer());
+                lent.set_hollow(taken.is_err());
+                Ok(())
+            }
+            _ => self.frames.release(std::slice::from_ref(&bytes)),
+        };
+        debug_assert!(released.is_ok(), "release: {released:?}");
+        word.store(0, Ordering::Release);
+    }
+
+    /// Makes ordinary blocks of a whole region's, one of which the caller has claimed and drops next, and gives them to the
+    /// policy; whether it did.
+    pub(super) fn split_region(&self, block: u64) -> bool {
+        let word = &self.regions[self.region_index(block)];
+        let Some(regions) = self.frames.regions() else { return false };
+        let now = word.load(Ordering::Acquire);
+        if now & (WHOLE | BUSY | SPLIT) != WHOLE {
+            return false;
+        }
+        if word.compare_exchange(now, now & ASIDE | SPLIT, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            return false;
+        }
+        let region = self.region_of(block);
+        let split = regions.split(block << self.block_shift, now & ASIDE == 0);
+        word.store(if split.is_ok() { 0 } else { now }, Ordering::Release);
+        if split.is_ok() {
+            let mut policy = lock(&self.pager.policy);
+            for block in region.filter(|&block| state(self.word(block).bits()) != State::Absent) {
+                if self.word(block).set(QUEUED) & QUEUED == 0 {
+                    policy.requeue(self.key_of(block));
+                }
+            }
+        }
+        split.is_ok()
+    }
+
+    /// What the policy shall know of a whole region: busy if one of its blocks is, touched if one was.
+    pub(super) fn look_at_region(&self, region: Range<u64>) -> Seen {
+        let bits = |block| self.word(block).bits();
+        let busy = |bits| state(bits) != State::Resident || pins(bits) > 0;
+        let word = self.regions[self.region_index(region.start)].load(Ordering::Acquire);
+        if word & SPLIT != 0 || region.clone().any(|block| busy(bits(block))) {
+            return Seen::Busy;
+        }
+        let copied = region.clone().any(|block| bits(block) & MAPPED_CHECKED != 0);
+        let touched = region.clone().filter(|&block| self.word(block).clear(TOUCHED) & TOUCHED != 0).count();
+        match (touched, word & ASIDE) {
+            (1.., _) => Seen::Touched,
+            (0, ASIDE) if !copied => Seen::IdleUnmapped,
+            _ => Seen::IdleClean,
+        }
+    }
+}
