@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-const ROW_FIELDS: [&str; 16] = [
+const ROW_FIELDS: [&str; 17] = [
     "pattern",
     "method",
     "limit_bytes",
@@ -24,6 +24,7 @@ const ROW_FIELDS: [&str; 16] = [
     "checksum",
     "threads",
     "rounds",
+    "calls",
     "guarantee",
     "enforced",
 ];
@@ -187,6 +188,12 @@ fn a_sample_is_made_and_removed() {
     let output = run(dir.path(), &arguments);
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert!(text(&output.stdout).contains("a sample of pseudo-random bytes"));
+    let lines = text(&output.stderr);
+    let expected = [
+        "mapwright compare: making a sample of 2 MiB",
+        "mapwright compare: 0 of 2 rounds done; warm-up: zipf through read",
+    ];
+    assert_eq!(lines.lines().take(2).collect::<Vec<_>>(), expected, "progress without a terminal");
     assert!(names(dir.path()).is_empty(), "{:?}", names(dir.path()));
 }
 
@@ -200,6 +207,7 @@ fn tiny_files_and_odd_tails_work() {
             ["compare", "data", "--write", "--rounds", "1", "--ops", "9", "--json", "-", "--quiet"];
         let output = run(dir.path(), &arguments);
         assert!(output.status.success(), "{len}: {}", text(&output.stderr));
+        assert!(output.stderr.is_empty(), "--quiet: {}", text(&output.stderr));
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
         let row = &report["rows"][0];
         assert_eq!(row["bytes"], len);
