@@ -8,8 +8,9 @@ use mapwright_sys::signals::print_raw;
 use mapwright_sys::window::{AddressRange, FixedMut, HeapBytes, Writer};
 
 use super::core::{Behind, Core};
+use super::explicit::explicit_access;
 use super::options::MapOptions;
-use super::pinned::Pinned;
+use super::pinned::{Pinned, Pins};
 use super::strategy::Choice;
 use crate::engine::read_ahead::Advice;
 use crate::engine::write_back;
@@ -69,88 +70,6 @@ impl MapMut {
     /// See [`MapOptions::open_mut`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         MapOptions::new().open_mut(path)
-    }
-
-    /// Which strategy is in use, and why.
-    pub fn strategy(&self) -> &Choice {
-        &self.core.choice
-    }
-
-    /// The bytes of a range, resident for as long as the result lives: see [`Map::get`](crate::Map::get).
-    ///
-    /// # Errors
-    /// As for [`Map::get`](crate::Map::get).
-    pub fn get(&self, range: impl RangeBounds<u64>) -> Result<Pinned<'_>> {
-        let range = self.core.resolve(range)?;
-        let pins = self.core.pin(&range)?;
-        Ok(Pinned::new(&self.bytes[range.start as usize..range.end as usize], pins))
-    }
-
-    /// As [`get`](Self::get), as a future: see [`Map::get_async`](crate::Map::get_async).
-    ///
-    /// # Errors
-    /// As for [`get`](Self::get).
-    pub async fn get_async(&self, range: impl RangeBounds<u64>) -> Result<Pinned<'_>> {
-        let range = self.core.resolve(range)?;
-        let pins = self.core.pin_async(&range).await?;
-        Ok(Pinned::new(&self.bytes[range.start as usize..range.end as usize], pins))
-    }
-
-    /// The bytes of many ranges: see [`Map::get_many`](crate::Map::get_many).
-    ///
-    /// # Errors
-    /// As for [`get`](Self::get).
-    pub fn get_many(&self, ranges: &[Range<u64>]) -> Result<Vec<Pinned<'_>>> {
-        let ranges: Vec<_> =
-            ranges.iter().map(|range| self.core.resolve(range.clone())).collect::<Result<_>>()?;
-        let pins = self.core.pin_many(&ranges)?;
-        let bytes = |range: &Range<u64>| &self.bytes[range.start as usize..range.end as usize];
-        Ok(ranges.iter().zip(pins).map(|(range, pins)| Pinned::new(bytes(range), pins)).collect())
-    }
-
-    /// As [`get_many`](Self::get_many), as a future.
-    ///
-    /// # Errors
-    /// As for [`get`](Self::get).
-    pub async fn get_many_async(&self, ranges: &[Range<u64>]) -> Result<Vec<Pinned<'_>>> {
-        let ranges: Vec<_> =
-            ranges.iter().map(|range| self.core.resolve(range.clone())).collect::<Result<_>>()?;
-        let pins = self.core.pin_many_async(&ranges).await?;
-        let bytes = |range: &Range<u64>| &self.bytes[range.start as usize..range.end as usize];
-        Ok(ranges.iter().zip(pins).map(|(range, pins)| Pinned::new(bytes(range), pins)).collect())
-    }
-
-    /// Brings a range into memory: see [`Map::prefetch`](crate::Map::prefetch).
-    ///
-    /// # Errors
-    /// As for [`get`](Self::get).
-    pub fn prefetch(&self, range: impl RangeBounds<u64>) -> Result<()> {
-        self.core.prefetch(&self.core.resolve(range)?)
-    }
-
-    /// Starts to bring a range into memory, as far as the budget allows, and returns at once. Failures show where the
-    /// bytes are used.
-    ///
-    /// # Errors
-    /// [`OutOfRange`](crate::Error::OutOfRange).
-    pub fn will_need(&self, range: impl RangeBounds<u64>) -> Result<()> {
-        self.core.will_need(&self.core.resolve(range)?)
-    }
-
-    /// As [`prefetch`](Self::prefetch), as a future.
-    ///
-    /// # Errors
-    /// As for [`get`](Self::get).
-    pub async fn prefetch_async(&self, range: impl RangeBounds<u64>) -> Result<()> {
-        self.core.prefetch_async(&self.core.resolve(range)?).await
-    }
-
-    /// Copies bytes from `offset` on into `into`, all of it.
-    ///
-    /// # Errors
-    /// As for [`get`](Self::get); `into` may be filled in part then.
-    pub fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<()> {
-        self.core.read_at(&self.bytes, offset, into)
     }
 
     /// Copies `bytes` in at `offset`. Pages that are absent are read first: see [`overwrite`](Self::overwrite).
@@ -294,27 +213,6 @@ impl MapMut {
         scope.end().map(|()| result)
     }
 
-    /// Says how the file will be used.
-    ///
-    /// # Errors
-    /// [`Io`](Error::Io) from the kernel strategy.
-    pub fn advise(&self, advice: Advice) -> Result<()> {
-        self.core.advise(advice)
-    }
-
-    /// Drops what is clean and unpinned of a range from memory; bytes freed. Dirty pages stay.
-    ///
-    /// # Errors
-    /// [`OutOfRange`](Error::OutOfRange).
-    pub fn evict(&self, range: impl RangeBounds<u64>) -> Result<u64> {
-        Ok(self.core.evict(&self.core.resolve(range)?))
-    }
-
-    /// Bytes of the file that the pager holds in memory; the whole length for the other strategies, where it isn't known.
-    pub fn resident_bytes(&self) -> u64 {
-        self.core.resident_bytes()
-    }
-
     /// Flushes and closes the map.
     ///
     /// # Errors
@@ -324,6 +222,8 @@ impl MapMut {
         self.flush()
     }
 }
+
+explicit_access!(MapMut);
 
 /// Writes a buffer back whole.
 fn write_buffer(store: &dyn Store, bytes: &[u8], offset: u64, whole: bool) -> Result<()> {
