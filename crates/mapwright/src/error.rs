@@ -82,8 +82,10 @@ pub enum Error {
         waited: Duration,
     },
     /// Everything in the budget is pinned or could not be written back.
-    #[error("the pager's budget of {budget} bytes is exhausted ({needed} more needed): {remedy}")]
+    #[error("{path}: the pager's budget of {budget} bytes is exhausted ({needed} more needed): {remedy}")]
     BudgetExhausted {
+        /// The store's name.
+        path: String,
         /// Bytes that were asked for.
         needed: u64,
         /// The pager's budget in bytes.

@@ -387,7 +387,7 @@ impl File {
         if self.word(block).bits() & MAPPED_CHECKED != 0 {
             return Ok(());
         }
-        fill::reserve(&self.pager, self.block_size(), Patience::Until(self.pager.now() + self.deadline))?;
+        fill::reserve(self, self.block_size(), Patience::Until(self.pager.now() + self.deadline))?;
         if self.word(block).set(MAPPED_CHECKED) & MAPPED_CHECKED == 0 {
             self.charges.copies.fetch_add(1, Ordering::Relaxed);
         } else {

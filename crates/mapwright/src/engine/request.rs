@@ -50,6 +50,7 @@ impl Request {
         let distinct = wanted.chunk_by(|a, b| a == b).count() as u64;
         if distinct > most {
             return Err(Error::BudgetExhausted {
+                path: file.name.clone(),
                 needed: distinct * file.block_charge(),
                 budget: file.pager.budget.total(),
                 remedy: "ask for less at a time, or raise Pager::builder().budget()",
