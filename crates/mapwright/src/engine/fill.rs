@@ -339,7 +339,7 @@ fn ended_early(file: &File, offset: u64, len: u64, deadline: Duration) -> Error 
 }
 
 /// Whether the store is still what was opened.
-fn check_version(file: &File, offset: u64, deadline: Duration) -> Result<()> {
+pub(crate) fn check_version(file: &File, offset: u64, deadline: Duration) -> Result<()> {
     // Before the look at the store: a write-back that cuts and extends it may be under way.
     let backed = lock(&file.lengths).backed;
     let now = retried(file, "check", offset, 0, deadline, || file.store.version())?;
