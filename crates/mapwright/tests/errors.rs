@@ -270,6 +270,7 @@ fn a_cut_by_another_is_not_hidden_by_our_own_write_back() {
             assert_eq!(std::fs::metadata(&path).unwrap().len(), 5000, "not extended again");
         };
         if strategy == Strategy::Kernel {
+            cut(map.write_at(last, &[8; 10]).unwrap_err());
             cut(map.resize(300 * PAGE as u64).unwrap_err());
             continue;
         }

@@ -12,6 +12,9 @@ use crate::engine::read_ahead::Advice;
 use crate::error::{Change, Error, Result};
 use crate::stores::{FileStore, Store};
 
+/// Bytes that are copied and written at once.
+const COPY: usize = 256 << 10;
+
 /// A file mapped by the kernel.
 pub(super) struct KernelFile {
     /// Dropped first: no handler runs for addresses that are being unmapped.
@@ -123,6 +126,26 @@ impl KernelFile {
                 }
                 Ok(n) => done += n,
                 Err(error) => return Err(self.inner.error("read", &range, error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes by the descriptor: a full disk is an error where a store to the mapping would be SIGBUS.
+    pub(super) fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.inner.check_length(offset)?;
+        let mut at = offset;
+        for part in bytes.chunks(COPY) {
+            // A copy: the bytes may be a slice of another map, at whose absent pages the system call may get EFAULT.
+            let part = part.to_vec();
+            let mut done = 0;
+            while done < part.len() {
+                let rest = &part[done..];
+                let range = at..at + rest.len() as u64;
+                let n = self.inner.store.write_at(at, rest);
+                let n = n.map_err(|e| self.inner.error("write", &range, e))?;
+                done += n;
+                at += n as u64;
             }
         }
         Ok(())

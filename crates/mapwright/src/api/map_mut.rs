@@ -77,15 +77,12 @@ impl MapMut {
     /// # Errors
     /// As for [`get`](Self::get); a part may have been written then.
     pub fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let range = self.core.resolve(offset..offset.saturating_add(bytes.len() as u64))?;
-        match &self.core.behind {
-            Behind::Pager(file) => file.write_at(self.core.offset + range.start, bytes),
-            Behind::Kernel(kernel) => {
-                kernel.populate(self.core.in_file(&range))?;
-                self.copy_in(range, bytes)
-            }
-            Behind::Buffer { .. } => self.copy_in(range, bytes),
+        if !matches!(self.core.behind, Behind::Buffer { .. }) {
+            return self.shared().write_at(offset, bytes);
         }
+        let range = self.core.resolve(offset..offset.saturating_add(bytes.len() as u64))?;
+        self.bytes[range.start as usize..range.end as usize].copy_from_slice(bytes);
+        Ok(())
     }
 
     /// Replaces the bytes at `offset`. Pages that are replaced wholly are not read first, whatever the file holds there.
@@ -93,16 +90,10 @@ impl MapMut {
     /// # Errors
     /// As for [`write_at`](Self::write_at).
     pub fn overwrite(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let range = self.core.resolve(offset..offset.saturating_add(bytes.len() as u64))?;
         match &self.core.behind {
-            Behind::Pager(file) => file.overwrite(self.core.offset + range.start, bytes),
-            Behind::Kernel(_) | Behind::Buffer { .. } => self.write_at(offset, bytes),
+            Behind::Buffer { .. } => self.write_at(offset, bytes),
+            Behind::Pager(_) | Behind::Kernel(_) => self.shared().overwrite(offset, bytes),
         }
-    }
-
-    fn copy_in(&mut self, range: Range<u64>, bytes: &[u8]) -> Result<()> {
-        self.bytes[range.start as usize..range.end as usize].copy_from_slice(bytes);
-        Ok(())
     }
 
     /// Makes all changes so far durable: bytes and length. Pages written while it runs may or may not be included.
@@ -187,7 +178,10 @@ impl MapMut {
     }
 
     /// Access for many threads at once, without slices: bytes are copied in and out, and what two threads write to the same
-    /// place at the same time ends up as some mixture of the two.
+    /// place at the same time ends up as some mixture of the two. Not for writing with [`Strategy::Buffer`], which makes the
+    /// map a buffer of its own: see [`Shared::write_at`].
+    ///
+    /// [`Strategy::Buffer`]: crate::Strategy::Buffer
     pub fn shared(&mut self) -> Shared<'_> {
         Shared { map: self }
     }
@@ -320,7 +314,7 @@ impl std::fmt::Debug for MapMut {
     }
 }
 
-/// Access to a [`MapMut`] from many threads at once. Made by [`MapMut::shared`]; for maps of the pager strategy.
+/// Access to a [`MapMut`] from many threads at once. Made by [`MapMut::shared`].
 ///
 /// # Threads
 /// `Send`, `Sync` and `Copy`.
@@ -330,41 +324,53 @@ pub struct Shared<'m> {
 }
 
 impl Shared<'_> {
-    fn file(&self) -> Result<&Arc<crate::engine::file::File>> {
-        match &self.map.core.behind {
-            Behind::Pager(file) => Ok(file),
-            Behind::Kernel(_) | Behind::Buffer { .. } => Err(Error::invalid(
-                format!("{}: shared access with strategy {}", self.map.core.name(), self.map.core.choice),
-                "open the map with Strategy::Pager",
-            )),
-        }
-    }
-
     /// Copies bytes out: see [`MapMut::read_at`].
     ///
     /// # Errors
-    /// As for [`MapMut::read_at`]; [`Invalid`](Error::Invalid) for other strategies.
+    /// As for [`MapMut::read_at`].
     pub fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<()> {
-        let range = self.map.core.resolve(offset..offset.saturating_add(into.len() as u64))?;
-        self.file()?.read_at(self.map.core.offset + range.start, into)
+        self.map.read_at(offset, into)
     }
 
     /// Copies bytes in: see [`MapMut::write_at`].
     ///
     /// # Errors
-    /// As for [`MapMut::write_at`]; [`Invalid`](Error::Invalid) for other strategies.
+    /// As for [`MapMut::write_at`]; [`Invalid`](Error::Invalid) with the buffer strategy, which is in use if it was asked for,
+    /// or for a store where there is no pager.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let range = self.map.core.resolve(offset..offset.saturating_add(bytes.len() as u64))?;
-        self.file()?.write_at(self.map.core.offset + range.start, bytes)
+        let start = self.start(offset, bytes)?;
+        match &self.map.core.behind {
+            Behind::Pager(file) => file.write_at(start, bytes),
+            Behind::Kernel(kernel) => kernel.write_at(start, bytes),
+            Behind::Buffer { .. } => Err(self.is_a_buffer()),
+        }
     }
 
     /// Replaces bytes: see [`MapMut::overwrite`].
     ///
     /// # Errors
-    /// As for [`MapMut::overwrite`]; [`Invalid`](Error::Invalid) for other strategies.
+    /// As for [`write_at`](Self::write_at).
     pub fn overwrite(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let start = self.start(offset, bytes)?;
+        match &self.map.core.behind {
+            Behind::Pager(file) => file.overwrite(start, bytes),
+            Behind::Kernel(kernel) => kernel.write_at(start, bytes),
+            Behind::Buffer { .. } => Err(self.is_a_buffer()),
+        }
+    }
+
+    /// Where in the file bytes at `offset` go.
+    fn start(&self, offset: u64, bytes: &[u8]) -> Result<u64> {
         let range = self.map.core.resolve(offset..offset.saturating_add(bytes.len() as u64))?;
-        self.file()?.overwrite(self.map.core.offset + range.start, bytes)
+        Ok(self.map.core.in_file(&range).start)
+    }
+
+    fn is_a_buffer(&self) -> Error {
+        let Core { choice, .. } = &self.map.core;
+        Error::invalid(
+            format!("{}: a write through MapMut::shared with strategy {choice}", self.map.core.name()),
+            "open the map with Strategy::Pager or Strategy::Kernel, or write through the map itself",
+        )
     }
 
     /// Makes all changes so far durable: see [`MapMut::flush`].
