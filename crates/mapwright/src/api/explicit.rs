@@ -3,8 +3,17 @@
 //! Written once, as a macro: the methods are documented on both types, and neither derefs to anything but its bytes. Both
 //! have the fields `core` and `bytes`.
 
+use std::ops::{Range, RangeBounds};
+
+use super::map::Map;
+use super::map_mut::MapMut;
+use super::pinned::{Pinned, Pins};
+use super::strategy::Choice;
+use crate::engine::read_ahead::Advice;
+use crate::error::Result;
+
 macro_rules! explicit_access {
-    ($map:ident) => {
+    (impl $map:ident) => {
         impl $map {
             /// Which strategy is in use, and why.
             pub fn strategy(&self) -> &Choice {
@@ -124,4 +133,5 @@ macro_rules! explicit_access {
     };
 }
 
-pub(super) use explicit_access;
+explicit_access!(impl Map);
+explicit_access!(impl MapMut);

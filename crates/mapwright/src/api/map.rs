@@ -1,16 +1,12 @@
 //! Maps for reading.
 
-use std::ops::{Deref, Range, RangeBounds};
+use std::ops::Deref;
 use std::path::Path;
 
 use mapwright_sys::window::{Fixed, Reader};
 
 use super::core::Core;
-use super::explicit::explicit_access;
 use super::options::MapOptions;
-use super::pinned::{Pinned, Pins};
-use super::strategy::Choice;
-use crate::engine::read_ahead::Advice;
 use crate::error::Result;
 
 /// A file, or a part of one, mapped for reading. Derefs to its bytes.
@@ -43,8 +39,8 @@ use crate::error::Result;
 /// ```
 pub struct Map {
     /// Dropped first: no slice outlives what serves its faults.
-    bytes: Fixed,
-    core: Core,
+    pub(super) bytes: Fixed,
+    pub(super) core: Core,
 }
 
 impl Map {
@@ -86,8 +82,6 @@ impl Map {
         scope.end().map(|()| result)
     }
 }
-
-explicit_access!(Map);
 
 impl Deref for Map {
     type Target = [u8];

@@ -1,6 +1,6 @@
 //! Maps for reading and writing.
 
-use std::ops::{Deref, DerefMut, Range, RangeBounds};
+use std::ops::{Deref, DerefMut, RangeBounds};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,11 +8,7 @@ use mapwright_sys::signals::print_raw;
 use mapwright_sys::window::{AddressRange, FixedMut, HeapBytes, Writer};
 
 use super::core::{Behind, Core};
-use super::explicit::explicit_access;
 use super::options::MapOptions;
-use super::pinned::{Pinned, Pins};
-use super::strategy::Choice;
-use crate::engine::read_ahead::Advice;
 use crate::engine::write_back;
 use crate::error::{Error, Result};
 use crate::stores::Store;
@@ -51,8 +47,8 @@ use crate::stores::Store;
 /// ```
 pub struct MapMut {
     /// Dropped first: no slice outlives what serves its faults.
-    bytes: FixedMut,
-    core: Core,
+    pub(super) bytes: FixedMut,
+    pub(super) core: Core,
     /// Whether it is the whole file, whose length may change.
     whole: bool,
     closed: bool,
@@ -216,8 +212,6 @@ impl MapMut {
         self.flush()
     }
 }
-
-explicit_access!(MapMut);
 
 /// Writes a buffer back whole.
 fn write_buffer(store: &dyn Store, bytes: &[u8], offset: u64, whole: bool) -> Result<()> {
