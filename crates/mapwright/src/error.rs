@@ -42,7 +42,7 @@ impl std::fmt::Display for Change {
 #[non_exhaustive]
 pub enum Error {
     /// The store returned an error.
-    #[error("{path}: {operation} at offset {offset} ({len} bytes): {source}")]
+    #[error("{path}: {operation}{}: {source}", place(*.offset, *.len))]
     Io {
         /// What was being done: `"read"`, `"write"`, `"sync"`, `"set length"`, `"open"`, …
         operation: &'static str,
@@ -161,6 +161,15 @@ pub enum Error {
     },
 }
 
+/// Where an operation failed, in words; nothing where it has no place.
+fn place(offset: u64, len: u64) -> String {
+    match (offset, len) {
+        (0, 0) => String::new(),
+        (offset, 0) => format!(" at offset {offset}"),
+        (offset, len) => format!(" at offset {offset} ({len} bytes)"),
+    }
+}
+
 impl Error {
     /// An [`Error::Io`] for a range of a store.
     pub fn io(
@@ -202,5 +211,20 @@ impl From<Error> for io::Error {
             Error::Changed { .. } | Error::Latched { .. } => io::ErrorKind::Other,
         };
         io::Error::new(kind, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_names_a_place_only_where_there_is_one() {
+        let text = |operation, offset, len| {
+            Error::io(operation, "file", offset, len, io::ErrorKind::NotFound.into()).to_string()
+        };
+        assert_eq!(text("open", 0, 0), "file: open: entity not found");
+        assert_eq!(text("set length", 5000, 0), "file: set length at offset 5000: entity not found");
+        assert_eq!(text("read", 0, 10), "file: read at offset 0 (10 bytes): entity not found");
     }
 }
