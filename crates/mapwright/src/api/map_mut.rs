@@ -95,9 +95,9 @@ impl MapMut {
     /// Makes all changes so far durable: bytes and length. Pages written while it runs may or may not be included.
     ///
     /// # Errors
-    /// [`Io`](Error::Io) or [`TimedOut`](Error::TimedOut) if writing or syncing fails: no page is called clean then, and the
-    /// failure is latched: later calls return [`Latched`](Error::Latched) until
-    /// [`acknowledge_error`](Self::acknowledge_error). Some pages may have reached the file.
+    /// [`Io`](Error::Io) or [`TimedOut`](Error::TimedOut) if writing or syncing fails, [`Changed`](Error::Changed) if somebody
+    /// else has cut the file: no page is called clean then, and the failure is latched: later calls return
+    /// [`Latched`](Error::Latched) until [`acknowledge_error`](Self::acknowledge_error). Some pages may have reached the file.
     pub fn flush(&self) -> Result<()> {
         self.flush_range(..)
     }
@@ -134,7 +134,8 @@ impl MapMut {
     /// changes at the next flush (with the kernel strategy, at once).
     ///
     /// # Errors
-    /// [`Invalid`](Error::Invalid) past what [`MapOptions::reserve`] reserved, or if the map is a part of the file.
+    /// [`Invalid`](Error::Invalid) past what [`MapOptions::reserve`] reserved, or if the map is a part of the file. With the
+    /// kernel strategy also [`Io`](Error::Io), and [`Changed`](Error::Changed) if somebody else has cut the file.
     pub fn resize(&mut self, len: u64) -> Result<()> {
         if !self.whole {
             let what = format!("{}: resizing a map of a part of the file", self.core.name());
@@ -362,7 +363,12 @@ impl Shared<'_> {
     fn is_a_buffer(&self) -> Error {
         let Core { choice, .. } = &self.map.core;
         Error::invalid(
-            format!("{}: a write through MapMut::shared with strategy {choice}", self.map.core.name()),
+            format!(
+                "{}: a write through MapMut::shared with strategy {} ({})",
+                self.map.core.name(),
+                choice.strategy(),
+                choice.reason()
+            ),
             "open the map with Strategy::Pager or Strategy::Kernel, or write through the map itself",
         )
     }

@@ -151,7 +151,8 @@ impl MapOptions {
     /// [`Error::Io`] (with the errno) and [`Error::NotMappable`] from opening; [`Error::OutOfRange`] for a range past the
     /// end; [`Error::Invalid`] for settings that make no sense; [`Error::Unsupported`] if the strategy asked for needs what
     /// the machine lacks (`Auto` then takes another); [`Error::Locked`] if this pager has the file open for
-    /// writing (a small file is read all the same, as it is on disk).
+    /// writing (a small file is read all the same, as it is on disk); [`Error::Changed`] for a file that changes while it
+    /// is read whole.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Map> {
         let path = path.as_ref();
         let _span = tracing::debug_span!("open", path = %path.display()).entered();
