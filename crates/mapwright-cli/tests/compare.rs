@@ -141,7 +141,15 @@ fn every_pattern_gives_rows_with_equal_checksums() {
     assert!(rows.iter().any(|row| row["threads"] == 3 && row["pattern"] == "random"));
     assert!(report["recommendation"].as_str().unwrap().contains("random"));
     assert!(report["machine"]["kernel"].as_str().unwrap().starts_with("Linux"));
-    assert!(fs::read_to_string(dir.path().join("out.svg")).unwrap().contains("mmap-advised"));
+    let svg = fs::read_to_string(dir.path().join("out.svg")).unwrap();
+    assert!(svg.contains("mmap-advised"));
+    let ran = |method: &str| rows.iter().any(|row| row["method"] == method);
+    assert_eq!(svg.contains("mapwright (default)"), ran("mapwright"));
+    assert_eq!(
+        text(&output.stdout).contains("\nmapwright-in-thread  "),
+        ran("mapwright-in-thread"),
+        "legend"
+    );
     assert!(text(&output.stdout).contains("vs advised"));
     assert_eq!(fs::read(dir.path().join("data")).unwrap(), before, "the file itself is not changed");
     assert_eq!(names(dir.path()), ["data", "out.json", "out.svg"]);

@@ -1,7 +1,7 @@
 //! Progress of a comparison, on stderr: a bar on a terminal, elsewhere a plain line now and then.
 
 use std::cell::Cell;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -40,7 +40,8 @@ impl Progress {
         if last.get().is_none_or(|last| last.elapsed() >= BETWEEN) {
             last.set(Some(Instant::now()));
             let (done, all) = (self.bar.position(), self.bar.length().unwrap_or(0));
-            eprintln!("mapwright compare: {done} of {all} rounds done; {what}");
+            // Who has closed the other end does not want to know.
+            let _ = writeln!(std::io::stderr(), "mapwright compare: {done} of {all} rounds done; {what}");
         }
     }
 
