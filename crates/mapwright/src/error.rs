@@ -57,7 +57,8 @@ pub enum Error {
     },
     /// The file was changed by somebody else since it was opened; what was read since would mix two versions.
     #[error(
-        "{path}: changed while mapped: {change} (seen at offset {offset}); open it again, or map it writable to lock it"
+        "{path}: changed while mapped: {change} (seen at offset {offset}); open it again (who writes it by MapMut locks it, \
+         which keeps out those who lock too)"
     )]
     Changed {
         /// The store's name.
