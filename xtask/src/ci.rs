@@ -98,6 +98,8 @@ struct Step {
     environment: Vec<(&'static str, &'static str)>,
     /// It prints results of its own, which are added up.
     counts_itself: bool,
+    /// The exit code that is right.
+    exit: i32,
     limit: Duration,
 }
 
@@ -106,7 +108,7 @@ fn cargo(name: &'static str, arguments: &str) -> Step {
     let seconds =
         if arguments.first().is_some_and(|command| command == "run") { RUN_SECONDS } else { STEP_SECONDS };
     let limit = Duration::from_secs(seconds);
-    Step { name, arguments, environment: Vec::new(), counts_itself: false, limit }
+    Step { name, arguments, environment: Vec::new(), counts_itself: false, exit: 0, limit }
 }
 
 /// The same, of `cargo test`.
@@ -130,7 +132,7 @@ fn steps(scratch: &Scratch) -> Vec<Step> {
     let sample = scratch.sample();
     let example =
         |name, arguments: &str| cargo(name, &format!("run --quiet -p mapwright --example {arguments}"));
-    vec![
+    let mut steps = vec![
         cargo("formatting", "fmt --all --check"),
         cargo("clippy", "clippy --workspace --all-targets -- -D warnings"),
         tests("tests", "--workspace --lib --bins --tests --no-fail-fast"),
@@ -149,7 +151,12 @@ fn steps(scratch: &Scratch) -> Vec<Step> {
         example("example: look up an index", "index_lookup -- --records 100000 --lookups 2000"),
         example("example: asynchronous server", "async_server -- --self-test"),
         cargo("benchmarks build", "bench --workspace --no-run"),
-    ]
+    ];
+    for name in ["count_lines", "sort_in_place", "index_lookup", "async_server"] {
+        steps.push(example("example: its usage", &format!("{name} -- --help")));
+        steps.push(Step { exit: 2, ..example("example: bad usage", &format!("{name} -- --no-such-option")) });
+    }
+    steps
 }
 
 impl Step {
@@ -175,7 +182,7 @@ impl Step {
             .process_group(0)
             .spawn()
             .map_err(|error| format!("cargo could not be started: {error}"))?;
-        supervise(child, self.limit, |line| {
+        supervise(child, self.limit, self.exit, |line| {
             if let Some((passed, failed, ignored)) = counts(line).filter(|_| self.counts_itself) {
                 tally.passed += passed;
                 tally.failed += failed;
@@ -195,7 +202,12 @@ impl Step {
 }
 
 /// Passes a program's output on until it ends, or ends it with everything it has started when its time is up.
-fn supervise(mut child: Child, limit: Duration, mut on_line: impl FnMut(&str)) -> Result<(), String> {
+fn supervise(
+    mut child: Child,
+    limit: Duration,
+    exit: i32,
+    mut on_line: impl FnMut(&str),
+) -> Result<(), String> {
     let (sender, lines) = std::sync::mpsc::channel();
     let Some(output) = child.stdout.take() else { return Err("no output".to_owned()) };
     let reader = std::thread::spawn(move || read_lines(output, |line| drop(sender.send(line))));
@@ -222,7 +234,7 @@ fn supervise(mut child: Child, limit: Duration, mut on_line: impl FnMut(&str)) -
     flush();
     match status {
         _ if is_late => Err(format!("not done after {} s", limit.as_secs())),
-        status if status.success() => Ok(()),
+        status if status.code() == Some(exit) => Ok(()),
         status => Err(status.to_string()),
     }
 }
@@ -297,10 +309,12 @@ mod tests {
         };
         let limit = Duration::from_secs(60);
         let mut lines = Vec::new();
-        assert_eq!(supervise(child("echo a; echo b"), limit, |line| lines.push(line.to_owned())), Ok(()));
+        assert_eq!(supervise(child("echo a; echo b"), limit, 0, |line| lines.push(line.to_owned())), Ok(()));
         assert_eq!(lines, ["a", "b"]);
-        assert!(supervise(child("exit 3"), limit, |_| {}).is_err());
-        let late = supervise(child("echo a; sleep 100 | cat"), Duration::from_millis(200), |_| {});
+        assert!(supervise(child("exit 3"), limit, 0, |_| {}).is_err());
+        assert_eq!(supervise(child("exit 2"), limit, 2, |_| {}), Ok(()));
+        assert!(supervise(child("exit 0"), limit, 2, |_| {}).is_err());
+        let late = supervise(child("echo a; sleep 100 | cat"), Duration::from_millis(200), 0, |_| {});
         assert!(late.is_err_and(|why| why.contains("not done")));
     }
 

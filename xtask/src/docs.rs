@@ -42,7 +42,7 @@ fn is_known(span: &str, source: &[(&str, String)]) -> bool {
     let path = span.split(['(', '<']).next().unwrap_or_default();
     let parts: Vec<&str> = path.split("::").collect();
     let is_path = parts.len() > 1 && parts.iter().all(|part| is_identifier(part));
-    if !is_path || matches!(parts[0], "std" | "core" | "libc" | "rustix") {
+    if !is_path || matches!(parts[0], "std" | "core" | "libc" | "rustix" | "memmap2") {
         return true;
     }
     let (scope, name) = (parts[parts.len() - 2], parts[parts.len() - 1]);

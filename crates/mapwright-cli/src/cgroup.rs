@@ -32,6 +32,14 @@ pub struct Parent {
 pub fn find() -> Result<Parent, String> {
     let read = |path: &str| fs::read_to_string(path).map_err(|error| format!("{path}: {error}"));
     let candidates = candidates(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?)?;
+    // Removed at once.
+    first_usable(candidates, |parent| Group::create(parent, 1 << 30).map(drop))
+}
+
+fn first_usable(
+    candidates: Vec<Parent>,
+    try_out: impl Fn(&Parent) -> io::Result<()>,
+) -> Result<Parent, String> {
     let mut last = String::new();
     for parent in candidates {
         if parent.version == Version::V2 && !lists_memory(&parent.dir.join("cgroup.subtree_control")) {
@@ -40,8 +48,8 @@ pub fn find() -> Result<Parent, String> {
             }
             continue;
         }
-        match Group::create(&parent, 1 << 30) {
-            Ok(_removed_at_once) => return Ok(parent),
+        match try_out(&parent) {
+            Ok(()) => return Ok(parent),
             Err(error) => last = format!("{}: {error}", parent.dir.display()),
         }
     }
@@ -124,19 +132,24 @@ impl Group {
         let dir = parent.dir.join(format!("mapwright-compare-{}-{serial}", std::process::id()));
         fs::create_dir(&dir)?;
         let group = Self { version: parent.version, dir };
-        match parent.version {
+        group.limit(limit)?;
+        Ok(group)
+    }
+
+    fn limit(&self, limit: u64) -> io::Result<()> {
+        match self.version {
             Version::V1 => {
-                group.write("memory.limit_in_bytes", limit)?;
+                self.write("memory.limit_in_bytes", limit)?;
                 // Swap accounting may be off; without swap these change nothing.
-                let _ = group.write("memory.memsw.limit_in_bytes", limit);
-                let _ = group.write("memory.swappiness", 0);
+                let _ = self.write("memory.memsw.limit_in_bytes", limit);
+                let _ = self.write("memory.swappiness", 0);
             }
             Version::V2 => {
-                group.write("memory.max", limit)?;
-                let _ = group.write("memory.swap.max", 0);
+                self.write("memory.max", limit)?;
+                let _ = self.write("memory.swap.max", 0);
             }
         }
-        Ok(group)
+        Ok(())
     }
 
     /// Moves a process in. What it uses from now on is charged to the group.
@@ -225,6 +238,62 @@ mod tests {
         assert!(candidates("", "4:memory:/\n").unwrap_err().contains("not mounted"));
         assert!(candidates("", "0::/\n").unwrap_err().contains("no cgroup file system"));
         assert!(candidates(V2, "").unwrap_err().contains("no cgroups"));
+    }
+
+    /// What cgroup-v2.rst says that a memory group has, in a folder: this machine's kernel may have no memory controller there.
+    fn fake_v2(dir: &Path) -> Group {
+        fs::create_dir(dir).unwrap();
+        for file in ["cgroup.procs", "memory.max", "memory.swap.max"] {
+            fs::write(dir.join(file), "").unwrap();
+        }
+        let events = "low 0\nhigh 0\nmax 7\noom 3\noom_kill 2\noom_group_kill 1\n";
+        fs::write(dir.join("memory.events"), events).unwrap();
+        Group { version: Version::V2, dir: dir.to_owned() }
+    }
+
+    #[test]
+    fn v2_takes_the_nearest_ancestor_that_passes_memory_on_and_lets_groups_be_made() {
+        let tree = tempfile::tempdir().unwrap();
+        let own = tree.path().join("user.slice/app.slice/run.scope");
+        fs::create_dir_all(&own).unwrap();
+        let controls = |dir: &str, text: &str| {
+            fs::write(tree.path().join(dir).join("cgroup.subtree_control"), text).unwrap();
+        };
+        controls("user.slice/app.slice/run.scope", "");
+        controls("user.slice/app.slice", "cpu pids\n");
+        controls("user.slice", "cpu memory pids\n");
+        controls("", "cpu memory pids\n");
+        let mounts = format!("30 23 0:26 / {} rw - cgroup2 cgroup2 rw\n", tree.path().display());
+        let candidates = || candidates(&mounts, "0::/user.slice/app.slice/run.scope\n").unwrap();
+        let found = first_usable(candidates(), |_| Ok(())).unwrap();
+        assert_eq!(found, Parent { version: Version::V2, dir: tree.path().join("user.slice") });
+        let not_delegated = |parent: &Parent| match parent.dir == *tree.path() {
+            true => Ok(()),
+            false => Err(io::ErrorKind::PermissionDenied.into()),
+        };
+        assert_eq!(first_usable(candidates(), not_delegated).unwrap().dir, tree.path());
+        let why = first_usable(candidates(), |_| Err(io::ErrorKind::PermissionDenied.into())).unwrap_err();
+        assert!(why.contains(&tree.path().display().to_string()) && why.contains("systemd-run"), "{why}");
+        for dir in ["user.slice", ""] {
+            controls(dir, "cpu\n");
+        }
+        let why = first_usable(candidates(), |_| Ok(())).unwrap_err();
+        assert!(why.contains("run.scope does not pass the memory controller on"), "{why}");
+        // A real group without the controller has no memory.max: that is found, and the group is not left behind.
+        assert!(Group::create(&Parent { version: Version::V2, dir: own.clone() }, 1 << 20).is_err());
+        assert!(fs::read_dir(&own).unwrap().all(|entry| entry.unwrap().path().is_file()));
+    }
+
+    #[test]
+    fn a_v2_group_is_limited_joined_and_asked_by_its_own_files() {
+        let tree = tempfile::tempdir().unwrap();
+        let group = fake_v2(&tree.path().join("group"));
+        let read = |file: &str| fs::read_to_string(group.dir.join(file)).unwrap();
+        group.limit(64 << 20).unwrap();
+        assert_eq!((read("memory.max"), read("memory.swap.max")), ("67108864".to_owned(), "0".to_owned()));
+        group.add(4711).unwrap();
+        assert_eq!(read("cgroup.procs"), "4711");
+        assert_eq!(group.oom_kills(), 2, "neither oom nor oom_group_kill");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-const ROW_FIELDS: [&str; 16] = [
+const ROW_FIELDS: [&str; 17] = [
     "pattern",
     "method",
     "limit_bytes",
@@ -24,6 +24,7 @@ const ROW_FIELDS: [&str; 16] = [
     "checksum",
     "threads",
     "rounds",
+    "calls",
     "guarantee",
     "enforced",
 ];
@@ -140,7 +141,15 @@ fn every_pattern_gives_rows_with_equal_checksums() {
     assert!(rows.iter().any(|row| row["threads"] == 3 && row["pattern"] == "random"));
     assert!(report["recommendation"].as_str().unwrap().contains("random"));
     assert!(report["machine"]["kernel"].as_str().unwrap().starts_with("Linux"));
-    assert!(fs::read_to_string(dir.path().join("out.svg")).unwrap().contains("mmap-advised"));
+    let svg = fs::read_to_string(dir.path().join("out.svg")).unwrap();
+    assert!(svg.contains("mmap-advised"));
+    let ran = |method: &str| rows.iter().any(|row| row["method"] == method);
+    assert_eq!(svg.contains("mapwright (default)"), ran("mapwright"));
+    assert_eq!(
+        text(&output.stdout).contains("\nmapwright-in-thread  "),
+        ran("mapwright-in-thread"),
+        "legend"
+    );
     assert!(text(&output.stdout).contains("vs advised"));
     assert_eq!(fs::read(dir.path().join("data")).unwrap(), before, "the file itself is not changed");
     assert_eq!(names(dir.path()), ["data", "out.json", "out.svg"]);
@@ -187,6 +196,12 @@ fn a_sample_is_made_and_removed() {
     let output = run(dir.path(), &arguments);
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert!(text(&output.stdout).contains("a sample of pseudo-random bytes"));
+    let lines = text(&output.stderr);
+    let expected = [
+        "mapwright compare: making a sample of 2 MiB",
+        "mapwright compare: 0 of 2 rounds done; warm-up: zipf through read",
+    ];
+    assert_eq!(lines.lines().take(2).collect::<Vec<_>>(), expected, "progress without a terminal");
     assert!(names(dir.path()).is_empty(), "{:?}", names(dir.path()));
 }
 
@@ -200,6 +215,7 @@ fn tiny_files_and_odd_tails_work() {
             ["compare", "data", "--write", "--rounds", "1", "--ops", "9", "--json", "-", "--quiet"];
         let output = run(dir.path(), &arguments);
         assert!(output.status.success(), "{len}: {}", text(&output.stderr));
+        assert!(output.stderr.is_empty(), "--quiet: {}", text(&output.stderr));
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
         let row = &report["rows"][0];
         assert_eq!(row["bytes"], len);

@@ -36,13 +36,16 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match arguments[..] {
+        ["--help"] => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
         ["--self-test"] => self_test(),
-        [file] if !file.starts_with('-') => serve_file(file, 0),
-        [file, port] if !file.starts_with('-') => match port.parse() {
-            Ok(port) => serve_file(file, port),
-            Err(_) => Err(format!("{port} is no port; {USAGE}").into()),
-        },
-        _ => Err(USAGE.into()),
+        [file, ref port @ ..] if !file.starts_with('-') && port.len() <= 1 => {
+            let Ok(port) = port.first().map_or(Ok(0), |port| port.parse()) else { return misused() };
+            serve_file(file, port)
+        }
+        _ => return misused(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -51,6 +54,11 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn misused() -> ExitCode {
+    eprintln!("{USAGE}");
+    ExitCode::from(2)
 }
 
 fn open(path: impl AsRef<Path>, budget: u64) -> Result<Arc<Map>, mapwright::Error> {

@@ -9,19 +9,34 @@
 //! ```
 
 use std::error::Error;
+use std::ffi::OsString;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 
 use mapwright::{Map, MapOptions, Pager};
 
+const USAGE: &str = "usage: count_lines [FILE]";
 /// Memory for the pager, in bytes: far less than most files worth mapping.
 const BUDGET: u64 = 16 << 20;
 /// Lines of the file that is made when none is given.
 const SAMPLE_LINES: u64 = 100_000;
 
 fn main() -> ExitCode {
-    match run() {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let file = match &arguments[..] {
+        [] => None,
+        [help] if help == "--help" => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        [file] if !file.to_string_lossy().starts_with('-') => Some(Path::new(file)),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match run(file) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("count_lines: {error}");
@@ -30,14 +45,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run() -> Result<(), Box<dyn Error>> {
-    let mut arguments = std::env::args_os().skip(1);
-    let file = arguments.next().map(PathBuf::from);
-    if arguments.next().is_some() {
-        return Err("usage: count_lines [FILE]".into());
-    }
+fn run(file: Option<&Path>) -> Result<(), Box<dyn Error>> {
     let sample = if file.is_none() { Some(sample()?) } else { None };
-    let path = file.as_deref().or(sample.as_ref().map(|sample| sample.path())).ok_or("no file")?;
+    let path = file.or(sample.as_ref().map(|sample| sample.path())).ok_or("no file")?;
 
     let pager = Pager::builder().budget(BUDGET).build()?;
     let map = MapOptions::new().pager(&pager).open(path)?;

@@ -31,7 +31,15 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match arguments().and_then(|arguments| run(&arguments)) {
+    if std::env::args_os().any(|argument| argument == "--help") {
+        println!("{USAGE}");
+        return ExitCode::SUCCESS;
+    }
+    let Some(arguments) = arguments() else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    };
+    match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("index_lookup: {error}");
@@ -149,18 +157,19 @@ fn random(end: u64) -> impl Iterator<Item = u64> {
     })
 }
 
-fn arguments() -> Result<Arguments, Box<dyn Error>> {
+/// `None` if they are wrong.
+fn arguments() -> Option<Arguments> {
     let mut parsed = Arguments { records: 4 << 20, lookups: 20_000, batch: 256 };
-    let mut arguments = std::env::args().skip(1);
+    let mut arguments = std::env::args_os().skip(1);
     while let Some(argument) = arguments.next() {
-        let value = arguments.next().and_then(|value| value.parse::<u64>().ok());
-        let value = value.filter(|value| (1..1 << 32).contains(value)).ok_or(USAGE)?;
-        match argument.as_str() {
+        let value = arguments.next().and_then(|value| value.to_str()?.parse::<u64>().ok());
+        let value = value.filter(|value| (1..1 << 32).contains(value))?;
+        match argument.to_str()? {
             "--records" => parsed.records = value,
             "--lookups" => parsed.lookups = value,
             "--batch" => parsed.batch = value,
-            _ => return Err(USAGE.into()),
+            _ => return None,
         }
     }
-    Ok(parsed)
+    Some(parsed)
 }

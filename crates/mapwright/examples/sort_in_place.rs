@@ -28,7 +28,15 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match arguments().and_then(|arguments| run(&arguments)) {
+    if std::env::args_os().any(|argument| argument == "--help") {
+        println!("{USAGE}");
+        return ExitCode::SUCCESS;
+    }
+    let Some(arguments) = arguments() else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    };
+    match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("sort_in_place: {error}");
@@ -113,21 +121,22 @@ fn fill(file: &std::fs::File, bytes: u64) -> std::io::Result<()> {
     writer.flush()
 }
 
-fn arguments() -> Result<Arguments, Box<dyn Error>> {
+/// `None` if they are wrong.
+fn arguments() -> Option<Arguments> {
     let mut parsed = Arguments { file: None, bytes: 64 << 20, budget: 16 << 20 };
     let mut arguments = std::env::args_os().skip(1);
     while let Some(argument) = arguments.next() {
-        let mut mib = || -> Result<u64, Box<dyn Error>> {
+        let mut mib = || {
             let value = arguments.next().and_then(|value| value.to_str()?.parse::<u64>().ok());
-            Ok(value.filter(|mib| (1..1 << 20).contains(mib)).ok_or(USAGE)? << 20)
+            value.filter(|mib| (1..1 << 20).contains(mib)).map(|mib| mib << 20)
         };
         match argument.to_str() {
             Some("--mib") => parsed.bytes = mib()?,
             Some("--budget-mib") => parsed.budget = mib()?,
-            Some(option) if option.starts_with('-') => return Err(USAGE.into()),
+            Some(option) if option.starts_with('-') => return None,
             _ if parsed.file.is_none() => parsed.file = Some(argument.into()),
-            _ => return Err(USAGE.into()),
+            _ => return None,
         }
     }
-    Ok(parsed)
+    Some(parsed)
 }

@@ -42,7 +42,7 @@ impl std::fmt::Display for Change {
 #[non_exhaustive]
 pub enum Error {
     /// The store returned an error.
-    #[error("{path}: {operation} at offset {offset} ({len} bytes): {source}")]
+    #[error("{path}: {operation}{}: {source}", place(*.offset, *.len))]
     Io {
         /// What was being done: `"read"`, `"write"`, `"sync"`, `"set length"`, `"open"`, …
         operation: &'static str,
@@ -57,7 +57,8 @@ pub enum Error {
     },
     /// The file was changed by somebody else since it was opened; what was read since would mix two versions.
     #[error(
-        "{path}: changed while mapped: {change} (seen at offset {offset}); open it again, or map it writable to lock it"
+        "{path}: changed while mapped: {change} (seen at offset {offset}); open it again (who writes it by MapMut locks it, \
+         which keeps out those who lock too)"
     )]
     Changed {
         /// The store's name.
@@ -82,8 +83,10 @@ pub enum Error {
         waited: Duration,
     },
     /// Everything in the budget is pinned or could not be written back.
-    #[error("the pager's budget of {budget} bytes is exhausted ({needed} more needed): {remedy}")]
+    #[error("{path}: the pager's budget of {budget} bytes is exhausted ({needed} more needed): {remedy}")]
     BudgetExhausted {
+        /// The store's name.
+        path: String,
         /// Bytes that were asked for.
         needed: u64,
         /// The pager's budget in bytes.
@@ -159,6 +162,15 @@ pub enum Error {
     },
 }
 
+/// Where an operation failed, in words; nothing where it has no place.
+fn place(offset: u64, len: u64) -> String {
+    match (offset, len) {
+        (0, 0) => String::new(),
+        (offset, 0) => format!(" at offset {offset}"),
+        (offset, len) => format!(" at offset {offset} ({len} bytes)"),
+    }
+}
+
 impl Error {
     /// An [`Error::Io`] for a range of a store.
     pub fn io(
@@ -200,5 +212,20 @@ impl From<Error> for io::Error {
             Error::Changed { .. } | Error::Latched { .. } => io::ErrorKind::Other,
         };
         io::Error::new(kind, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_names_a_place_only_where_there_is_one() {
+        let text = |operation, offset, len| {
+            Error::io(operation, "file", offset, len, io::ErrorKind::NotFound.into()).to_string()
+        };
+        assert_eq!(text("open", 0, 0), "file: open: entity not found");
+        assert_eq!(text("set length", 5000, 0), "file: set length at offset 5000: entity not found");
+        assert_eq!(text("read", 0, 10), "file: read at offset 0 (10 bytes): entity not found");
     }
 }

@@ -3,7 +3,13 @@
 
 mod common;
 
-use common::{MODES, PAGE, Rng, child, paged, pager, require_userfaultfd, role, run_ok, scratch};
+use std::time::Duration;
+
+use common::{
+    MODES, PAGE, Rng, Watchdog, block_on, child, file_of, paged, pager, require_userfaultfd, role, run_ok,
+    scratch,
+};
+use mapwright::Error;
 
 /// Resident bytes of this process now, without pages of files.
 fn resident() -> u64 {
@@ -64,6 +70,33 @@ fn memory_stays_within_the_budget() {
     let sum = map.checked(|view| view.iter().step_by(PAGE).map(|byte| u64::from(*byte)).sum::<u64>());
     assert!(sum.is_ok());
     within("checked");
+}
+
+#[test]
+fn what_can_never_fit_is_refused_at_once() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let dir = scratch();
+    let (path, bytes) = file_of(dir.path(), 64 * PAGE);
+    let pager = pager(32 << 10);
+    let hour = Duration::from_secs(3600);
+    let map = paged(&pager, MODES[0]).deadline(hour).open(&path).unwrap();
+    let watchdog = Watchdog::new("a request that can't fit", Duration::from_secs(20));
+    // Six blocks fit the 28 KiB for frames and metadata; with the part of the block table that they need, they don't.
+    let refused = [
+        map.get(..6 * PAGE as u64).map(drop),
+        map.get_many(&[0..1, 3 * PAGE as u64..8 * PAGE as u64]).map(drop),
+        block_on(map.get_async(..6 * PAGE as u64)).map(drop),
+    ];
+    for error in refused.map(Result::unwrap_err) {
+        let Error::BudgetExhausted { path: told, needed, budget, .. } = &error else { panic!("{error:?}") };
+        assert_eq!((told.as_str(), *budget), (path.to_str().unwrap(), 32 << 10));
+        assert_eq!(*needed, 6 * (PAGE as u64 + 16) + PAGE as u64);
+    }
+    assert_eq!(map.get(..5 * PAGE as u64).unwrap()[..], bytes[..5 * PAGE]);
+    assert!(map.get(..6 * PAGE as u64).is_err(), "also when the table is charged already");
+    drop(watchdog);
 }
 
 #[test]

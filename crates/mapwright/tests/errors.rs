@@ -251,6 +251,61 @@ fn files_changed_by_others() {
 }
 
 #[test]
+fn a_cut_by_another_is_not_hidden_by_our_own_write_back() {
+    for strategy in [Strategy::Pager, Strategy::Kernel] {
+        if strategy == Strategy::Pager && !require_userfaultfd() {
+            continue;
+        }
+        let dir = scratch();
+        let (path, bytes) = file_of(dir.path(), 256 * PAGE);
+        let pager = pager(1 << 20);
+        let mut map = MapOptions::new().pager(&pager).strategy(strategy).open_mut(&path).unwrap();
+        let last = bytes.len() as u64 - 10;
+        map.write_at(last, &[7; 10]).unwrap();
+        map.flush().unwrap();
+        std::fs::File::options().write(true).open(&path).unwrap().set_len(5000).unwrap();
+        let cut = |error: Error| {
+            let change = Change::Truncated { was: 256 * PAGE as u64, now: 5000 };
+            assert!(matches!(&error, Error::Changed { change: told, .. } if *told == change), "{error:?}");
+            assert_eq!(std::fs::metadata(&path).unwrap().len(), 5000, "not extended again");
+        };
+        if strategy == Strategy::Kernel {
+            cut(map.write_at(last, &[8; 10]).unwrap_err());
+            cut(map.resize(300 * PAGE as u64).unwrap_err());
+            continue;
+        }
+        map.write_at(last, &[8; 10]).unwrap();
+        cut(map.flush().unwrap_err());
+        cut(map.acknowledge_error().unwrap());
+        map.append(b"more").unwrap();
+        cut(map.flush().unwrap_err());
+        map.acknowledge_error();
+        // What is left of it can still be had.
+        map.resize(5000).unwrap();
+        map.close().unwrap();
+        assert!(std::fs::read(&path).unwrap() == bytes[..5000]);
+    }
+}
+
+#[test]
+fn our_own_shrink_is_not_taken_for_anothers() {
+    let dir = scratch();
+    let (path, _) = file_of(dir.path(), 256 * PAGE);
+    let mut map = MapOptions::new().strategy(Strategy::Kernel).open_mut(&path).unwrap();
+    map.resize(64 * PAGE as u64).unwrap();
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(5000).unwrap();
+    let was = |error: Error| match error {
+        Error::Changed { change: Change::Truncated { was, now: 5000 }, .. } => was,
+        error => panic!("{error:?}"),
+    };
+    assert_eq!(was(map.get(50_000..50_001).unwrap_err()), 64 * PAGE as u64);
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(64 * PAGE as u64).unwrap();
+    map.resize(32 * PAGE as u64).unwrap();
+    map.resize(128 * PAGE as u64).unwrap();
+    assert_eq!(map.get(500_000..500_001).unwrap()[0], 0);
+}
+
+#[test]
 fn truncation_under_the_kernel_strategy() {
     let dir = scratch();
     let (path, bytes) = file_of(dir.path(), 256 * PAGE);

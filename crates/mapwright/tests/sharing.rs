@@ -37,6 +37,54 @@ fn two_maps_of_a_file_share_one_cache() {
 }
 
 #[test]
+fn threads_share_a_writable_map_with_every_strategy_that_can() {
+    for strategy in [Strategy::Pager, Strategy::Kernel, Strategy::Buffer] {
+        if strategy == Strategy::Pager && !require_userfaultfd() {
+            continue;
+        }
+        let dir = scratch();
+        let (path, mut bytes) = file_of(dir.path(), 64 * PAGE + 5);
+        let pager = pager(1 << 20);
+        let options = MapOptions::new().pager(&pager).strategy(strategy).range(3..);
+        let mut map = options.open_mut(&path).unwrap();
+        let shared = map.shared();
+        let mut head = [0; 100];
+        shared.read_at(0, &mut head).unwrap();
+        assert_eq!(head[..], bytes[3..103]);
+        if strategy == Strategy::Buffer {
+            for refused in [shared.write_at(0, &[1]), shared.overwrite(0, &[1])] {
+                let text = refused.unwrap_err().to_string();
+                assert!(text.contains("MapMut::shared with strategy buffer (asked for)"), "{text}");
+                assert!(text.contains(path.to_str().unwrap()) && text.contains("Strategy::Kernel"), "{text}");
+            }
+            continue;
+        }
+        // Each thread has every fourth stretch of 1000 bytes: four of them at a time write to a page.
+        std::thread::scope(|scope| {
+            for own in 0..4u8 {
+                scope.spawn(move || {
+                    for at in (usize::from(own) * 1000..64 * PAGE - 1000).step_by(4000) {
+                        if at % 8000 < 4000 {
+                            shared.write_at(at as u64, &[own; 1000]).unwrap();
+                        } else {
+                            shared.overwrite(at as u64, &[own; 1000]).unwrap();
+                        }
+                    }
+                });
+            }
+        });
+        for own in 0..4u8 {
+            for at in (usize::from(own) * 1000..64 * PAGE - 1000).step_by(4000) {
+                bytes[3 + at..3 + at + 1000].fill(own);
+            }
+        }
+        assert!(map[..] == bytes[3..], "{strategy}");
+        map.close().unwrap();
+        assert!(std::fs::read(&path).unwrap() == bytes, "{strategy}");
+    }
+}
+
+#[test]
 fn one_writer_and_no_readers_beside_it() {
     if !require_userfaultfd() {
         return;

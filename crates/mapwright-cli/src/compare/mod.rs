@@ -9,6 +9,7 @@ pub mod checksum;
 pub mod histogram;
 pub mod pages;
 mod plan;
+mod progress;
 mod report;
 pub mod rows;
 pub mod run;
@@ -17,11 +18,10 @@ mod svg;
 pub mod worker;
 
 use std::fs::{self, File};
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
 pub use pages::PAGE;
@@ -32,6 +32,7 @@ use crate::machine::{self, Machine};
 use crate::methods::Method;
 use crate::{signals, size};
 use plan::Plan;
+use progress::Progress;
 use rows::{Group, Report, Row, Skipped};
 use run::Enforcement;
 use sample::OwnFile;
@@ -234,14 +235,14 @@ pub fn compare(options: &Options) -> Result<bool> {
             warnings: Vec::new(),
             problems: Vec::new(),
         },
-        progress: progress(options, steps as u64),
+        progress: Progress::new(options.quiet, steps as u64),
     };
     comparison.warn_about(&place);
     comparison.warm_memory_up();
     for (pattern, threads) in options.groups() {
         comparison.run_group(pattern, threads)?;
     }
-    comparison.progress.finish_and_clear();
+    comparison.progress.end();
     let mut report = comparison.report;
     report.recommendation = report::recommendation(&report.rows);
 
@@ -286,20 +287,6 @@ fn write_json(path: &Path, report: &Report) -> Result<()> {
     fs::write(path, json).map_err(|error| Failure::io("write", path, error))
 }
 
-fn progress(options: &Options, steps: u64) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(
-        Some(steps),
-        if options.quiet || !std::io::stderr().is_terminal() {
-            ProgressDrawTarget::hidden()
-        } else {
-            ProgressDrawTarget::stderr()
-        },
-    );
-    let style = "{bar:30} {pos}/{len} rounds, {eta} left: {msg}";
-    bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar
-}
-
 /// The file that is read, and the copy that is updated.
 struct Target {
     path: PathBuf,
@@ -314,6 +301,9 @@ impl Target {
         let (path, sample) = match &options.file {
             Some(path) => (path.clone(), None),
             None => {
+                if !options.quiet {
+                    eprintln!("mapwright compare: making a sample of {}", size::show(options.sample_size));
+                }
                 let sample = sample::make(options.sample_size)?;
                 (sample.path.clone(), Some(sample))
             }
@@ -359,7 +349,7 @@ struct Comparison<'a> {
     limit: u64,
     enforcement: Enforcement,
     report: Report,
-    progress: ProgressBar,
+    progress: Progress,
 }
 
 impl Comparison<'_> {
@@ -391,6 +381,7 @@ impl Comparison<'_> {
 
     /// One table: a pattern with a number of threads.
     fn run_group(&mut self, pattern: Pattern, threads: usize) -> Result<()> {
+        self.progress.begin();
         let mut plan = Plan::new(self.options, pattern, self.target.len, self.limit);
         let methods = self.warm_up(pattern, threads, &mut plan)?;
         let mut measured: Vec<(Method, Vec<Measured>)> =
@@ -398,9 +389,9 @@ impl Comparison<'_> {
         for round in 0..self.options.rounds as usize {
             for turn in 0..methods.len() {
                 let index = (turn + round) % methods.len();
-                self.progress.set_message(format!("{} through {}", pattern.name(), methods[index].name()));
+                self.progress.doing(&format!("{} through {}", pattern.name(), methods[index].name()));
                 let task = self.task(methods[index], pattern, threads, plan.ops, None);
-                self.progress.inc(1);
+                self.progress.did(1);
                 // One that failed once is not asked again: its rounds would not be comparable.
                 if measured[index].1.len() < round {
                     continue;
@@ -429,21 +420,21 @@ impl Comparison<'_> {
         let mut working = Vec::new();
         let mut speeds = Vec::new();
         for method in self.options.methods(pattern) {
-            self.progress.set_message(format!("warm-up: {} through {}", pattern.name(), method.name()));
+            self.progress.doing(&format!("warm-up: {} through {}", pattern.name(), method.name()));
             let task = self.task(method, pattern, threads, plan.warm_up_ops, Some(plan.warm_up_seconds));
             match self.run_one(&task) {
                 Ok(measured) => {
                     working.push(method);
                     speeds.push(measured.ops as f64 / measured.seconds.max(1e-9));
-                    self.progress.inc(1);
+                    self.progress.did(1);
                 }
                 Err(Failure::Unsupported(why)) => {
                     self.report.skipped.push(Skipped { pattern, method, why });
-                    self.progress.inc(1 + u64::from(self.options.rounds));
+                    self.progress.did(1 + u64::from(self.options.rounds));
                 }
                 Err(failure) => {
                     self.note_failure(failure, pattern)?;
-                    self.progress.inc(1 + u64::from(self.options.rounds));
+                    self.progress.did(1 + u64::from(self.options.rounds));
                 }
             }
         }

@@ -2,6 +2,9 @@
 
 use std::fmt::Write;
 
+use clap::ValueEnum;
+use clap::builder::PossibleValue;
+
 use super::Pattern;
 use super::rows::{Report, Row};
 use crate::machine::Machine;
@@ -44,6 +47,7 @@ pub fn tables(report: &Report) -> String {
     for group in report.rows.chunk_by(|a, b| (a.pattern, a.threads) == (b.pattern, b.threads)) {
         table(&mut text, group);
     }
+    legend(&mut text, &report.rows);
     if !report.skipped.is_empty() {
         text.push_str("\nnot run\n");
         for reason in reasons(report) {
@@ -58,6 +62,17 @@ pub fn tables(report: &Report) -> String {
         text.push('\n');
     }
     text
+}
+
+/// What the names of mapwright's own methods stand for; those of the kernel's are its calls.
+fn legend(text: &mut String, rows: &[Row]) {
+    let ran = |method: &Method| method.is_mapwright() && rows.iter().any(|row| row.method == *method);
+    for (index, method) in Method::ALL.into_iter().filter(ran).enumerate() {
+        let value = method.to_possible_value();
+        let help = value.as_ref().and_then(PossibleValue::get_help).map(ToString::to_string);
+        let gap = if index == 0 { "\n" } else { "" };
+        let _ = writeln!(text, "{gap}{:<21}{}", method.name(), help.unwrap_or_default());
+    }
 }
 
 /// One line for each method and reason, patterns together.
@@ -182,16 +197,25 @@ fn verdict(rows: &[Row]) -> String {
     let mut text = match (ours, kernel) {
         (Some(ours), Some(kernel)) => {
             let ratio = ours.ops_per_second / kernel.ops_per_second;
-            let (ours, kernel) = (ours.method.name(), kernel.method.name());
+            let calls = |row: &Row| format!("{} ({})", row.method.name(), row.calls);
+            let (our_name, kernel_name) = (ours.method.name(), kernel.method.name());
             if ratio > TIE {
-                format!("use {ours}: {ratio:.2}× the best of the kernel's ways ({kernel})")
+                format!("use {}: {ratio:.2}× the best of the kernel's ways ({kernel_name})", calls(ours))
             } else if ratio < 1.0 / TIE {
-                format!("the kernel wins: use {kernel}, {:.2}× {ours}, the best of mapwright's", 1.0 / ratio)
+                let ratio = 1.0 / ratio;
+                format!(
+                    "the kernel wins: use {}, {ratio:.2}× {our_name}, the best of mapwright's",
+                    calls(kernel)
+                )
             } else {
-                format!("{ours} and {kernel} are equally fast (within 5 %): choose by what else they give")
+                format!(
+                    "{} and {} are equally fast (within 5 %): choose by what else they give",
+                    calls(ours),
+                    calls(kernel)
+                )
             }
         }
-        _ => format!("{} is the fastest that ran", first.method.name()),
+        _ => format!("{} ({}) is the fastest that ran", first.method.name(), first.calls),
     };
     if let Some(ratio) = ratio_to_advised(rows, first)
         && first.method != Method::MmapAdvised
@@ -223,7 +247,9 @@ mod tests {
         ];
         let text = recommendation(&rows);
         assert!(
-            text.contains("use mapwright-explicit: 3.00× the best of the kernel's ways (pread)"),
+            text.contains(
+                "use mapwright-explicit (Map::get_many): 3.00× the best of the kernel's ways (pread)"
+            ),
             "{text}"
         );
         assert!(text.contains("mapwright-explicit is 3.33× mmap with advice"), "{text}");
@@ -237,7 +263,25 @@ mod tests {
             row(Pattern::Sequential, Method::Mapwright, 10_000.0),
         ];
         let text = recommendation(&rows);
-        assert!(text.contains("the kernel wins: use mmap-advised, 2.00× mapwright"), "{text}");
+        assert!(text.contains("the kernel wins: use mmap-advised (madvise(2), or"), "{text}");
+        assert!(text.contains("2.00× mapwright, the best of mapwright's"), "{text}");
+    }
+
+    #[test]
+    fn names_the_setting_that_makes_the_difference() {
+        let rows = [
+            row(Pattern::Random, Method::Pread, 10_000.0),
+            row(Pattern::Random, Method::Mapwright, 12_000.0),
+            row(Pattern::Random, Method::MapwrightInThread, 20_000.0),
+        ];
+        let text = recommendation(&rows);
+        let wanted = "use mapwright-in-thread (MapOptions::fault_mode(FaultMode::InThread)): 2.00×";
+        assert!(text.contains(wanted), "{text}");
+        let mut text = String::new();
+        legend(&mut text, &rows);
+        let starts: Vec<_> = text.lines().map(|line| line.split("  ").next().unwrap()).collect();
+        assert_eq!(starts, ["", "mapwright", "mapwright-in-thread"]);
+        assert!(text.lines().nth(1).unwrap().contains("by default"), "{text}");
     }
 
     #[test]
@@ -251,7 +295,10 @@ mod tests {
     fn only_what_ran_is_recommended() {
         assert!(recommendation(&[]).contains("nothing ran"));
         let text = recommendation(&[row(Pattern::Zipf, Method::Pread, 10_000.0)]);
-        assert!(text.contains("pread is the fastest that ran") && !text.contains("mapwright"), "{text}");
+        assert!(
+            text.contains("pread (pread(2)) is the fastest that ran") && !text.contains("mapwright"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -261,7 +308,7 @@ mod tests {
             &mut text,
             &[
                 row(Pattern::Random, Method::MmapAdvised, 2_000.0),
-                row(Pattern::Random, Method::MapwrightThread, 1_234_567.0),
+                row(Pattern::Random, Method::MapwrightInThread, 1_234_567.0),
             ],
         );
         let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("  ")).collect();

@@ -38,6 +38,8 @@ pub struct Row {
     pub threads: usize,
     /// Rounds that were measured.
     pub rounds: usize,
+    /// What a program calls to get the method.
+    pub calls: &'static str,
     /// What the method promises.
     pub guarantee: &'static str,
     /// Whether the kernel held the process and its page cache to the limit.
@@ -91,6 +93,7 @@ impl Row {
             checksum: format!("{:016x}", first.checksum),
             threads: group.threads,
             rounds: rounds.len(),
+            calls: method.calls(group.pattern),
             guarantee: method.guarantee(group.pattern),
             enforced: group.enforced,
             baseline_rss_bytes: rounds.iter().map(|round| round.baseline_rss_bytes).min().unwrap_or(0),
@@ -191,6 +194,7 @@ pub mod tests {
             "checksum",
             "threads",
             "rounds",
+            "calls",
             "guarantee",
             "enforced",
         ] {

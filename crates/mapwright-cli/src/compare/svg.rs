@@ -122,7 +122,11 @@ fn legend(area: &Area<'_>, width: i32, groups: &[Vec<(&Row, f64)>]) -> Outcome<(
     for (index, method) in Method::ALL.into_iter().filter(drawn).enumerate() {
         let (x, y) = (width - RIGHT + 20, TOP + 10 + index as i32 * 22);
         area.draw(&Rectangle::new([(x, y), (x + 14, y + 14)], color(method).filled()))?;
-        text(area, method.name(), (x + 22, y + 7), 13, HPos::Left, VPos::Center)?;
+        let label = match method {
+            Method::Mapwright => "mapwright (default)",
+            _ => method.name(),
+        };
+        text(area, label, (x + 22, y + 7), 13, HPos::Left, VPos::Center)?;
     }
     Ok(())
 }
@@ -136,7 +140,7 @@ fn color(method: Method) -> RGBColor {
         Method::Mmap => RGBColor(150, 190, 225),
         Method::MmapAdvised => RGBColor(60, 120, 185),
         Method::Mapwright => RGBColor(245, 180, 90),
-        Method::MapwrightThread => RGBColor(225, 125, 60),
+        Method::MapwrightInThread => RGBColor(225, 125, 60),
         Method::MapwrightExplicit => RGBColor(190, 60, 45),
     }
 }

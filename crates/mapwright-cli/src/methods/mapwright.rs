@@ -21,8 +21,11 @@ fn failed(error: mapwright::Error) -> Failure {
 }
 
 fn options(method: Method, pager: &Pager) -> MapOptions {
-    let mode = if method == Method::Mapwright { FaultMode::InThread } else { FaultMode::Thread };
-    MapOptions::new().pager(pager).strategy(Strategy::Pager).fault_mode(mode)
+    let options = MapOptions::new().pager(pager).strategy(Strategy::Pager);
+    match method {
+        Method::MapwrightInThread => options.fault_mode(FaultMode::InThread),
+        _ => options,
+    }
 }
 
 fn pager(setup: &Setup<'_>) -> Result<Pager> {

@@ -33,10 +33,10 @@ pub enum Method {
     Mmap,
     /// mmap(2) with MADV_RANDOM or MADV_SEQUENTIAL
     MmapAdvised,
-    /// mapwright's slice, faults served in the thread that faults
+    /// mapwright's slice as it is by default: a thread of the pager serves the faults
     Mapwright,
-    /// mapwright's slice, faults served by the pager's thread
-    MapwrightThread,
+    /// mapwright's slice, faults served in the thread that faults
+    MapwrightInThread,
     /// mapwright's get and get_many, no faults
     MapwrightExplicit,
 }
@@ -51,7 +51,7 @@ impl Method {
         Self::Mmap,
         Self::MmapAdvised,
         Self::Mapwright,
-        Self::MapwrightThread,
+        Self::MapwrightInThread,
         Self::MapwrightExplicit,
     ];
 
@@ -65,7 +65,7 @@ impl Method {
             Self::Mmap => "mmap",
             Self::MmapAdvised => "mmap-advised",
             Self::Mapwright => "mapwright",
-            Self::MapwrightThread => "mapwright-thread",
+            Self::MapwrightInThread => "mapwright-in-thread",
             Self::MapwrightExplicit => "mapwright-explicit",
         }
     }
@@ -81,7 +81,30 @@ impl Method {
 
     /// Whether the pager of this project does the work, so that its budget is the limit.
     pub fn is_mapwright(self) -> bool {
-        matches!(self, Self::Mapwright | Self::MapwrightThread | Self::MapwrightExplicit)
+        matches!(self, Self::Mapwright | Self::MapwrightInThread | Self::MapwrightExplicit)
+    }
+
+    /// What a program calls to get it.
+    pub fn calls(self, pattern: Pattern) -> &'static str {
+        match (self, pattern) {
+            (Self::Read, _) => "read(2)",
+            (Self::Pread, _) => "pread(2)",
+            (Self::Direct, _) => "open(2) with O_DIRECT",
+            (Self::Pwrite, _) => "pwrite(2)",
+            (Self::Mmap, _) => "mmap(2), or MapOptions::strategy(Strategy::Kernel)",
+            (Self::MmapAdvised, Pattern::Sequential) => {
+                "madvise(2), or MapOptions::strategy(Strategy::Kernel) and advice(Advice::Sequential)"
+            }
+            (Self::MmapAdvised, _) => {
+                "madvise(2), or MapOptions::strategy(Strategy::Kernel) and advice(Advice::Random)"
+            }
+            (Self::Mapwright, Pattern::Update) => "MapMut::open and its slice",
+            (Self::Mapwright, _) => "Map::open and its slice",
+            (Self::MapwrightInThread, _) => "MapOptions::fault_mode(FaultMode::InThread)",
+            (Self::MapwrightExplicit, Pattern::Sequential) => "Map::will_need and get",
+            (Self::MapwrightExplicit, Pattern::Update) => "MapMut::get_many and write_at",
+            (Self::MapwrightExplicit, _) => "Map::get_many",
+        }
     }
 
     /// What the method promises for the bytes when the clock stops.
@@ -91,8 +114,9 @@ impl Method {
             (Pattern::Update, Self::Mmap | Self::MmapAdvised) => "durable after one msync at the end",
             (Pattern::Update, _) => "durable after one flush at the end",
             (_, Self::Mmap | Self::MmapAdvised) => "an I/O error or a truncation is SIGBUS",
-            (_, Self::Mapwright | Self::MapwrightThread) => {
-                "an I/O error or a truncation is an error in checked()"
+            (_, Self::Mapwright) => "an I/O error or a truncation is an error in checked()",
+            (_, Self::MapwrightInThread) => {
+                "an I/O error or a truncation is an error in checked(); a system call handed an absent page gets EFAULT"
             }
             _ => "an I/O error or a truncation is an error",
         }
@@ -153,7 +177,9 @@ impl Method {
         match self {
             Self::Read | Self::Pread | Self::Direct | Self::Pwrite => system_calls::open(self, setup),
             Self::Mmap | Self::MmapAdvised => kernel_mmap::open(self == Self::MmapAdvised, setup),
-            Self::Mapwright | Self::MapwrightThread | Self::MapwrightExplicit => mapwright::open(self, setup),
+            Self::Mapwright | Self::MapwrightInThread | Self::MapwrightExplicit => {
+                mapwright::open(self, setup)
+            }
         }
     }
 
@@ -162,7 +188,7 @@ impl Method {
         match self {
             Self::Read | Self::Pread | Self::Direct | Self::Pwrite => system_calls::open_mut(setup),
             Self::Mmap | Self::MmapAdvised => kernel_mmap::open_mut(self == Self::MmapAdvised, setup),
-            Self::Mapwright | Self::MapwrightThread | Self::MapwrightExplicit => {
+            Self::Mapwright | Self::MapwrightInThread | Self::MapwrightExplicit => {
                 mapwright::open_mut(self, setup)
             }
         }

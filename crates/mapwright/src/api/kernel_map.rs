@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mapwright_sys::mapping::{FileMapping, KernelAdvice};
@@ -9,7 +10,10 @@ use mapwright_sys::signals::{BusGuard, BusOutcome, GuardToken, guard, print_raw}
 
 use crate::engine::read_ahead::Advice;
 use crate::error::{Change, Error, Result};
-use crate::stores::{FileStore, Store, Version};
+use crate::stores::{FileStore, Store};
+
+/// Bytes that are copied and written at once.
+const COPY: usize = 256 << 10;
 
 /// A file mapped by the kernel.
 pub(super) struct KernelFile {
@@ -21,7 +25,8 @@ pub(super) struct KernelFile {
 struct Inner {
     store: Arc<FileStore>,
     mapping: Arc<FileMapping>,
-    opened: Version,
+    /// What the file had when it was opened or was given by us since, in bytes. Changed while the map is borrowed as mutable.
+    len: AtomicU64,
     writable: bool,
     scopes: Mutex<Scopes>,
 }
@@ -48,12 +53,12 @@ impl KernelFile {
     /// Whatever mmap(2) says.
     pub(super) fn map(store: Arc<FileStore>, capacity: u64, writable: bool) -> Result<Self> {
         let name = store.name();
-        let opened = store.version().map_err(|e| Error::io("open", name.clone(), 0, 0, e))?;
-        let failed = |e| Error::io("mmap", name.clone(), 0, opened.len, e);
-        let mapping = FileMapping::new(store.as_fd(), opened.len, capacity, writable).map_err(failed)?;
+        let len = store.version().map_err(|e| Error::io("open", name.clone(), 0, 0, e))?.len;
+        let failed = |e| Error::io("mmap", name.clone(), 0, len, e);
+        let mapping = FileMapping::new(store.as_fd(), len, capacity, writable).map_err(failed)?;
         let mapping = Arc::new(mapping);
         let views = mapping.views();
-        let inner = Arc::new(Inner { store, mapping, opened, writable, scopes: Mutex::default() });
+        let inner = Arc::new(Inner { store, mapping, len: len.into(), writable, scopes: Mutex::default() });
         let guards = views
             .into_iter()
             .map(|view| guard(view, Arc::clone(&inner) as Arc<dyn BusGuard>))
@@ -126,6 +131,26 @@ impl KernelFile {
         Ok(())
     }
 
+    /// Writes by the descriptor: a full disk is an error where a store to the mapping would be SIGBUS.
+    pub(super) fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.inner.check_length(offset)?;
+        let mut at = offset;
+        for part in bytes.chunks(COPY) {
+            // A copy: the bytes may be a slice of another map, at whose absent pages the system call may get EFAULT.
+            let part = part.to_vec();
+            let mut done = 0;
+            while done < part.len() {
+                let rest = &part[done..];
+                let range = at..at + rest.len() as u64;
+                let n = self.inner.store.write_at(at, rest);
+                let n = n.map_err(|e| self.inner.error("write", &range, e))?;
+                done += n;
+                at += n as u64;
+            }
+        }
+        Ok(())
+    }
+
     /// msync(2); for an empty range a sync of the file.
     pub(super) fn flush(&self, range: Range<u64>) -> Result<()> {
         if range.is_empty() {
@@ -143,7 +168,9 @@ impl KernelFile {
                 "open it with MapOptions::reserve() large enough for what it may grow to",
             ));
         }
+        self.inner.check_length(len)?;
         self.inner.store.set_len(len).map_err(|e| self.inner.error("set length", &range, e))?;
+        self.inner.len.store(len, Ordering::Relaxed);
         self.inner
             .mapping
             .extend(self.inner.store.as_fd(), len)
@@ -172,9 +199,14 @@ impl Inner {
     /// The error for a file that has become shorter than it was.
     fn truncation(&self, offset: u64) -> Option<Error> {
         let now = self.store.version().ok()?.len;
-        let was = self.opened.len;
+        let was = self.len.load(Ordering::Relaxed);
         let change = Change::Truncated { was, now };
-        (now < was || offset >= now).then(|| Error::Changed { path: self.store.name(), offset, change })
+        (now < was).then(|| Error::Changed { path: self.store.name(), offset, change })
+    }
+
+    /// Fails for a file that has become shorter: a write past its end would extend it again, and hide that.
+    fn check_length(&self, offset: u64) -> Result<()> {
+        self.truncation(offset).map_or(Ok(()), Err)
     }
 
     fn failure(&self, offset: u64) -> Error {

@@ -1,6 +1,6 @@
 //! Maps for reading and writing.
 
-use std::ops::{Deref, DerefMut, Range, RangeBounds};
+use std::ops::{Deref, DerefMut, RangeBounds};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,9 +9,6 @@ use mapwright_sys::window::{AddressRange, FixedMut, HeapBytes, Writer};
 
 use super::core::{Behind, Core};
 use super::options::MapOptions;
-use super::pinned::Pinned;
-use super::strategy::Choice;
-use crate::engine::read_ahead::Advice;
 use crate::engine::write_back;
 use crate::error::{Error, Result};
 use crate::stores::Store;
@@ -50,8 +47,8 @@ use crate::stores::Store;
 /// ```
 pub struct MapMut {
     /// Dropped first: no slice outlives what serves its faults.
-    bytes: FixedMut,
-    core: Core,
+    pub(super) bytes: FixedMut,
+    pub(super) core: Core,
     /// Whether it is the whole file, whose length may change.
     whole: bool,
     closed: bool,
@@ -71,102 +68,17 @@ impl MapMut {
         MapOptions::new().open_mut(path)
     }
 
-    /// Which strategy is in use, and why.
-    pub fn strategy(&self) -> &Choice {
-        &self.core.choice
-    }
-
-    /// The bytes of a range, resident for as long as the result lives: see [`Map::get`](crate::Map::get).
-    ///
-    /// # Errors
-    /// As for [`Map::get`](crate::Map::get).
-    pub fn get(&self, range: impl RangeBounds<u64>) -> Result<Pinned<'_>> {
-        let range = self.core.resolve(range)?;
-        let pins = self.core.pin(&range)?;
-        Ok(Pinned::new(&self.bytes[range.start as usize..range.end as usize], pins))
-    }
-
-    /// As [`get`](Self::get), as a future: see [`Map::get_async`](crate::Map::get_async).
-    ///
-    /// # Errors
-    /// As for [`get`](Self::get).
-    pub async fn get_async(&self, range: impl RangeBounds<u64>) -> Result<Pinned<'_>> {
-        let range = self.core.resolve(range)?;
-        let pins = self.core.pin_async(&range).await?;
-        Ok(Pinned::new(&self.bytes[range.start as usize..range.end as usize], pins))
-    }
-
-    /// The bytes of many ranges: see [`Map::get_many`](crate::Map::get_many).
-    ///
-    /// # Errors
-    /// As for [`get`](Self::get).
-    pub fn get_many(&self, ranges: &[Range<u64>]) -> Result<Vec<Pinned<'_>>> {
-        let ranges: Vec<_> =
-            ranges.iter().map(|range| self.core.resolve(range.clone())).collect::<Result<_>>()?;
-        let pins = self.core.pin_many(&ranges)?;
-        let bytes = |range: &Range<u64>| &self.bytes[range.start as usize..range.end as usize];
-        Ok(ranges.iter().zip(pins).map(|(range, pins)| Pinned::new(bytes(range), pins)).collect())
-    }
-
-    /// As [`get_many`](Self::get_many), as a future.
-    ///
-    /// # Errors
-    /// As for [`get`](Self::get).
-    pub async fn get_many_async(&self, ranges: &[Range<u64>]) -> Result<Vec<Pinned<'_>>> {
-        let ranges: Vec<_> =
-            ranges.iter().map(|range| self.core.resolve(range.clone())).collect::<Result<_>>()?;
-        let pins = self.core.pin_many_async(&ranges).await?;
-        let bytes = |range: &Range<u64>| &self.bytes[range.start as usize..range.end as usize];
-        Ok(ranges.iter().zip(pins).map(|(range, pins)| Pinned::new(bytes(range), pins)).collect())
-    }
-
-    /// Brings a range into memory: see [`Map::prefetch`](crate::Map::prefetch).
-    ///
-    /// # Errors
-    /// As for [`get`](Self::get).
-    pub fn prefetch(&self, range: impl RangeBounds<u64>) -> Result<()> {
-        self.core.prefetch(&self.core.resolve(range)?)
-    }
-
-    /// Starts to bring a range into memory, as far as the budget allows, and returns at once. Failures show where the
-    /// bytes are used.
-    ///
-    /// # Errors
-    /// [`OutOfRange`](crate::Error::OutOfRange).
-    pub fn will_need(&self, range: impl RangeBounds<u64>) -> Result<()> {
-        self.core.will_need(&self.core.resolve(range)?)
-    }
-
-    /// As [`prefetch`](Self::prefetch), as a future.
-    ///
-    /// # Errors
-    /// As for [`get`](Self::get).
-    pub async fn prefetch_async(&self, range: impl RangeBounds<u64>) -> Result<()> {
-        self.core.prefetch_async(&self.core.resolve(range)?).await
-    }
-
-    /// Copies bytes from `offset` on into `into`, all of it.
-    ///
-    /// # Errors
-    /// As for [`get`](Self::get); `into` may be filled in part then.
-    pub fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<()> {
-        self.core.read_at(&self.bytes, offset, into)
-    }
-
     /// Copies `bytes` in at `offset`. Pages that are absent are read first: see [`overwrite`](Self::overwrite).
     ///
     /// # Errors
     /// As for [`get`](Self::get); a part may have been written then.
     pub fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let range = self.core.resolve(offset..offset.saturating_add(bytes.len() as u64))?;
-        match &self.core.behind {
-            Behind::Pager(file) => file.write_at(self.core.offset + range.start, bytes),
-            Behind::Kernel(kernel) => {
-                kernel.populate(self.core.in_file(&range))?;
-                self.copy_in(range, bytes)
-            }
-            Behind::Buffer { .. } => self.copy_in(range, bytes),
+        if !matches!(self.core.behind, Behind::Buffer { .. }) {
+            return self.shared().write_at(offset, bytes);
         }
+        let range = self.core.resolve(offset..offset.saturating_add(bytes.len() as u64))?;
+        self.bytes[range.start as usize..range.end as usize].copy_from_slice(bytes);
+        Ok(())
     }
 
     /// Replaces the bytes at `offset`. Pages that are replaced wholly are not read first, whatever the file holds there.
@@ -174,24 +86,18 @@ impl MapMut {
     /// # Errors
     /// As for [`write_at`](Self::write_at).
     pub fn overwrite(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let range = self.core.resolve(offset..offset.saturating_add(bytes.len() as u64))?;
         match &self.core.behind {
-            Behind::Pager(file) => file.overwrite(self.core.offset + range.start, bytes),
-            Behind::Kernel(_) | Behind::Buffer { .. } => self.write_at(offset, bytes),
+            Behind::Buffer { .. } => self.write_at(offset, bytes),
+            Behind::Pager(_) | Behind::Kernel(_) => self.shared().overwrite(offset, bytes),
         }
-    }
-
-    fn copy_in(&mut self, range: Range<u64>, bytes: &[u8]) -> Result<()> {
-        self.bytes[range.start as usize..range.end as usize].copy_from_slice(bytes);
-        Ok(())
     }
 
     /// Makes all changes so far durable: bytes and length. Pages written while it runs may or may not be included.
     ///
     /// # Errors
-    /// [`Io`](Error::Io) or [`TimedOut`](Error::TimedOut) if writing or syncing fails: no page is called clean then, and the
-    /// failure is latched: later calls return [`Latched`](Error::Latched) until
-    /// [`acknowledge_error`](Self::acknowledge_error). Some pages may have reached the file.
+    /// [`Io`](Error::Io) or [`TimedOut`](Error::TimedOut) if writing or syncing fails, [`Changed`](Error::Changed) if somebody
+    /// else has cut the file: no page is called clean then, and the failure is latched: later calls return
+    /// [`Latched`](Error::Latched) until [`acknowledge_error`](Self::acknowledge_error). Some pages may have reached the file.
     pub fn flush(&self) -> Result<()> {
         self.flush_range(..)
     }
@@ -228,7 +134,8 @@ impl MapMut {
     /// changes at the next flush (with the kernel strategy, at once).
     ///
     /// # Errors
-    /// [`Invalid`](Error::Invalid) past what [`MapOptions::reserve`] reserved, or if the map is a part of the file.
+    /// [`Invalid`](Error::Invalid) past what [`MapOptions::reserve`] reserved, or if the map is a part of the file. With the
+    /// kernel strategy also [`Io`](Error::Io), and [`Changed`](Error::Changed) if somebody else has cut the file.
     pub fn resize(&mut self, len: u64) -> Result<()> {
         if !self.whole {
             let what = format!("{}: resizing a map of a part of the file", self.core.name());
@@ -268,7 +175,10 @@ impl MapMut {
     }
 
     /// Access for many threads at once, without slices: bytes are copied in and out, and what two threads write to the same
-    /// place at the same time ends up as some mixture of the two.
+    /// place at the same time ends up as some mixture of the two. Not for writing with [`Strategy::Buffer`], which makes the
+    /// map a buffer of its own: see [`Shared::write_at`].
+    ///
+    /// [`Strategy::Buffer`]: crate::Strategy::Buffer
     pub fn shared(&mut self) -> Shared<'_> {
         Shared { map: self }
     }
@@ -292,27 +202,6 @@ impl MapMut {
         let range = self.core.as_index(&(0..self.core.len));
         let result = work(self.bytes.writer_mut().slice_mut(true, range));
         scope.end().map(|()| result)
-    }
-
-    /// Says how the file will be used.
-    ///
-    /// # Errors
-    /// [`Io`](Error::Io) from the kernel strategy.
-    pub fn advise(&self, advice: Advice) -> Result<()> {
-        self.core.advise(advice)
-    }
-
-    /// Drops what is clean and unpinned of a range from memory; bytes freed. Dirty pages stay.
-    ///
-    /// # Errors
-    /// [`OutOfRange`](Error::OutOfRange).
-    pub fn evict(&self, range: impl RangeBounds<u64>) -> Result<u64> {
-        Ok(self.core.evict(&self.core.resolve(range)?))
-    }
-
-    /// Bytes of the file that the pager holds in memory; the whole length for the other strategies, where it isn't known.
-    pub fn resident_bytes(&self) -> u64 {
-        self.core.resident_bytes()
     }
 
     /// Flushes and closes the map.
@@ -420,7 +309,7 @@ impl std::fmt::Debug for MapMut {
     }
 }
 
-/// Access to a [`MapMut`] from many threads at once. Made by [`MapMut::shared`]; for maps of the pager strategy.
+/// Access to a [`MapMut`] from many threads at once. Made by [`MapMut::shared`].
 ///
 /// # Threads
 /// `Send`, `Sync` and `Copy`.
@@ -430,41 +319,58 @@ pub struct Shared<'m> {
 }
 
 impl Shared<'_> {
-    fn file(&self) -> Result<&Arc<crate::engine::file::File>> {
-        match &self.map.core.behind {
-            Behind::Pager(file) => Ok(file),
-            Behind::Kernel(_) | Behind::Buffer { .. } => Err(Error::invalid(
-                format!("{}: shared access with strategy {}", self.map.core.name(), self.map.core.choice),
-                "open the map with Strategy::Pager",
-            )),
-        }
-    }
-
     /// Copies bytes out: see [`MapMut::read_at`].
     ///
     /// # Errors
-    /// As for [`MapMut::read_at`]; [`Invalid`](Error::Invalid) for other strategies.
+    /// As for [`MapMut::read_at`].
     pub fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<()> {
-        let range = self.map.core.resolve(offset..offset.saturating_add(into.len() as u64))?;
-        self.file()?.read_at(self.map.core.offset + range.start, into)
+        self.map.read_at(offset, into)
     }
 
     /// Copies bytes in: see [`MapMut::write_at`].
     ///
     /// # Errors
-    /// As for [`MapMut::write_at`]; [`Invalid`](Error::Invalid) for other strategies.
+    /// As for [`MapMut::write_at`]; [`Invalid`](Error::Invalid) with the buffer strategy, which is in use if it was asked for,
+    /// or for a store where there is no pager.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let range = self.map.core.resolve(offset..offset.saturating_add(bytes.len() as u64))?;
-        self.file()?.write_at(self.map.core.offset + range.start, bytes)
+        let start = self.start(offset, bytes)?;
+        match &self.map.core.behind {
+            Behind::Pager(file) => file.write_at(start, bytes),
+            Behind::Kernel(kernel) => kernel.write_at(start, bytes),
+            Behind::Buffer { .. } => Err(self.is_a_buffer()),
+        }
     }
 
     /// Replaces bytes: see [`MapMut::overwrite`].
     ///
     /// # Errors
-    /// As for [`MapMut::overwrite`]; [`Invalid`](Error::Invalid) for other strategies.
+    /// As for [`write_at`](Self::write_at).
     pub fn overwrite(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let start = self.start(offset, bytes)?;
+        match &self.map.core.behind {
+            Behind::Pager(file) => file.overwrite(start, bytes),
+            Behind::Kernel(kernel) => kernel.write_at(start, bytes),
+            Behind::Buffer { .. } => Err(self.is_a_buffer()),
+        }
+    }
+
+    /// Where in the file bytes at `offset` go.
+    fn start(&self, offset: u64, bytes: &[u8]) -> Result<u64> {
         let range = self.map.core.resolve(offset..offset.saturating_add(bytes.len() as u64))?;
-        self.file()?.overwrite(self.map.core.offset + range.start, bytes)
+        Ok(self.map.core.in_file(&range).start)
+    }
+
+    fn is_a_buffer(&self) -> Error {
+        let Core { choice, .. } = &self.map.core;
+        Error::invalid(
+            format!(
+                "{}: a write through MapMut::shared with strategy {} ({})",
+                self.map.core.name(),
+                choice.strategy(),
+                choice.reason()
+            ),
+            "open the map with Strategy::Pager or Strategy::Kernel, or write through the map itself",
+        )
     }
 
     /// Makes all changes so far durable: see [`MapMut::flush`].

@@ -2,6 +2,7 @@
 //! engine's.
 
 mod core;
+mod explicit;
 mod kernel_map;
 mod machine;
 mod map;

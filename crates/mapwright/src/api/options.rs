@@ -1,9 +1,9 @@
 //! How to open a map.
 
-use std::fs::File;
-use std::io::Read;
+use std::fs::{File, Metadata};
+use std::io::{self, Read};
 use std::ops::{Bound, RangeBounds};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::engine::Engine;
 use crate::engine::file::{FileSpec, Opened};
 use crate::engine::kernel::{FaultMode, FrameKind};
 use crate::engine::read_ahead::Advice;
-use crate::error::{Error, Result};
+use crate::error::{Change, Error, Result};
 use crate::stores::{FileOptions, FileStore, Store};
 
 /// Files up to this length are read rather than mapped, if they are opened for reading: a mapping costs more.
@@ -151,7 +151,8 @@ impl MapOptions {
     /// [`Error::Io`] (with the errno) and [`Error::NotMappable`] from opening; [`Error::OutOfRange`] for a range past the
     /// end; [`Error::Invalid`] for settings that make no sense; [`Error::Unsupported`] if the strategy asked for needs what
     /// the machine lacks (`Auto` then takes another); [`Error::Locked`] if this pager has the file open for
-    /// writing (a small file is read all the same, as it is on disk).
+    /// writing (a small file is read all the same, as it is on disk); [`Error::Changed`] for a file that changes while it
+    /// is read whole.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Map> {
         let path = path.as_ref();
         let _span = tracing::debug_span!("open", path = %path.display()).entered();
@@ -258,7 +259,7 @@ impl MapOptions {
     fn open_small(&self, path: &Path) -> Result<Option<Map>> {
         let failed = |e| Error::io("open", path.display().to_string(), 0, 0, e);
         let no_wait = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
-        let mut file = match File::options().read(true).custom_flags(no_wait).open(path) {
+        let file = match File::options().read(true).custom_flags(no_wait).open(path) {
             // A socket, or a device without hardware: opening it as a store says what it is.
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error()) => {
                 return Ok(None);
@@ -270,8 +271,7 @@ impl MapOptions {
         if !metadata.is_file() || len == 0 || len > SMALL {
             return Ok(None);
         }
-        let mut bytes = Vec::with_capacity(len as usize);
-        file.by_ref().take(len).read_to_end(&mut bytes).map_err(failed)?;
+        let bytes = read_small(path, (&file).take(len), &metadata, || file.metadata())?;
         let reason = match self.strategy {
             Strategy::Auto => "the file is small: reading it costs less than mapping it",
             _ => "asked for",
@@ -421,7 +421,7 @@ fn writer(range: Arc<dyn AddressRange>) -> Result<Writer> {
 
 fn lock(store: &dyn Store) -> Result<()> {
     store.lock().map_err(|error| match error.kind() {
-        std::io::ErrorKind::WouldBlock => {
+        io::ErrorKind::WouldBlock => {
             Error::Locked { path: store.name(), holder: "a writer in this or another process" }
         }
         _ => Error::io("lock", store.name(), 0, 0, error),
@@ -432,24 +432,89 @@ fn version_len(store: &dyn Store) -> Result<u64> {
     Ok(store.version().map_err(|e| Error::io("open", store.name(), 0, 0, e))?.len)
 }
 
+/// Reads a small file that did not change since `opened` was taken: what [`FileStore`] calls its version says so.
+fn read_small(
+    path: &Path,
+    mut from: impl Read,
+    opened: &Metadata,
+    now: impl Fn() -> io::Result<Metadata>,
+) -> Result<Vec<u8>> {
+    let name = || path.display().to_string();
+    let failed = |e| Error::io("read", name(), 0, opened.len(), e);
+    let mut bytes = Vec::with_capacity(opened.len() as usize);
+    from.read_to_end(&mut bytes).map_err(failed)?;
+    let now = now().map_err(failed)?;
+    let version = |of: &Metadata| (of.len(), of.mtime(), of.mtime_nsec());
+    let change = match (opened.len(), now.len()) {
+        _ if version(&now) == version(opened) => return Ok(bytes),
+        (was, now) if now < was => Change::Truncated { was, now },
+        _ => Change::Modified,
+    };
+    Err(Error::Changed { path: name(), offset: 0, change })
+}
+
 /// Reads a whole store that did not change meanwhile.
 fn read_all(store: &dyn Store) -> Result<Vec<u8>> {
     let failed = |offset: u64, e| Error::io("read", store.name(), offset, 0, e);
     let before = store.version().map_err(|e| failed(0, e))?;
     let mut bytes =
-        vec![0; usize::try_from(before.len).map_err(|_| failed(0, std::io::ErrorKind::OutOfMemory.into()))?];
+        vec![0; usize::try_from(before.len).map_err(|_| failed(0, io::ErrorKind::OutOfMemory.into()))?];
     let mut done = 0;
     while done < bytes.len() {
         match store.read_at(done as u64, &mut bytes[done..]) {
-            Ok(0) => return Err(failed(done as u64, std::io::ErrorKind::UnexpectedEof.into())),
+            Ok(0) => return Err(failed(done as u64, io::ErrorKind::UnexpectedEof.into())),
             Ok(n) => done += n,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(failed(done as u64, error)),
         }
     }
     if store.version().map_err(|e| failed(0, e))? != before {
-        let change = crate::error::Change::Modified;
-        return Err(Error::Changed { path: store.name(), offset: 0, change });
+        return Err(Error::Changed { path: store.name(), offset: 0, change: Change::Modified });
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads from a file, and lets somebody else at it after the first half.
+    struct Disturbed<'a, F> {
+        file: &'a File,
+        disturb: Option<F>,
+        half: usize,
+    }
+
+    impl<F: FnOnce()> Read for Disturbed<'_, F> {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            let most = into.len().min(self.half);
+            let n = self.file.read(&mut into[..most])?;
+            self.disturb.take().into_iter().for_each(|disturb| disturb());
+            Ok(n)
+        }
+    }
+
+    #[test]
+    fn a_small_file_that_changes_while_it_is_read_is_an_error() {
+        let of = tempfile::NamedTempFile::new().unwrap();
+        let read = |disturb: &dyn Fn()| {
+            std::fs::write(of.path(), [1; 1000]).unwrap();
+            let file = File::open(of.path()).unwrap();
+            let opened = file.metadata().unwrap();
+            let from = Disturbed { file: &file, disturb: Some(disturb), half: 500 };
+            read_small(of.path(), from, &opened, || file.metadata())
+        };
+        assert_eq!(read(&|| {}).unwrap(), [1; 1000]);
+        let modified = read(&|| {
+            std::thread::sleep(Duration::from_millis(20)); // another tick of the file system's clock
+            std::fs::write(of.path(), [2; 1000]).unwrap();
+        });
+        let of_change = |result: Result<Vec<u8>>| match result {
+            Err(Error::Changed { path, change, .. }) if path == of.path().to_str().unwrap() => change,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(of_change(modified), Change::Modified);
+        let cut = read(&|| File::options().write(true).open(of.path()).unwrap().set_len(700).unwrap());
+        assert_eq!(of_change(cut), Change::Truncated { was: 1000, now: 700 });
+    }
 }

@@ -400,7 +400,7 @@ impl File {
         if self.word(block).bits() & MAPPED_CHECKED != 0 {
             return Ok(());
         }
-        fill::reserve(&self.pager, self.block_size(), Patience::Until(self.pager.now() + self.deadline))?;
+        fill::reserve(self, self.block_size(), Patience::Until(self.pager.now() + self.deadline))?;
         if self.word(block).set(MAPPED_CHECKED) & MAPPED_CHECKED == 0 {
             self.charges.copies.fetch_add(1, Ordering::Relaxed);
         } else {
@@ -624,7 +624,12 @@ impl File {
 
     /// Notes that a chunk of the table is charged.
     pub(crate) fn chunk_charged(&self) {
-        self.charges.tables.fetch_add(PAGE, Ordering::Relaxed);
+        self.charges.tables.fetch_add(PAGE, Ordering::Release);
+    }
+
+    /// Bytes of the table that are charged: chunks that [`is_chunk_used`](Self::is_chunk_used) tells of afterwards.
+    pub(crate) fn table_bytes(&self) -> u64 {
+        self.charges.tables.load(Ordering::Acquire)
     }
 
     /// The runs of blocks inside `blocks` whose chunks of the table were ever used: all others are absent.

@@ -96,7 +96,7 @@ pub(crate) fn install(file: &Arc<File>, blocks: Range<u64>, bytes: &[u8]) -> Res
     contents[..bytes.len()].copy_from_slice(bytes);
     let patience = Patience::Until(file.pager.now() + file.deadline);
     let charge = (blocks.end - blocks.start) * file.block_charge();
-    let room = charge_tables(file, &blocks, patience).and_then(|()| reserve(&file.pager, charge, patience));
+    let room = charge_tables(file, &blocks, patience).and_then(|()| reserve(file, charge, patience));
     if let Err(error) = room {
         give_up(file, &blocks, false);
         return Err(error);
@@ -143,7 +143,7 @@ fn prepare(file: &Arc<File>, blocks: Range<u64>, purpose: &Purpose<'_>, must: bo
     let patience = if must { purpose.room } else { Patience::Never };
     let count = blocks.end - blocks.start;
     let bytes = count * file.block_charge();
-    let room = charge_tables(file, &blocks, patience).and_then(|()| reserve(engine, bytes, patience));
+    let room = charge_tables(file, &blocks, patience).and_then(|()| reserve(file, bytes, patience));
     if let Err(error) = room {
         return if must { Err(error) } else { Ok(None) };
     }
@@ -170,7 +170,7 @@ fn charge_tables(file: &File, blocks: &Range<u64>, patience: Patience) -> Result
             continue;
         }
         // Charged before it is marked: what others see as used must never be taken back, they may fill blocks there.
-        reserve(&file.pager, PAGE, patience)?;
+        reserve(file, PAGE, patience)?;
         if file.use_chunk(chunk) {
             file.chunk_charged();
         } else {
@@ -185,7 +185,8 @@ fn charge_tables(file: &File, blocks: &Range<u64>, patience: Patience) -> Result
 /// # Errors
 /// [`Error::BudgetExhausted`] when nothing can be evicted for as long as `patience` lasts; the failure of a write-back if
 /// that is why.
-pub(crate) fn reserve(engine: &Engine, bytes: u64, patience: Patience) -> Result<()> {
+pub(crate) fn reserve(file: &File, bytes: u64, patience: Patience) -> Result<()> {
+    let engine = &***file.pager;
     if engine.budget.try_reserve(bytes) {
         engine.evict_ahead();
         return Ok(());
@@ -207,7 +208,7 @@ pub(crate) fn reserve(engine: &Engine, bytes: u64, patience: Patience) -> Result
         let now = engine.now();
         let left = match patience {
             Patience::Until(deadline) if now < deadline => deadline - now,
-            _ => return Err(write_back_failed.unwrap_or_else(|| exhausted(engine, bytes))),
+            _ => return Err(write_back_failed.unwrap_or_else(|| exhausted(file, bytes))),
         };
         if !failed {
             waiter.wait(&*engine.kernel, left.min(MAX_BACKOFF));
@@ -220,10 +221,11 @@ pub(crate) fn reserve(engine: &Engine, bytes: u64, patience: Patience) -> Result
     }
 }
 
-fn exhausted(engine: &Engine, needed: u64) -> Error {
+fn exhausted(file: &File, needed: u64) -> Error {
     Error::BudgetExhausted {
+        path: file.name.clone(),
         needed,
-        budget: engine.budget.total(),
+        budget: file.pager.budget.total(),
         remedy: "drop Pinned values that are no longer needed, or raise Pager::builder().budget()",
     }
 }
@@ -351,7 +353,7 @@ fn ended_early(file: &File, offset: u64, len: u64, deadline: Duration) -> Error 
 }
 
 /// Whether the store is still what was opened.
-fn check_version(file: &File, offset: u64, deadline: Duration) -> Result<()> {
+pub(crate) fn check_version(file: &File, offset: u64, deadline: Duration) -> Result<()> {
     // Before the look at the store: a write-back that cuts and extends it may be under way.
     let backed = lock(&file.lengths).backed;
     let now = retried(file, "check", offset, 0, deadline, || file.store.version())?;

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use super::block::{Pin, SHOWN, TRIGGER};
 use super::fault;
-use super::file::File;
+use super::file::{CHUNK, File};
 use super::fill::{self, Patience, Purpose};
 use super::kernel::View;
-use super::lock;
+use super::{PAGE, lock};
 use crate::error::{Error, Result};
 
 /// How long a request that holds pins waits for room before it lets them go, so that two of them can't starve each other.
@@ -42,15 +42,20 @@ impl Request {
     /// A request for blocks, in any order, repeated or not: each mention gets a pin of its own.
     ///
     /// # Errors
-    /// [`Error::BudgetExhausted`] if they can't all be resident at once.
+    /// [`Error::BudgetExhausted`] if they can't all be resident at once, the block table charged too, whatever is evicted.
     pub fn new(file: &Arc<File>, blocks: Vec<u64>, tell: bool) -> Result<Self> {
-        let most = file.pager.budget.limit() / file.block_charge();
         let mut wanted = blocks;
         wanted.sort_unstable();
         let distinct = wanted.chunk_by(|a, b| a == b).count() as u64;
-        if distinct > most {
+        // What the table has taken is looked at first: what comes into use meanwhile must not be counted twice.
+        let tables = file.table_bytes();
+        let chunks = wanted.chunk_by(|a, b| a / CHUNK == b / CHUNK).map(|chunk| chunk[0] / CHUNK);
+        let new_chunks = chunks.filter(|chunk| !file.is_chunk_used(*chunk)).count() as u64;
+        let needed = distinct * file.block_charge() + new_chunks * PAGE;
+        if needed + tables > file.pager.budget.limit() {
             return Err(Error::BudgetExhausted {
-                needed: distinct * file.block_charge(),
+                path: file.name.clone(),
+                needed,
                 budget: file.pager.budget.total(),
                 remedy: "ask for less at a time, or raise Pager::builder().budget()",
             });

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::block::{self, State};
 use super::file::{File, mapped_bit};
-use super::fill::retried;
+use super::fill::{check_version, retried};
 use super::request;
 use super::sabotage::{self, Sabotage};
 use super::{PAGE, lock};
@@ -227,7 +227,9 @@ fn write_and_sync(file: &File, pages: &[Range<u64>]) -> Result<()> {
     let deadline = file.pager.now() + file.deadline;
     let mut outcome = Ok(());
     retried(file, "sync", 0, 0, deadline, || {
-        outcome = settle_length(file)
+        // First: what is written past a cut by somebody else would extend the store again, and hide the cut.
+        outcome = check_version(file, 0, deadline)
+            .and_then(|()| settle_length(file))
             .and_then(|()| pages.iter().try_for_each(|run| write_pages(file, run.clone())));
         if outcome.is_err() {
             return Ok(());
