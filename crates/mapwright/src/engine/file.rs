@@ -29,6 +29,11 @@ use crate::stores::{Store, Version};
 /// Words of the block table in a page of memory: the unit in which the table is charged to the budget and searched.
 pub const CHUNK: u64 = PAGE / size_of::<AtomicU32>() as u64;
 const MAX_BLOCK: u64 = 2 << 20;
+/// The furthest that one stream is read ahead, in bytes.
+const MAX_READ_AHEAD: u64 = 4 << 20;
+/// The part of the budget by which all streams of a file are read ahead together: one of so many. The policy keeps a tenth for
+/// newcomers; of a window, up to one and a half are there at a time, and explicit access brings each block back once.
+const READ_AHEAD_SHARE: u64 = 32;
 
 /// How to open a file.
 pub struct FileSpec {
@@ -228,7 +233,9 @@ impl File {
         let table = Table::new(blocks as usize).map_err(no_memory)?;
         let chunks = Table::new(blocks.div_ceil(CHUNK * 32) as usize).map_err(no_memory)?;
         let regions = Table::new(capacity.div_ceil(REGION) as usize).map_err(no_memory)?;
-        let mut read_ahead = ReadAhead::new((max_read_ahead(pager.budget.limit()) / spec.block_size).max(1));
+        let ahead_max = pager.budget.limit() / READ_AHEAD_SHARE;
+        let window_max = ahead_max.min(MAX_READ_AHEAD) / spec.block_size;
+        let mut read_ahead = ReadAhead::new(window_max.max(1)).within(ahead_max / spec.block_size);
         read_ahead.advise(spec.advice);
         let len = version.len;
         let gone = Gone { life: Arc::default(), engine: pager.this() };
@@ -705,11 +712,6 @@ fn check_block_size(block_size: u64, budget: u64) -> Result<()> {
         ));
     }
     Ok(())
-}
-
-/// The furthest that one stream is read ahead, in bytes.
-fn max_read_ahead(limit: u64) -> u64 {
-    (limit / 16).clamp(PAGE, 4 << 20)
 }
 
 impl Drop for File {

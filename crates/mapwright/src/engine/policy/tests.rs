@@ -173,7 +173,7 @@ fn main_block_survives_as_many_idle_rounds_as_touched_ones_at_most_three() {
 
 #[test]
 fn small_goes_first_only_when_above_its_share() {
-    let mut policy = Policy::new(20);
+    let mut policy = Policy::new(40);
     (0..10).for_each(|block| policy.requeue(key(block)));
     (10..12).for_each(|block| policy.insert_once(key(block)));
     assert_eq!(next(&mut policy, Seen::IdleUnmapped), Some(Victim::Evict(key(0))));
