@@ -4,7 +4,7 @@
 //! `checked` the page reads as zeros and the error comes back as a value, with the path and the offset in it.
 //!
 //! ```text
-//! cargo run --release -p mapwright --example count_lines -- FILE
+//! cargo run --release -p mapwright --example count_lines -- [--record TRACE] FILE
 //! cargo run --release -p mapwright --example count_lines            # makes a small file of its own
 //! ```
 
@@ -13,10 +13,12 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use mapwright::{Map, MapOptions, Pager};
+use mapwright::{Map, MapOptions, Pager, Strategy};
 
 /// Memory for the pager, in bytes: far less than most files worth mapping.
 const BUDGET: u64 = 16 << 20;
+/// The same while what it misses is recorded, besides 1/1024 of the file for tables: all but what is touched in a row.
+const RECORDING_BUDGET: u64 = 64 << 10;
 /// Lines of the file that is made when none is given.
 const SAMPLE_LINES: u64 = 100_000;
 
@@ -31,16 +33,25 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Box<dyn Error>> {
-    let mut arguments = std::env::args_os().skip(1);
-    let file = arguments.next().map(PathBuf::from);
-    if arguments.next().is_some() {
-        return Err("usage: count_lines [FILE]".into());
+    let mut arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
+    let is_recorded = arguments.len() > 1 && arguments[0].as_os_str() == "--record";
+    let trace = is_recorded.then(|| arguments.drain(..2).nth(1)).flatten();
+    let file = arguments.pop();
+    if !arguments.is_empty() {
+        return Err("usage: count_lines [--record TRACE] [FILE]".into());
     }
     let sample = if file.is_none() { Some(sample()?) } else { None };
     let path = file.as_deref().or(sample.as_ref().map(|sample| sample.path())).ok_or("no file")?;
 
-    let pager = Pager::builder().budget(BUDGET).build()?;
-    let map = MapOptions::new().pager(&pager).open(path)?;
+    let pager = match &trace {
+        Some(trace) => {
+            let budget = RECORDING_BUDGET + std::fs::metadata(path)?.len() / 1024;
+            Pager::builder().budget(budget).record(trace).build()?
+        }
+        None => Pager::builder().budget(BUDGET).build()?,
+    };
+    let strategy = if trace.is_some() { Strategy::Pager } else { Strategy::Auto };
+    let map = MapOptions::new().pager(&pager).strategy(strategy).open(path)?;
     let transparent = count(&map);
     let checked = map.checked(count)?;
     println!("{transparent} lines ({})", map.strategy());
@@ -51,6 +62,9 @@ fn run() -> Result<(), Box<dyn Error>> {
         return Err(format!("the sample has {SAMPLE_LINES} lines").into());
     }
     report(&map, &pager);
+    if trace.is_some() {
+        println!("{} references recorded", pager.end_recording()?);
+    }
     Ok(())
 }
 

@@ -21,6 +21,7 @@ use super::page_set::PageSet;
 use super::policy::Key;
 use super::pool::Kind;
 use super::read_ahead::{Advice, ReadAhead};
+use super::record::Reference;
 use super::sabotage::{self, Sabotage};
 use super::{Engine, Handle, PAGE, lock};
 use crate::error::{Error, Result};
@@ -378,6 +379,14 @@ impl File {
             last.store(now, Ordering::Relaxed);
         }
         due
+    }
+
+    /// Tells the recording, if there is one, that blocks were missed.
+    pub(crate) fn missed(&self, blocks: Range<u64>) {
+        if let Some(recorder) = self.pager.recorder.get() {
+            let page = |block| self.bytes_of(&(block..block + 1)).start / PAGE;
+            blocks.for_each(|block| recorder.missed(Reference { file: self.slot, page: page(block) }));
+        }
     }
 
     /// The pages of a block.
