@@ -225,7 +225,7 @@ every access, *slices* sees a touch only where a block was unmapped before. It a
 room is made in batches of 1/32 of the cache, which costs about 0.3 points. The others see all and evict one block at a time.
 
 What they say: on zipf, on a scan beside zipf, and on the lookups, mapwright is within a point of the best of the others nearly
-everywhere (`tests/margin.rs` holds it to 1.5), and where blocks are touched in bursts it is ahead of S3-FIFO, which takes a burst
+everywhere (`tests/margin.rs` holds it to one), and where blocks are touched in bursts it is ahead of S3-FIFO, which takes a burst
 for popularity. Slices, whose hits are hardly seen, cost next to nothing. It loses the loop to 2Q and S3-FIFO by 2 to 11 points; the
 sort, where the cache is a quarter of the file, to all but SIEVE, by up to 6; and it follows a hot set that moves more slowly than
 ARC does and, in large caches, LRU, which both have nothing for the loop at all. By the mean of all columns of the next table the
