@@ -20,6 +20,7 @@ usage: cargo xtask COMMAND
   ci      run every check: formatting, lints, tests, documentation, stress, smoke runs
   tidy    check the rules of the source that no compiler knows
   links   check the links between the documents
+  policies [--trace FILE]...   print docs/policies.md: eviction and read-ahead against the textbook's
   help    print this";
 
 fn main() -> ExitCode {
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         ["ci"] => ci::run(),
         ["tidy"] => report(tidy::check),
         ["links"] => report(links::check),
+        ["policies", ..] => policies(&arguments[1..]),
         ["help" | "--help" | "-h"] => {
             println!("{HELP}");
             ExitCode::SUCCESS
@@ -36,6 +38,19 @@ fn main() -> ExitCode {
         _ => {
             eprintln!("{HELP}");
             ExitCode::from(2)
+        }
+    }
+}
+
+/// Runs the simulator of policies, which is a crate of its own: this one has no dependencies.
+fn policies(arguments: &[&str]) -> ExitCode {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let run = ["run", "--quiet", "--release", "--package", "mapwright-policies", "--"];
+    match std::process::Command::new(cargo).args(run).args(arguments).status() {
+        Ok(status) => ExitCode::from(status.code().map_or(1, |code| code as u8)),
+        Err(error) => {
+            eprintln!("xtask: cargo could not be started: {error}");
+            ExitCode::FAILURE
         }
     }
 }

@@ -292,3 +292,38 @@ fn doctor_speaks_text_and_json() {
     assert!(json["strategy"]["auto"].is_string());
     assert!(json["findings"].as_array().unwrap().iter().any(|finding| finding["name"] == "memory"));
 }
+
+#[test]
+fn the_patterns_are_recorded_as_a_trace() {
+    let (dir, _) = file(5);
+    let arguments = [
+        "compare",
+        "data",
+        "--patterns",
+        "sequential,zipf",
+        "--methods",
+        "pread",
+        "--rounds",
+        "1",
+        "--ops",
+        "3000",
+        "--sequential-bytes",
+        "4M",
+        "--record",
+        "out.trace",
+        "-q",
+    ];
+    let output = run(dir.path(), &arguments);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    if stderr.contains("not available here") {
+        eprintln!("left out: {stderr}");
+        return;
+    }
+    assert!(output.status.success(), "{stderr}");
+    let trace = mapwright::engine::record::Trace::read(&dir.path().join("out.trace")).unwrap();
+    let pages: Vec<u64> = trace.references.iter().map(|reference| reference.page).collect();
+    assert_eq!(pages[..1024], (0..1024).collect::<Vec<u64>>());
+    // Of the 3000 zipf accesses, those that the few pages of the recording pager hit are missing.
+    assert!((1500..3000).contains(&(pages.len() - 1024)), "{}", pages.len());
+    assert!(pages.iter().all(|page| *page <= 4096));
+}

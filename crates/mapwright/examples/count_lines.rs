@@ -4,7 +4,7 @@
 //! `checked` the page reads as zeros and the error comes back as a value, with the path and the offset in it.
 //!
 //! ```text
-//! cargo run --release -p mapwright --example count_lines -- FILE
+//! cargo run --release -p mapwright --example count_lines -- [--record TRACE] FILE
 //! cargo run --release -p mapwright --example count_lines            # makes a small file of its own
 //! ```
 
@@ -14,29 +14,31 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use mapwright::{Map, MapOptions, Pager};
+use mapwright::{Map, MapOptions, Pager, Strategy};
 
-const USAGE: &str = "usage: count_lines [FILE]";
+const USAGE: &str = "usage: count_lines [--record TRACE] [FILE]";
 /// Memory for the pager, in bytes: far less than most files worth mapping.
 const BUDGET: u64 = 16 << 20;
+/// The same while what it misses is recorded, besides 1/1024 of the file for tables: all but what is touched in a row.
+const RECORDING_BUDGET: u64 = 64 << 10;
 /// Lines of the file that is made when none is given.
 const SAMPLE_LINES: u64 = 100_000;
 
 fn main() -> ExitCode {
-    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let file = match &arguments[..] {
-        [] => None,
-        [help] if help == "--help" => {
-            println!("{USAGE}");
-            return ExitCode::SUCCESS;
-        }
-        [file] if !file.to_string_lossy().starts_with('-') => Some(Path::new(file)),
-        _ => {
-            eprintln!("{USAGE}");
-            return ExitCode::from(2);
-        }
-    };
-    match run(file) {
+    let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if arguments == ["--help"] {
+        println!("{USAGE}");
+        return ExitCode::SUCCESS;
+    }
+    let is_recorded = arguments.len() > 1 && arguments[0] == "--record";
+    let trace = is_recorded.then(|| arguments.drain(..2).nth(1)).flatten();
+    let file = arguments.pop();
+    let is_option = |file: &OsString| file.to_string_lossy().starts_with('-');
+    if !arguments.is_empty() || file.as_ref().is_some_and(is_option) {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    }
+    match run(trace.as_deref().map(Path::new), file.as_deref().map(Path::new)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("count_lines: {error}");
@@ -45,12 +47,19 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(file: Option<&Path>) -> Result<(), Box<dyn Error>> {
+fn run(trace: Option<&Path>, file: Option<&Path>) -> Result<(), Box<dyn Error>> {
     let sample = if file.is_none() { Some(sample()?) } else { None };
     let path = file.or(sample.as_ref().map(|sample| sample.path())).ok_or("no file")?;
 
-    let pager = Pager::builder().budget(BUDGET).build()?;
-    let map = MapOptions::new().pager(&pager).open(path)?;
+    let pager = match &trace {
+        Some(trace) => {
+            let budget = RECORDING_BUDGET + std::fs::metadata(path)?.len() / 1024;
+            Pager::builder().budget(budget).record(trace).build()?
+        }
+        None => Pager::builder().budget(BUDGET).build()?,
+    };
+    let strategy = if trace.is_some() { Strategy::Pager } else { Strategy::Auto };
+    let map = MapOptions::new().pager(&pager).strategy(strategy).open(path)?;
     let transparent = count(&map);
     let checked = map.checked(count)?;
     println!("{transparent} lines ({})", map.strategy());
@@ -61,6 +70,9 @@ fn run(file: Option<&Path>) -> Result<(), Box<dyn Error>> {
         return Err(format!("the sample has {SAMPLE_LINES} lines").into());
     }
     report(&map, &pager);
+    if trace.is_some() {
+        println!("{} references recorded", pager.end_recording()?);
+    }
     Ok(())
 }
 

@@ -7,20 +7,23 @@
 //! The index is an array of records, sorted by key: key and value, each a `u64` in little-endian order.
 //!
 //! ```text
-//! cargo run --release -p mapwright --example index_lookup -- [--records N] [--lookups N] [--batch N]
+//! cargo run --release -p mapwright --example index_lookup -- [--records N] [--lookups N] [--batch N | --record TRACE]
 //! ```
 
 use std::error::Error;
 use std::io::Write;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use mapwright::{Advice, Map, MapOptions, Pager};
+use mapwright::{Advice, Map, MapOptions, Pager, Strategy};
 
-const USAGE: &str = "usage: index_lookup [--records N] [--lookups N] [--batch N]";
+const USAGE: &str = "usage: index_lookup [--records N] [--lookups N] [--batch N | --record TRACE]";
 /// Bytes in a record.
 const RECORD: u64 = 16;
+/// Memory for a pager that records what it misses, in bytes, besides 1/1024 of the file for tables: a few pages.
+const RECORDING_BUDGET: u64 = 64 << 10;
 /// Records that are read at once as soon as a search has come down to so few.
 const LEAF: u64 = 4096 / RECORD;
 
@@ -28,6 +31,8 @@ struct Arguments {
     records: u64,
     lookups: u64,
     batch: u64,
+    /// Where to record what is missed, one key at a time.
+    trace: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -51,11 +56,21 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let index = make_index(arguments.records)?;
     let keys: Vec<u64> = random(arguments.records * 3).take(arguments.lookups as usize).collect();
-    for (name, batch) in [("one at a time", 1), ("in batches", arguments.batch)] {
+    let passes = [("one at a time", 1), ("in batches", arguments.batch)];
+    let passes = if arguments.trace.is_some() { &passes[..1] } else { &passes };
+    for &(name, batch) in passes {
         // A pager of its own for each, so that the second finds nothing in memory that the first has read.
         let budget = (arguments.records * RECORD / 8).max(8 << 20);
-        let pager = Pager::builder().budget(budget).build()?;
-        let map = MapOptions::new().pager(&pager).advice(Advice::Random).direct(true).open(index.path())?;
+        let (builder, strategy) = match &arguments.trace {
+            Some(trace) => {
+                let budget = RECORDING_BUDGET + arguments.records * RECORD / 1024;
+                (Pager::builder().budget(budget).record(trace), Strategy::Pager)
+            }
+            None => (Pager::builder().budget(budget), Strategy::Auto),
+        };
+        let pager = builder.build()?;
+        let options = MapOptions::new().pager(&pager).strategy(strategy).advice(Advice::Random).direct(true);
+        let map = options.open(index.path())?;
         let started = Instant::now();
         let mut found = 0;
         for keys in keys.chunks(batch as usize) {
@@ -75,6 +90,9 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
             pager.stats().fills,
             pager.stats().max_queue_depth
         );
+        if arguments.trace.is_some() {
+            println!("{} references recorded", pager.end_recording()?);
+        }
     }
     Ok(())
 }
@@ -159,10 +177,15 @@ fn random(end: u64) -> impl Iterator<Item = u64> {
 
 /// `None` if they are wrong.
 fn arguments() -> Option<Arguments> {
-    let mut parsed = Arguments { records: 4 << 20, lookups: 20_000, batch: 256 };
+    let mut parsed = Arguments { records: 4 << 20, lookups: 20_000, batch: 256, trace: None };
     let mut arguments = std::env::args_os().skip(1);
     while let Some(argument) = arguments.next() {
-        let value = arguments.next().and_then(|value| value.to_str()?.parse::<u64>().ok());
+        let value = arguments.next();
+        if argument == "--record" {
+            parsed.trace = Some(value?.into());
+            continue;
+        }
+        let value = value.and_then(|value| value.to_str()?.parse::<u64>().ok());
         let value = value.filter(|value| (1..1 << 32).contains(value))?;
         match argument.to_str()? {
             "--records" => parsed.records = value,

@@ -5,7 +5,7 @@
 //! machine's byte order. A crash in the middle leaves a mixture of sorted and unsorted: sort a copy if that matters.
 //!
 //! ```text
-//! cargo run --release -p mapwright --example sort_in_place -- [--budget-mib N] FILE
+//! cargo run --release -p mapwright --example sort_in_place -- [--budget-mib N] [--record TRACE] FILE
 //! cargo run --release -p mapwright --example sort_in_place -- [--budget-mib N] [--mib N]    # makes a file of its own
 //! ```
 
@@ -15,16 +15,18 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use mapwright::{MapMut, MapOptions, Pager};
+use mapwright::{MapMut, MapOptions, Pager, Strategy};
 use zerocopy::FromBytes;
 
-const USAGE: &str = "usage: sort_in_place [--budget-mib N] [--mib N | FILE]";
+const USAGE: &str = "usage: sort_in_place [--budget-mib N] [--record TRACE] [--mib N | FILE]";
 
 struct Arguments {
     file: Option<PathBuf>,
     /// Size of the file that is made when none is given.
     bytes: u64,
     budget: u64,
+    /// Where to record what is missed.
+    trace: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -46,17 +48,29 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
-    let pager = Pager::builder().budget(arguments.budget).build()?;
-    let Some(path) = &arguments.file else {
-        let sample = tempfile::NamedTempFile::new()?;
-        fill(sample.as_file(), arguments.bytes)?;
-        return sort(sample.path(), &pager);
+    let builder = Pager::builder().budget(arguments.budget);
+    let (builder, strategy) = match &arguments.trace {
+        Some(trace) => (builder.record(trace), Strategy::Pager),
+        None => (builder, Strategy::Auto),
     };
-    sort(path, &pager)
+    let pager = builder.build()?;
+    let options = MapOptions::new().pager(&pager).strategy(strategy);
+    match &arguments.file {
+        Some(path) => sort(path, &options, &pager)?,
+        None => {
+            let sample = tempfile::NamedTempFile::new()?;
+            fill(sample.as_file(), arguments.bytes)?;
+            sort(sample.path(), &options, &pager)?;
+        }
+    }
+    if arguments.trace.is_some() {
+        println!("{} references recorded", pager.end_recording()?);
+    }
+    Ok(())
 }
 
-fn sort(path: &Path, pager: &Pager) -> Result<(), Box<dyn Error>> {
-    let mut map = MapOptions::new().pager(pager).open_mut(path)?;
+fn sort(path: &Path, options: &MapOptions, pager: &Pager) -> Result<(), Box<dyn Error>> {
+    let mut map = options.open_mut(path)?;
     let before = Digest::of(numbers(&mut map)?);
     let started = Instant::now();
     numbers(&mut map)?.sort_unstable();
@@ -123,7 +137,7 @@ fn fill(file: &std::fs::File, bytes: u64) -> std::io::Result<()> {
 
 /// `None` if they are wrong.
 fn arguments() -> Option<Arguments> {
-    let mut parsed = Arguments { file: None, bytes: 64 << 20, budget: 16 << 20 };
+    let mut parsed = Arguments { file: None, bytes: 64 << 20, budget: 16 << 20, trace: None };
     let mut arguments = std::env::args_os().skip(1);
     while let Some(argument) = arguments.next() {
         let mut mib = || {
@@ -133,6 +147,7 @@ fn arguments() -> Option<Arguments> {
         match argument.to_str() {
             Some("--mib") => parsed.bytes = mib()?,
             Some("--budget-mib") => parsed.budget = mib()?,
+            Some("--record") => parsed.trace = Some(arguments.next()?.into()),
             Some(option) if option.starts_with('-') => return None,
             _ if parsed.file.is_none() => parsed.file = Some(argument.into()),
             _ => return None,

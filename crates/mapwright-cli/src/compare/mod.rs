@@ -10,6 +10,7 @@ pub mod histogram;
 pub mod pages;
 mod plan;
 mod progress;
+mod record;
 mod report;
 pub mod rows;
 pub mod run;
@@ -115,6 +116,9 @@ pub struct Options {
     /// Draw the ratios to mmap-advised
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
+    /// Also write the pages of each pattern, one after the other, as a trace for `cargo xtask policies --trace`
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
     /// Set the disk's read-ahead for the comparison, and put it back afterwards
     #[arg(long, value_name = "KIB")]
     device_read_ahead: Option<u64>,
@@ -143,6 +147,9 @@ impl Options {
         }
         if self.json.is_some() && self.json == self.svg {
             return Err("--json and --svg name the same file".to_owned());
+        }
+        if self.record.is_some() && (self.record == self.json || self.record == self.svg) {
+            return Err("--record names the file of another result".to_owned());
         }
         if self.limit.is_some_and(|limit| limit < LEAST_LIMIT) {
             return Err(format!(
@@ -206,7 +213,12 @@ fn check_writable(path: &Path) -> Result<()> {
 /// The whole comparison. Returns whether it passed: checksums agree and budgets were kept.
 pub fn compare(options: &Options) -> Result<bool> {
     signals::install()?;
-    options.json.iter().chain(&options.svg).try_for_each(|path| check_writable(path))?;
+    options
+        .json
+        .iter()
+        .chain(&options.svg)
+        .chain(&options.record)
+        .try_for_each(|path| check_writable(path))?;
     let target = Target::prepare(options)?;
     let place = Place::of(&target.path)?;
     let _read_ahead = options.device_read_ahead.map(|kib| ReadAhead::set(&place, kib)).transpose()?;
@@ -236,6 +248,7 @@ pub fn compare(options: &Options) -> Result<bool> {
             problems: Vec::new(),
         },
         progress: Progress::new(options.quiet, steps as u64),
+        rounds: Vec::new(),
     };
     comparison.warn_about(&place);
     comparison.warm_memory_up();
@@ -243,6 +256,9 @@ pub fn compare(options: &Options) -> Result<bool> {
         comparison.run_group(pattern, threads)?;
     }
     comparison.progress.end();
+    if let Some(trace) = &options.record {
+        comparison.record(trace)?;
+    }
     let mut report = comparison.report;
     report.recommendation = report::recommendation(&report.rows);
 
@@ -350,6 +366,8 @@ struct Comparison<'a> {
     enforcement: Enforcement,
     report: Report,
     progress: Progress,
+    /// Each pattern with the operations of its rounds.
+    rounds: Vec<(Pattern, u64)>,
 }
 
 impl Comparison<'_> {
@@ -379,11 +397,23 @@ impl Comparison<'_> {
         sample::touch_memory((self.limit + self.limit / 2 + (64 << 20)).min(available / 2));
     }
 
+    fn record(&self, trace: &Path) -> Result<()> {
+        let Target { path, len, .. } = &self.target;
+        let count = record::record(trace, path, *len, &self.rounds, self.options.seed)?;
+        if !self.options.quiet {
+            eprintln!("{}: {count} references", trace.display());
+        }
+        Ok(())
+    }
+
     /// One table: a pattern with a number of threads.
     fn run_group(&mut self, pattern: Pattern, threads: usize) -> Result<()> {
         self.progress.begin();
         let mut plan = Plan::new(self.options, pattern, self.target.len, self.limit);
         let methods = self.warm_up(pattern, threads, &mut plan)?;
+        if !self.rounds.iter().any(|(known, _)| *known == pattern) {
+            self.rounds.push((pattern, plan.ops));
+        }
         let mut measured: Vec<(Method, Vec<Measured>)> =
             methods.iter().map(|method| (*method, Vec::new())).collect();
         for round in 0..self.options.rounds as usize {

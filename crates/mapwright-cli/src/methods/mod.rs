@@ -196,7 +196,7 @@ impl Method {
 }
 
 /// The bytes of a page that the file has: fewer than a page at its end.
-fn page_range(page: u64, file_len: u64) -> Range<u64> {
+pub fn page_range(page: u64, file_len: u64) -> Range<u64> {
     let start = page * crate::compare::PAGE;
     start..(start + crate::compare::PAGE).min(file_len)
 }

@@ -1,13 +1,13 @@
 //! Pagers.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use crate::engine::host::Host;
 use crate::engine::stats::Stats;
 use crate::engine::{Engine, Handle};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A page cache with a hard budget, shared by all files that are opened with it. Cheap to clone; the last clone or map of
 /// it closes it and ends its threads.
@@ -22,6 +22,7 @@ pub struct Pager(pub(crate) Arc<Handle>);
 #[derive(Clone, Debug, Default)]
 pub struct PagerBuilder {
     budget: Option<u64>,
+    record: Option<PathBuf>,
 }
 
 impl Pager {
@@ -49,6 +50,16 @@ impl Pager {
         self.0.stats()
     }
 
+    /// Ends the recording that [`PagerBuilder::record`] has begun: how many references were recorded. A recording that is not
+    /// ended ends with the pager, and its errors go unseen.
+    ///
+    /// # Errors
+    /// The first failure to write the trace; [`Error::Invalid`] if there is no recording, or none any more.
+    pub fn end_recording(&self) -> Result<u64> {
+        let none = || Error::invalid("no recording to end", "begin one with Pager::builder().record(path)");
+        self.0.recorder.get().ok_or_else(none)?.end()
+    }
+
     /// The budget in bytes.
     pub fn budget(&self) -> u64 {
         self.0.budget.total()
@@ -70,13 +81,40 @@ impl PagerBuilder {
         self
     }
 
+    /// Records which blocks are missed, in a file that `cargo xtask policies --trace` replays; what is there is replaced. Only
+    /// misses are seen: give the pager a budget of a few blocks, besides 1/1024 of the files for its tables, and open maps with
+    /// [`Strategy::Pager`](crate::Strategy::Pager). Nothing is read ahead meanwhile, and all is slow. What is prefetched counts as
+    /// missed; what is overwritten unread is not seen. [`Pager::end_recording`] ends it.
+    ///
+    /// ```
+    /// use mapwright::{MapOptions, Pager, Strategy};
+    ///
+    /// # let (path, trace) = (std::env::temp_dir(), std::env::temp_dir());
+    /// # let path = path.join(format!("mapwright-record-{}", std::process::id()));
+    /// # let trace = trace.join(format!("mapwright-record-{}.trace", std::process::id()));
+    /// # std::fs::write(&path, vec![7u8; 1 << 20]).unwrap();
+    /// let pager = Pager::builder().budget(64 << 10).record(&trace).build()?;
+    /// let map = MapOptions::new().pager(&pager).strategy(Strategy::Pager).open(&path)?;
+    /// let page = map.get(4096..8192)?;
+    /// assert_eq!((page[0], pager.end_recording()?), (7, 1));
+    /// # drop(page); drop(map); std::fs::remove_file(&path).unwrap(); std::fs::remove_file(&trace).unwrap();
+    /// # Ok::<(), mapwright::Error>(())
+    /// ```
+    #[must_use]
+    pub fn record(mut self, path: impl Into<PathBuf>) -> Self {
+        self.record = Some(path.into());
+        self
+    }
+
     /// Makes the pager.
     ///
     /// # Errors
-    /// [`Error::Invalid`](crate::Error::Invalid) if the budget is too small.
+    /// [`Error::Invalid`] if the budget is too small; [`Error::Io`] if the trace can't be recorded.
     pub fn build(self) -> Result<Pager> {
         let budget = self.budget.unwrap_or_else(|| available_memory() / 4);
-        Ok(Pager(Engine::open(Arc::new(Host::new()), budget)?))
+        let engine = Engine::open(Arc::new(Host::new()), budget)?;
+        self.record.iter().try_for_each(|path| engine.record(path))?;
+        Ok(Pager(engine))
     }
 }
 

@@ -98,6 +98,7 @@ fn serve(file: &Arc<File>, view: View, offset: u64, since: Duration) -> Result<(
                 return shown;
             }
             Pin::Absent if file.word(block).claim() => {
+                file.missed(block..block + 1);
                 read_ahead(file, block);
                 fill_block(file, block, since, deadline)?;
                 filled_here = true;
@@ -129,6 +130,9 @@ fn fill_block(file: &Arc<File>, block: u64, since: Duration, deadline: Duration)
 
 /// Tells read-ahead of a miss or of a touched trigger, and starts what it plans.
 pub(crate) fn read_ahead(file: &Arc<File>, block: u64) {
+    if file.pager.recorder.get().is_some() {
+        return; // it would hide misses
+    }
     let count = file.block_count();
     let Some(plan) = lock(&file.read_ahead).touched(block, count) else { return };
     read_soon(file, plan.blocks, plan.trigger);

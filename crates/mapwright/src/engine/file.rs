@@ -17,9 +17,11 @@ use super::checked::Scopes;
 use super::fill::{self, Patience};
 use super::gate::{Gate, Turn};
 use super::kernel::{FaultMode, FaultSink, FrameKind, FrameSpec, Frames, REGION, View};
+use super::opened::Gone;
 use super::page_set::PageSet;
 use super::pool::Kind;
 use super::read_ahead::{Advice, ReadAhead};
+use super::record::Reference;
 use super::sabotage::{self, Sabotage};
 use super::{Engine, Handle, PAGE, lock};
 use crate::error::{Error, Result};
@@ -28,6 +30,11 @@ use crate::stores::{Store, Version};
 /// Words of the block table in a page of memory: the unit in which the table is charged to the budget and searched.
 pub const CHUNK: u64 = PAGE / size_of::<AtomicU32>() as u64;
 const MAX_BLOCK: u64 = 2 << 20;
+/// The furthest that one stream is read ahead, in bytes.
+const MAX_READ_AHEAD: u64 = 4 << 20;
+/// The part of the budget by which all streams of a file are read ahead together: one of so many. The policy keeps a tenth for
+/// newcomers; of a window, up to one and a half are there at a time, and explicit access brings each block back once.
+const READ_AHEAD_SHARE: u64 = 32;
 
 /// How to open a file.
 pub struct FileSpec {
@@ -107,82 +114,7 @@ pub struct File {
     pub(crate) turn: Gate,
     charges: Charges,
     /// The last field, and so the last to be dropped.
-    gone: Gone,
-}
-
-/// What those who wait for the end of a file look at; it outlives the file.
-#[derive(Default)]
-struct Life {
-    /// Maps of the file. Only [`Opened`] counts: the engine's own jobs hold the file too, for a moment.
-    maps: AtomicU32,
-    /// 1 once there was a map.
-    opened: AtomicU32,
-    /// 1 when the file is dropped, its store with it.
-    gone: AtomicU32,
-}
-
-struct Gone {
-    life: Arc<Life>,
-    engine: Arc<Engine>,
-}
-
-impl Drop for Gone {
-    fn drop(&mut self) {
-        self.life.gone.store(1, Ordering::Release);
-        self.engine.kernel.wake(&self.life.gone);
-    }
-}
-
-/// A file held by a map. When the last one is dropped, jobs of the engine may still hold the file: the drop waits for them,
-/// so that the store is closed, its lock given back, and the file free to be opened again.
-pub struct Opened {
-    file: Arc<File>,
-    /// Dropped after `file`.
-    _farewell: Farewell,
-}
-
-struct Farewell {
-    life: Arc<Life>,
-    engine: Arc<Engine>,
-    patience: Duration,
-}
-
-impl Opened {
-    /// Counts a map.
-    pub fn new(file: Arc<File>) -> Self {
-        // A store that hangs must not keep its maps from being dropped.
-        let patience = if file.local { file.deadline } else { file.deadline.min(Duration::from_millis(50)) };
-        let life = Arc::clone(&file.gone.life);
-        life.maps.fetch_add(1, Ordering::AcqRel);
-        life.opened.store(1, Ordering::Release);
-        let _farewell = Farewell { life, engine: file.pager.this(), patience };
-        Self { file, _farewell }
-    }
-}
-
-impl std::ops::Deref for Opened {
-    type Target = Arc<File>;
-    #[inline]
-    fn deref(&self) -> &Arc<File> {
-        &self.file
-    }
-}
-
-impl Drop for Farewell {
-    fn drop(&mut self) {
-        let Self { life, engine, patience } = self;
-        if life.maps.fetch_sub(1, Ordering::AcqRel) > 1 {
-            return;
-        }
-        let deadline = engine.now() + *patience;
-        while life.gone.load(Ordering::Acquire) == 0 && life.maps.load(Ordering::Acquire) == 0 {
-            let Some(left) = deadline.checked_sub(engine.now()).filter(|left| !left.is_zero()) else {
-                return;
-            };
-            // In slices: another map may be made of the file meanwhile.
-            engine.kernel.wait(&life.gone, 0, Some(left.min(Duration::from_millis(20))));
-        }
-    }
+    pub(super) gone: Gone,
 }
 
 /// What a file has taken of the budget. Stands behind the frames in [`File`]: given back when the frames are gone.
@@ -234,9 +166,13 @@ impl File {
         let count = capacity.div_ceil(region_size) as usize;
         let unmapped_at = Table::new(count).map_err(no_memory)?;
         let regions = Table::new(count).map_err(no_memory)?;
-        let window = (max_read_ahead(pager.budget.limit()) / spec.block_size).max(1);
         let in_regions = frames.regions().is_some() && pager.buffers.lends_regions(region_size);
-        let mut read_ahead = ReadAhead::new(window);
+        // Whole regions are worth reading further ahead than the share.
+        let least = if in_regions { region_size } else { spec.block_size };
+        let ahead_max = (pager.budget.limit() / READ_AHEAD_SHARE).max(least);
+        let mut read_ahead =
+            ReadAhead::new(ahead_max.min(MAX_READ_AHEAD).max(spec.block_size) / spec.block_size)
+                .within(ahead_max / spec.block_size);
         if in_regions {
             read_ahead = read_ahead.in_regions_of(region_size / spec.block_size);
         }
@@ -384,6 +320,14 @@ impl File {
             last.store(now, Ordering::Relaxed);
         }
         due
+    }
+
+    /// Tells the recording, if there is one, that blocks were missed.
+    pub(crate) fn missed(&self, blocks: Range<u64>) {
+        if let Some(recorder) = self.pager.recorder.get() {
+            let page = |block| self.bytes_of(&(block..block + 1)).start / PAGE;
+            blocks.for_each(|block| recorder.missed(Reference { file: self.slot, page: page(block) }));
+        }
     }
 
     /// The pages of a block.
@@ -746,11 +690,6 @@ fn check_block_size(block_size: u64, budget: u64) -> Result<()> {
     Ok(())
 }
 
-/// The furthest that one stream is read ahead, in bytes.
-fn max_read_ahead(limit: u64) -> u64 {
-    (limit / 16).clamp(PAGE, 4 << 20)
-}
-
 impl Drop for File {
     fn drop(&mut self) {
         let resident = self.charges.resident.load(Ordering::Acquire);
@@ -770,6 +709,7 @@ impl std::fmt::Debug for File {
 mod tests {
     use super::*;
     use crate::engine::host::Host;
+    use crate::engine::opened::Opened;
     use crate::stores::MemoryStore;
 
     #[test]

@@ -25,7 +25,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
@@ -42,10 +42,12 @@ mod ghost;
 pub mod host;
 mod host_frames;
 pub mod kernel;
+pub mod opened;
 mod page_set;
 pub mod policy;
 pub mod pool;
 pub mod read_ahead;
+pub mod record;
 mod region;
 pub mod request;
 mod resize;
@@ -60,6 +62,7 @@ use file::{File, FileSpec};
 use kernel::{Fault, FaultMode, FaultOutcome, FaultSink, Kernel, View};
 use policy::{Key, Policy};
 use pool::{Kind, Pool};
+use record::Recorder;
 use stats::{Counters, Stats};
 
 /// Bytes in a page.
@@ -86,6 +89,8 @@ pub struct Engine {
     /// Requests that could not get all their blocks at once go on one at a time.
     pub(crate) hungry: gate::Gate,
     pub(crate) watch: watch::Watch,
+    /// Where misses are written down, if they are.
+    pub(crate) recorder: OnceLock<Recorder>,
     weak: Weak<Engine>,
 }
 
@@ -162,9 +167,20 @@ impl Engine {
             serving: AtomicBool::new(false),
             hungry: gate::Gate::default(),
             watch: watch::Watch::default(),
+            recorder: OnceLock::new(),
             weak: weak.clone(),
         });
         Ok(Arc::new(Handle(engine)))
+    }
+
+    /// Writes down what is missed from now on; nothing is read ahead any more, as that would hide misses.
+    ///
+    /// # Errors
+    /// As for [`Recorder::create`]; [`Error::Invalid`] if there is a recording already.
+    pub fn record(&self, path: &std::path::Path) -> Result<()> {
+        let recorder = Recorder::create(path, self.budget.limit() / PAGE)?;
+        let again = |_| Error::invalid("a second recording of one pager", "make another pager");
+        self.recorder.set(recorder).map_err(again)
     }
 
     /// Opens a store as a file of this pager, or shares the file if it is open for reading in the same way.

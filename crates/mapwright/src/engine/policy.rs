@@ -1,9 +1,10 @@
 //! Which block to evict.
 //!
 //! S3-FIFO (Yang, Zhang, Qiu, Yue, Rashmi: "FIFO queues are all you need for cache eviction", SOSP 2023): new blocks enter a
-//! *small* queue of a tenth of the capacity; those asked for twice more there move on to the *main* queue, the others leave
-//! early and are remembered by a *ghost*, so that a second request soon after brings them into main. A long scan thus passes
-//! through small and leaves main alone.
+//! *small* queue; those asked for twice more there move on to the *main* queue, the others leave early and are remembered by a
+//! *ghost*, so that a second request soon after brings them into main. A long scan thus passes through small and leaves main
+//! alone. The paper gives small a tenth of the capacity. Here what leaves small stays for a while (below), so the two share
+//! that tenth: small has 1/20 and limbo 1/16. docs/policies.md tells how that compares.
 //!
 //! The algorithm must see hits, and user space does not see the touches of a mapped block. So a block on its way out is
 //! first unmapped and waits in *limbo*, where a touch is a cheap soft fault that promotes it (the second chance of VMS: Turner
@@ -147,12 +148,11 @@ impl Policy {
     /// When `capacity` is zero or not below 2^32 - 1.
     pub fn new(capacity: usize) -> Self {
         assert!(capacity >= 1, "a cache of no blocks");
-        let limbo_target = if capacity >= 8 { capacity / 8 } else { 0 };
         Self {
             queues: Queues::new(capacity),
             ghost: Ghost::new(capacity),
-            small_target: (capacity / 10).max(1),
-            limbo_target,
+            small_target: (capacity / 20).max(1),
+            limbo_target: if capacity >= 8 { (capacity / 16).max(1) } else { 0 },
             limbo: Limbo::new(capacity),
             recent: [None; RECENT],
         }

@@ -4,7 +4,8 @@
 //! *trigger*). From these it finds *streams*: sequential, reverse and strided ones, several interleaved. Each stream's plans
 //! start small and double while it goes on, as in Linux's on-demand read-ahead (Wu, Xi, Xu: "On the design of a new Linux
 //! readahead framework", ACM SIGOPS Operating Systems Review 42(5), 2008), whose mark page is our trigger. Unlike there,
-//! nothing is read around a lone miss: that is what ruins random access.
+//! nothing is read around a lone miss: that is what ruins random access; and the streams share what may be ahead at a time, since
+//! what the cache has no room for is evicted before it is used.
 //!
 //! A touch is settled so:
 //! 1. It belongs to a stream if it hits the trigger, lies among the blocks planned last, or up to `SLACK` steps past them
@@ -48,6 +49,8 @@ pub struct ReadAhead {
     window_max: u64,
     /// Windows of this many blocks or more end where a multiple of it does, and so do the next plan's begin and trigger.
     region: u64,
+    /// The most that the windows of all streams should have together, in blocks.
+    ahead_max: u64,
     advice: Advice,
     /// Touches so far: the clock of `Stream::touched_at`.
     touches: u64,
@@ -79,6 +82,7 @@ impl ReadAhead {
         Self {
             window_max: max_window.clamp(1, WINDOW_LIMIT),
             region: 1,
+            ahead_max: u64::MAX,
             advice: Advice::Normal,
             touches: 0,
             streams: Vec::new(),
@@ -90,6 +94,14 @@ impl ReadAhead {
     #[must_use]
     pub fn in_regions_of(mut self, blocks: u64) -> Self {
         self.region = blocks.max(1);
+        self
+    }
+
+    /// Lets the windows of all streams together have `ahead_max` blocks at most, but each one block. More than the cache keeps
+    /// for newcomers would be evicted before it is used.
+    #[must_use]
+    pub fn within(mut self, ahead_max: u64) -> Self {
+        self.ahead_max = ahead_max;
         self
     }
 
@@ -170,11 +182,15 @@ impl ReadAhead {
         (!plan.blocks.is_empty()).then_some(plan)
     }
 
-    /// The largest window in steps: single blocks cost more each than a run of blocks, so strides get fewer.
+    /// The largest window in steps: single blocks cost more each than a run of blocks, so strides get fewer; and all streams
+    /// that are not idle share what may be ahead at a time.
     fn window_max_of(&self, stride: i64) -> u64 {
+        let is_active = |stream: &&Stream| self.touches - stream.touched_at <= YOUNG_IDLE;
+        let active = self.streams.iter().filter(is_active).count().max(1) as u64;
+        let most = self.window_max.min(self.ahead_max / active).max(1);
         match stride {
-            1 | -1 => self.window_max,
-            _ => (self.window_max / 8).max(WINDOW_FIRST).min(self.window_max),
+            1 | -1 => most,
+            _ => (self.window_max / 8).max(WINDOW_FIRST).min(most),
         }
     }
 }
@@ -645,6 +661,32 @@ mod tests {
             assert_eq!(plan.trigger.unwrap() % 16, 0, "{plan:?}");
         }
         assert!(reader.planned() < 5000 + 3 * 64);
+    }
+
+    #[test]
+    fn streams_share_what_may_be_ahead() {
+        let mut read_ahead = ReadAhead::new(64).within(64);
+        let mut lengths = Vec::new();
+        let mut go = |stream: u64, from: u64| {
+            let plan = read_ahead.touched(stream * 10_000 + from, FILE)?;
+            let blocks = blocks_of(&plan);
+            lengths.push(blocks.len());
+            plan.trigger.map(|trigger| trigger - stream * 10_000)
+        };
+        let mut at: Vec<u64> = vec![1; 4];
+        assert_eq!(go(0, 0), None);
+        for _ in 0..8 {
+            at[0] = go(0, at[0]).unwrap();
+        }
+        for (stream, at) in at.iter_mut().enumerate().skip(1) {
+            assert_eq!(go(stream as u64, 0), None);
+            *at = go(stream as u64, 1).unwrap();
+        }
+        for _ in 0..8 {
+            (0..4).for_each(|stream| at[stream] = go(stream as u64, at[stream]).unwrap());
+        }
+        assert_eq!(lengths[..8], [4, 8, 16, 32, 64, 64, 64, 64], "alone");
+        assert_eq!(lengths[lengths.len() - 4..], [16; 4], "one of four");
     }
 
     #[test]

@@ -101,6 +101,7 @@ impl Request {
         });
         file.pager.counters.hits.add((self.held.len() - before) as u64);
         let step = Step { claimed: as_runs(&claimed), busy };
+        step.claimed.iter().cloned().for_each(|run| file.missed(run));
         let shown = unmapped
             .chunk_by(|a, b| a + 1 == *b)
             .try_for_each(|run| file.map(View::Plain, run[0]..run[run.len() - 1] + 1));
