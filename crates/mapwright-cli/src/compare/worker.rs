@@ -1,18 +1,22 @@
-//! The child process of a comparison: one method, one round. Parameters come as JSON on stdin, the answer goes as JSON to
-//! stdout. The parent moves the process into its memory group before it writes the parameters.
+//! The child process of a comparison: one method, one round.
 
-use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::fs::File;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use mapwright_measure::child::{self, cpu_seconds, status_bytes};
+use mapwright_measure::failure::{Failure, Result};
+use mapwright_measure::histogram::Histogram;
+use mapwright_measure::pages::{self, PAGE, update_offsets};
+use mapwright_measure::sample;
+use mapwright_measure::ways::Cursor;
 use serde::{Deserialize, Serialize};
 
-use super::histogram::Histogram;
-use super::pages::{self, PAGE};
-use super::{Pattern, sample};
-use crate::failure::{Failure, Result};
-use crate::methods::{Cursor, Method, Setup};
+use super::Pattern;
+use crate::methods::{Method, Setup};
+
+/// The name of the hidden subcommand.
+pub const NAME: &str = "compare-worker";
 
 /// How much of a sequential scan one latency is of: 1 MiB, for every method.
 pub const STEP: u64 = 1 << 20;
@@ -69,42 +73,9 @@ pub struct Measured {
     pub note: Option<String>,
 }
 
-/// A worker's answer.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Answer {
-    /// It went well.
-    Done(Box<Measured>),
-    /// The machine or the build cannot do it.
-    Unsupported(String),
-    /// It failed.
-    Failed(String),
-}
-
 /// The hidden subcommand.
 pub fn run() -> Result<()> {
-    // A parent that is killed leaves nobody to read the answer.
-    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-    let mut text = String::new();
-    std::io::stdin()
-        .read_to_string(&mut text)
-        .map_err(|error| Failure::Message(format!("compare-worker: stdin: {error}")))?;
-    if text.is_empty() {
-        // The parent tries out whether a process can be moved into a group.
-        return Ok(());
-    }
-    let task: Task = serde_json::from_str(&text)
-        .map_err(|error| Failure::Message(format!("compare-worker: parameters: {error}")))?;
-    let answer = match measure(&task) {
-        Ok(measured) => Answer::Done(Box::new(measured)),
-        Err(Failure::Unsupported(text)) => Answer::Unsupported(text),
-        Err(failure) => Answer::Failed(failure.to_string()),
-    };
-    let json = serde_json::to_string(&answer)
-        .map_err(|error| Failure::Message(format!("compare-worker: answer: {error}")))?;
-    std::io::stdout()
-        .write_all(json.as_bytes())
-        .map_err(|error| Failure::Message(format!("compare-worker: stdout: {error}")))
+    child::serve(NAME, measure)
 }
 
 fn measure(task: &Task) -> Result<Measured> {
@@ -182,20 +153,6 @@ impl Work {
     }
 }
 
-/// Where the words lie that a round of updates increments: every one whole and inside the file.
-pub fn update_offsets(file_len: u64, count: u64, seed: u64) -> Vec<u64> {
-    let words_of = |page: u64| (file_len - page * PAGE).min(PAGE) / 8;
-    let pages = if words_of((file_len - 1) / PAGE) == 0 { file_len / PAGE } else { file_len.div_ceil(PAGE) };
-    if pages == 0 {
-        return Vec::new();
-    }
-    let mut random = pages::Random::new(seed ^ 0x7570_6461_7465);
-    pages::uniform(pages, count, seed)
-        .into_iter()
-        .map(|page| page * PAGE + random.below(words_of(page)) * 8)
-        .collect()
-}
-
 /// One thread's part of the work, and what it measured.
 struct Share<'a> {
     pages: &'a [u64],
@@ -207,7 +164,7 @@ struct Share<'a> {
 
 impl<'a> Share<'a> {
     fn new(pages: &'a [u64]) -> Self {
-        Self { pages, ops: 0, bytes: 0, checksum: 0, latencies: Histogram::new() }
+        Self { pages, ops: 0, bytes: 0, checksum: 0, latencies: Histogram::default() }
     }
 
     fn add(&mut self, other: &Share<'_>) {
@@ -308,47 +265,14 @@ fn update(
     Ok(None)
 }
 
-fn cpu_seconds() -> f64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
-}
-
-/// A line of /proc/self/status that counts KiB, in bytes; 0 where the kernel does not tell.
-fn status_bytes(name: &str) -> u64 {
-    let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    text.lines()
-        .find_map(|line| line.strip_prefix(name))
-        .and_then(|rest| rest.split_whitespace().next())
-        .and_then(|kib| kib.parse::<u64>().ok())
-        .map_or(0, |kib| kib * 1024)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn updates_stay_inside_the_file() {
-        for file_len in [8, 9, 4096, 4097, 4103, 4104, 3 * 4096 + 20] {
-            let offsets = update_offsets(file_len, 300, 5);
-            assert_eq!(offsets.len(), 300);
-            assert!(offsets.iter().all(|offset| offset % 8 == 0 && offset + 8 <= file_len), "{file_len}");
-        }
-        assert!(update_offsets(7, 10, 5).is_empty());
-    }
 
     #[test]
     fn every_page_is_in_one_share() {
         let work = Work { pages: (0..10).collect(), offsets: Vec::new(), threads: 4 };
         let seen: Vec<u64> = work.shares().iter().flat_map(|share| share.pages.to_vec()).collect();
         assert_eq!(seen, work.pages);
-    }
-
-    #[test]
-    fn this_process_has_memory() {
-        // In this order: other tests of this process take memory meanwhile. The kernel's counters lag by a few pages a CPU.
-        let now = status_bytes("VmRSS:");
-        let peak = status_bytes("VmHWM:");
-        assert!(now > 0 && peak + (1 << 20) >= now, "{now} now, {peak} at most");
     }
 }

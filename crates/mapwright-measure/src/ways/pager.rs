@@ -1,69 +1,90 @@
-//! Everything that `compare` and `doctor` use of the library: the three mapwright methods and the facts about the machine.
+//! mapwright itself: its slice with each way to serve faults, and explicit access.
 
 use std::ops::Range;
+use std::path::Path;
 
-use mapwright::{FaultMode, Map, MapMut, MapOptions, Pager, Strategy};
+use mapwright::{FaultMode, Map, MapMut, MapOptions, Pager, Stats, Strategy};
+use serde::{Deserialize, Serialize};
 
-use crate::compare::checksum::sum;
+use super::kernel_mmap::Slice;
+use super::{Cursor, Source, Updater, increment_word, page_range};
+use crate::checksum::sum;
 use crate::failure::{Failure, Result};
-use crate::methods::kernel_mmap::Slice;
-use crate::methods::{Cursor, Method, Setup, Source, Updater, increment_word, page_range};
-use crate::probe::{Probed, UserfaultFacts};
+use crate::pages::PAGE;
 
-/// How far ahead of the reader a sequential scan of the explicit method fetches, at most.
+/// How far ahead of the reader a sequential scan of the explicit way fetches, at most.
 const AHEAD: u64 = 8 << 20;
 
-fn failed(error: mapwright::Error) -> Failure {
+/// How the bytes of a map are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    /// The slice, faults served in the thread that faults.
+    InThread,
+    /// The slice, faults served by the pager's thread.
+    Thread,
+    /// get and get_many: no faults.
+    Explicit,
+}
+
+impl Way {
+    /// The options of a map in a pager.
+    pub fn options(self, pager: &Pager) -> MapOptions {
+        let mode = if self == Self::InThread { FaultMode::InThread } else { FaultMode::Thread };
+        MapOptions::new().pager(pager).strategy(Strategy::Pager).fault_mode(mode)
+    }
+}
+
+/// An error of the library, as one of ours.
+pub fn failed(error: mapwright::Error) -> Failure {
     match error {
         mapwright::Error::Unsupported { .. } => Failure::Unsupported(error.to_string()),
         _ => Failure::Message(error.to_string()),
     }
 }
 
-fn options(method: Method, pager: &Pager) -> MapOptions {
-    let options = MapOptions::new().pager(pager).strategy(Strategy::Pager);
-    match method {
-        Method::MapwrightInThread => options.fault_mode(FaultMode::InThread),
-        _ => options,
-    }
+/// A pager with a budget in bytes.
+pub fn pager(budget: u64) -> Result<Pager> {
+    Pager::builder().budget(budget).build().map_err(failed)
 }
 
-fn pager(setup: &Setup<'_>) -> Result<Pager> {
-    Pager::builder().budget(setup.limit).build().map_err(failed)
-}
-
-/// What the library finds when it tries the calls it needs.
-pub fn uffd_probe() -> Option<Probed> {
-    let machine = mapwright::Machine::probe();
-    Some(Probed {
-        userfaultfd: machine.userfaultfd.map_err(|error| error.to_string()).map(|facts| UserfaultFacts {
-            features: facts.features,
-            user_mode_only: facts.user_mode_only,
-            source: facts.source.to_string(),
-        }),
-        pagemap_scan: machine.pagemap_scan.map(|_| ()).map_err(|error| error.to_string()),
-        io_uring: machine.io_uring.map_err(|error| error.to_string()),
-    })
-}
-
-struct Opened {
+/// A map in a pager of its own.
+pub struct Opened {
     map: Map,
     pager: Pager,
     explicit: bool,
     ahead: u64,
     /// Pinned at a time, in bytes: well within the budget, and whole pages.
     most_pinned: u64,
-    file_len: u64,
 }
 
-/// Opens the file with a pager whose budget is the limit.
-pub fn open(method: Method, setup: &Setup<'_>) -> Result<Box<dyn Source>> {
-    let pager = pager(setup)?;
-    let map = options(method, &pager).open(setup.path).map_err(failed)?;
-    let explicit = method == Method::MapwrightExplicit;
-    let ahead = AHEAD.min(setup.limit / 4);
-    let most_pinned = (setup.limit / 8).max(4096) / 4096 * 4096;
-    Ok(Box::new(Opened { map, pager, explicit, ahead, most_pinned, file_len: setup.file_len }))
+/// Opens the file with a pager of that budget; `adjust` has the last word on the options.
+pub fn open(
+    way: Way,
+    path: &Path,
+    budget: u64,
+    adjust: impl FnOnce(MapOptions) -> MapOptions,
+) -> Result<Opened> {
+    let pager = pager(budget)?;
+    let map = adjust(way.options(&pager)).open(path).map_err(failed)?;
+    let most_pinned = (budget / 8).max(PAGE) / PAGE * PAGE;
+    Ok(Opened { map, pager, explicit: way == Way::Explicit, ahead: AHEAD.min(budget / 4), most_pinned })
+}
+
+impl Opened {
+    /// The map.
+    pub fn map(&self) -> &Map {
+        &self.map
+    }
+
+    /// What the pager counted.
+    pub fn stats(&self) -> Stats {
+        self.pager.stats()
+    }
+
+    fn len(&self) -> u64 {
+        self.map.len() as u64
+    }
 }
 
 impl Source for Opened {
@@ -97,13 +118,13 @@ struct Explicit<'a> {
 impl Cursor for Explicit<'_> {
     fn pages(&mut self, pages: &[u64]) -> Result<u64> {
         self.ranges.clear();
-        self.ranges.extend(pages.iter().map(|page| page_range(*page, self.opened.file_len)));
+        self.ranges.extend(pages.iter().map(|page| page_range(*page, self.opened.len())));
         let pinned = self.opened.map.get_many(&self.ranges).map_err(failed)?;
         Ok(pinned.iter().fold(0, |total, bytes| total.wrapping_add(sum(bytes))))
     }
 
     fn range(&mut self, range: Range<u64>) -> Result<u64> {
-        let ahead = (range.end + self.opened.ahead).min(self.opened.file_len);
+        let ahead = (range.end + self.opened.ahead).min(self.opened.len());
         if ahead > self.fetched {
             // Only a hint: what it could not fetch, `get` fetches, and reports when it fails.
             let _ = self.opened.map.will_need(self.fetched.max(range.end)..ahead);
@@ -126,11 +147,11 @@ struct Updating {
     _pager: Pager,
 }
 
-/// Opens the file for updates with a pager whose budget is the limit.
-pub fn open_mut(method: Method, setup: &Setup<'_>) -> Result<Box<dyn Updater>> {
-    let pager = pager(setup)?;
-    let map = options(method, &pager).open_mut(setup.path).map_err(failed)?;
-    Ok(Box::new(Updating { map, explicit: method == Method::MapwrightExplicit, _pager: pager }))
+/// Opens the file for updates with a pager of that budget.
+pub fn open_mut(way: Way, path: &Path, budget: u64) -> Result<Box<dyn Updater>> {
+    let pager = pager(budget)?;
+    let map = way.options(&pager).open_mut(path).map_err(failed)?;
+    Ok(Box::new(Updating { map, explicit: way == Way::Explicit, _pager: pager }))
 }
 
 impl Updater for Updating {

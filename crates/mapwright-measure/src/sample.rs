@@ -6,10 +6,10 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::checksum::sum;
-use super::pages::{PAGE, Random};
+use crate::checksum::sum;
 use crate::device::Place;
 use crate::failure::{Failure, Result};
+use crate::pages::{PAGE, Random};
 use crate::{signals, size};
 
 const CHUNK: usize = 1 << 20;

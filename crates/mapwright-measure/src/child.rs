@@ -1,16 +1,20 @@
-//! Starts a worker for one method and one round, in a memory group of its own, and waits for its answer.
+//! A child process for one round of one contender, in a memory group of its own.
+//!
+//! Parameters go as JSON to its stdin, the answer comes as JSON from its stdout. The parent moves the process into its group
+//! before it writes the parameters.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
-use super::worker::{Answer, Measured, Task};
-use crate::cgroup;
 use crate::failure::{Failure, Result};
-use crate::{signals, size};
+use crate::{cgroup, signals, size};
 
 /// A worker that takes longer than this is stopped: something hangs.
 const LONGEST: Duration = Duration::from_secs(600);
@@ -28,10 +32,10 @@ pub struct Enforcement {
 }
 
 impl Enforcement {
-    /// Finds out by making a group and moving a process into it.
-    pub fn find(limit: u64) -> Result<Self> {
+    /// Finds out by making a group and moving a process into it: this program, told to be a `worker`.
+    pub fn find(limit: u64, worker: &str) -> Result<Self> {
         let cgroup = match cgroup::find() {
-            Ok(parent) => try_out(&parent, limit)?.map(|()| parent),
+            Ok(parent) => try_out(&parent, limit, worker)?.map(|()| parent),
             Err(why) => Err(why),
         };
         Ok(Self { cgroup, limit })
@@ -52,15 +56,15 @@ impl Enforcement {
                 )
             }
             Err(why) => format!(
-                "NOT enforced for read, pread, direct, pwrite and mmap, which use what memory is free: no memory cgroup ({why}); \
+                "NOT enforced for the kernel's own ways, which use what memory is free: no memory cgroup ({why}); \
                  mapwright's budget is the limit all the same"
             ),
         }
     }
 }
 
-fn try_out(parent: &cgroup::Parent, limit: u64) -> Result<std::result::Result<(), String>> {
-    let mut child = Reaped(spawn()?);
+fn try_out(parent: &cgroup::Parent, limit: u64, worker: &str) -> Result<std::result::Result<(), String>> {
+    let mut child = Reaped(spawn(worker)?);
     let group = match cgroup::Group::create(parent, limit + slack(limit)) {
         Ok(group) => group,
         Err(error) => return Ok(Err(format!("{}: {error}", parent.dir.display()))),
@@ -71,10 +75,10 @@ fn try_out(parent: &cgroup::Parent, limit: u64) -> Result<std::result::Result<()
     Ok(moved.map_err(|error| format!("moving a process below {}: {error}", parent.dir.display())))
 }
 
-fn spawn() -> Result<Child> {
+fn spawn(worker: &str) -> Result<Child> {
     let failed = |error| Failure::Message(format!("cannot start a worker: {error}"));
     Command::new(std::env::current_exe().map_err(failed)?)
-        .arg("compare-worker")
+        .arg(worker)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -91,25 +95,66 @@ impl Drop for Reaped {
     }
 }
 
-/// Runs one round of one method. `Unsupported` says that the method does not work here.
-pub fn run(task: &Task, enforcement: &Enforcement) -> Result<Measured> {
+/// A worker's answer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer<M> {
+    /// It went well.
+    Done(Box<M>),
+    /// The machine or the build cannot do it.
+    Unsupported(String),
+    /// It failed.
+    Failed(String),
+}
+
+/// The worker's side, the subcommand `worker`: reads the task, does it, answers.
+pub fn serve<T: DeserializeOwned, M: Serialize>(
+    worker: &str,
+    measure: impl FnOnce(&T) -> Result<M>,
+) -> Result<()> {
+    // A parent that is killed leaves nobody to read the answer.
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    let failed =
+        |what: &str, error: &dyn std::fmt::Display| Failure::Message(format!("{worker}: {what}: {error}"));
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).map_err(|error| failed("stdin", &error))?;
+    if text.is_empty() {
+        // The parent tries out whether a process can be moved into a group.
+        return Ok(());
+    }
+    let task = serde_json::from_str(&text).map_err(|error| failed("parameters", &error))?;
+    let answer = match measure(&task) {
+        Ok(measured) => Answer::Done(Box::new(measured)),
+        Err(Failure::Unsupported(text)) => Answer::Unsupported(text),
+        Err(failure) => Answer::Failed(failure.to_string()),
+    };
+    let json = serde_json::to_string(&answer).map_err(|error| failed("answer", &error))?;
+    std::io::stdout().write_all(json.as_bytes()).map_err(|error| failed("stdout", &error))
+}
+
+/// Does one task in a child, within `limit` bytes where there is one. `Unsupported` says that it does not work here.
+pub fn run<T: Serialize, M: DeserializeOwned>(
+    worker: &str,
+    task: &T,
+    limit: Option<u64>,
+    enforcement: &Enforcement,
+) -> Result<M> {
     // The group is declared first, so that it goes last: when the child is gone.
-    let group = match &enforcement.cgroup {
-        Ok(parent) => Some(
-            cgroup::Group::create(parent, task.limit + slack(task.limit))
+    let group = match (&enforcement.cgroup, limit) {
+        (Ok(parent), Some(limit)) => Some(
+            cgroup::Group::create(parent, limit + slack(limit))
                 .map_err(|error| Failure::io("make a memory group", &parent.dir, error))?,
         ),
-        Err(_) => None,
+        _ => None,
     };
-    let mut child = Reaped(spawn()?);
+    let mut child = Reaped(spawn(worker)?);
     if let Some(group) = &group {
         group.add(child.0.id()).map_err(|error| {
             Failure::Message(format!("cannot move a worker into its memory group: {error}"))
         })?;
     }
-    let parameters = serde_json::to_vec(task).map_err(|error| {
-        Failure::Message(format!("cannot describe the work of {}: {error}", task.method.name()))
-    })?;
+    let parameters = serde_json::to_vec(task)
+        .map_err(|error| Failure::Message(format!("cannot describe the work of a worker: {error}")))?;
     if let Some(mut stdin) = child.0.stdin.take() {
         // A worker that died before it read this is reported below.
         let _ = stdin.write_all(&parameters);
@@ -123,11 +168,14 @@ pub fn run(task: &Task, enforcement: &Enforcement) -> Result<Measured> {
         Ok(Answer::Unsupported(why)) => Err(Failure::Unsupported(why)),
         Ok(Answer::Failed(why)) => Err(Failure::Message(why)),
         _ if matches!(status.signal(), Some(libc::SIGINT | libc::SIGTERM)) => Err(Failure::Interrupted),
-        _ if group.is_some_and(|group| group.oom_kills() > 0) => Err(Failure::Message(format!(
-            "the kernel killed it for using more than {} + {}",
-            size::show(task.limit),
-            size::show(slack(task.limit))
-        ))),
+        _ if group.is_some_and(|group| group.oom_kills() > 0) => {
+            let limit = limit.unwrap_or_default();
+            Err(Failure::Message(format!(
+                "the kernel killed it for using more than {} + {}",
+                size::show(limit),
+                size::show(slack(limit))
+            )))
+        }
         _ => Err(Failure::Message(format!("the worker ended without an answer ({status})"))),
     }
 }
@@ -154,5 +202,34 @@ fn wait_for_answer(child: &mut Child) -> Result<Vec<u8>> {
             0 => return Ok(answer),
             count => answer.extend_from_slice(&chunk[..count]),
         }
+    }
+}
+
+/// User and system time of this process so far, all threads, in seconds.
+pub fn cpu_seconds() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// A line of /proc/self/status that counts KiB, in bytes; 0 where the kernel does not tell.
+pub fn status_bytes(name: &str) -> u64 {
+    let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    text.lines()
+        .find_map(|line| line.strip_prefix(name))
+        .and_then(|rest| rest.split_whitespace().next())
+        .and_then(|kib| kib.parse::<u64>().ok())
+        .map_or(0, |kib| kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_has_memory() {
+        // In this order: other tests of this process take memory meanwhile. The kernel's counters lag by a few pages a CPU.
+        let now = status_bytes("VmRSS:");
+        let peak = status_bytes("VmHWM:");
+        assert!(now > 0 && peak + (1 << 20) >= now, "{now} now, {peak} at most");
     }
 }
