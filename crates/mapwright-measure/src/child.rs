@@ -221,9 +221,39 @@ pub fn status_bytes(name: &str) -> u64 {
         .map_or(0, |kib| kib * 1024)
 }
 
+/// Faults that had to wait for a disk: of the process (`/proc/self/stat`) or of this thread (`/proc/thread-self/stat`).
+pub fn major_faults(stat: &str) -> Option<u64> {
+    let text = fs::read_to_string(stat).ok()?;
+    // Field 12 of proc_pid_stat(5), counted from behind the name, which may hold anything.
+    text.rsplit_once(')')?.1.split_whitespace().nth(9)?.parse().ok()
+}
+
+/// Bytes that this thread had the disk read, where the kernel keeps account.
+pub fn thread_read_bytes() -> Option<u64> {
+    let text = fs::read_to_string("/proc/thread-self/io").ok()?;
+    text.lines().find_map(|line| line.strip_prefix("read_bytes: "))?.trim().parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_read_past_the_page_cache_is_counted() {
+        let mut file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        file.write_all(&[1; 1 << 20]).unwrap();
+        let cached = crate::sample::drop_cache(&file);
+        let Some(before) = thread_read_bytes() else { return };
+        let map = crate::raw::map(&file).unwrap();
+        map.advise(memmap2::Advice::Random).unwrap();
+        let faults = major_faults("/proc/thread-self/stat").unwrap();
+        assert_eq!(map.iter().step_by(1 << 16).map(|byte| u64::from(*byte)).sum::<u64>(), 16);
+        // A file system in memory reads no disk.
+        if cached == Some(0) {
+            assert_eq!(thread_read_bytes().unwrap() - before, 16 << 12);
+            assert_eq!(major_faults("/proc/thread-self/stat").unwrap() - faults, 16);
+        }
+    }
 
     #[test]
     fn this_process_has_memory() {

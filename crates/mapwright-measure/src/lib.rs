@@ -17,3 +17,4 @@ pub mod sample;
 pub mod signals;
 pub mod size;
 pub mod ways;
+pub mod work;

@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 
 use mapwright_measure::child::{self, cpu_seconds, status_bytes};
 use mapwright_measure::failure::{Failure, Result};
-use mapwright_measure::histogram::Histogram;
 use mapwright_measure::pages::{self, PAGE, update_offsets};
 use mapwright_measure::sample;
-use mapwright_measure::ways::Cursor;
+use mapwright_measure::work::{self, Reading, Share};
 use serde::{Deserialize, Serialize};
 
 use super::Pattern;
@@ -17,9 +16,6 @@ use crate::methods::{Method, Setup};
 
 /// The name of the hidden subcommand.
 pub const NAME: &str = "compare-worker";
-
-/// How much of a sequential scan one latency is of: 1 MiB, for every method.
-pub const STEP: u64 = 1 << 20;
 
 /// What a worker is asked to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -146,32 +142,7 @@ impl Work {
     }
 
     fn shares(&self) -> Vec<Share<'_>> {
-        if self.pages.is_empty() {
-            return vec![Share::new(&[])];
-        }
-        self.pages.chunks(self.pages.len().div_ceil(self.threads)).map(Share::new).collect()
-    }
-}
-
-/// One thread's part of the work, and what it measured.
-struct Share<'a> {
-    pages: &'a [u64],
-    ops: u64,
-    bytes: u64,
-    checksum: u64,
-    latencies: Histogram,
-}
-
-impl<'a> Share<'a> {
-    fn new(pages: &'a [u64]) -> Self {
-        Self { pages, ops: 0, bytes: 0, checksum: 0, latencies: Histogram::default() }
-    }
-
-    fn add(&mut self, other: &Share<'_>) {
-        self.ops += other.ops;
-        self.bytes += other.bytes;
-        self.checksum = self.checksum.wrapping_add(other.checksum);
-        self.latencies.merge(&other.latencies);
+        work::shares(&self.pages, self.threads)
     }
 }
 
@@ -182,62 +153,14 @@ fn read(
     shares: &mut [Share<'_>],
 ) -> Result<Option<String>> {
     let source = task.method.open(setup)?;
+    let reading = Reading { file_len: setup.file_len, batch: setup.batch, stop_at };
     match shares {
-        [share] if task.pattern == Pattern::Sequential => scan(task, &mut *source.cursor()?, stop_at, share)?,
-        [share] => pick(setup, &mut *source.cursor()?, stop_at, share)?,
-        shares => std::thread::scope(|scope| {
-            let source = &source;
-            let threads: Vec<_> = shares
-                .iter_mut()
-                .map(|share| scope.spawn(move || pick(setup, &mut *source.cursor()?, stop_at, share)))
-                .collect();
-            threads.into_iter().try_for_each(|thread| {
-                thread
-                    .join()
-                    .unwrap_or_else(|_| Err(Failure::Message("a reading thread panicked".to_owned())))
-            })
-        })?,
+        [share] if task.pattern == Pattern::Sequential => {
+            reading.scan(&mut *source.cursor()?, task.ops * PAGE, share)?;
+        }
+        shares => reading.pick_all(&*source, shares)?,
     }
     Ok(source.note())
-}
-
-/// Reads the file from its start in steps.
-fn scan(task: &Task, cursor: &mut dyn Cursor, stop_at: Option<Instant>, share: &mut Share<'_>) -> Result<()> {
-    let end = (task.ops * PAGE).min(task.file_len);
-    let mut before = Instant::now();
-    while share.bytes < end && stop_at.is_none_or(|stop| before < stop) {
-        let step = share.bytes..(share.bytes + STEP).min(end);
-        let len = step.end - step.start;
-        share.checksum = share.checksum.wrapping_add(cursor.range(step)?);
-        share.bytes += len;
-        share.ops += len.div_ceil(PAGE);
-        let now = Instant::now();
-        share.latencies.record(now - before, 1);
-        before = now;
-    }
-    Ok(())
-}
-
-/// Reads the listed pages. Each page of a batch counts with the latency of the batch: that is how long it took to arrive.
-fn pick(
-    setup: &Setup<'_>,
-    cursor: &mut dyn Cursor,
-    stop_at: Option<Instant>,
-    share: &mut Share<'_>,
-) -> Result<()> {
-    let mut before = Instant::now();
-    for batch in share.pages.chunks(setup.batch) {
-        if stop_at.is_some_and(|stop| before >= stop) {
-            break;
-        }
-        share.checksum = share.checksum.wrapping_add(cursor.pages(batch)?);
-        share.ops += batch.len() as u64;
-        share.bytes += batch.iter().map(|page| (setup.file_len - page * PAGE).min(PAGE)).sum::<u64>();
-        let now = Instant::now();
-        share.latencies.record(now - before, batch.len() as u64);
-        before = now;
-    }
-    Ok(())
 }
 
 /// Increments the listed words and makes all of it durable, both inside the time.
@@ -263,16 +186,4 @@ fn update(
     }
     updater.make_durable()?;
     Ok(None)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_page_is_in_one_share() {
-        let work = Work { pages: (0..10).collect(), offsets: Vec::new(), threads: 4 };
-        let seen: Vec<u64> = work.shares().iter().flat_map(|share| share.pages.to_vec()).collect();
-        assert_eq!(seen, work.pages);
-    }
 }

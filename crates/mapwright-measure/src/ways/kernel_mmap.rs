@@ -9,7 +9,7 @@ use memmap2::{Advice, Mmap, MmapMut};
 use super::{Cursor, Source, Updater, in_memory, increment_word, page_range};
 use crate::checksum::sum;
 use crate::failure::{Failure, Result};
-use crate::raw;
+use crate::{child, raw};
 
 struct Mapped(Mmap);
 
@@ -25,6 +25,10 @@ pub fn open(path: &Path, advice: Option<Advice>) -> Result<Box<dyn Source>> {
 impl Source for Mapped {
     fn cursor(&self) -> Result<Box<dyn Cursor + '_>> {
         Ok(Box::new(Slice(&self.0)))
+    }
+
+    fn misses(&self) -> Option<u64> {
+        child::major_faults("/proc/self/stat")
     }
 }
 

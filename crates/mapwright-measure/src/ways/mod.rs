@@ -16,6 +16,11 @@ pub trait Source: Sync {
     /// The state of one reading thread.
     fn cursor(&self) -> Result<Box<dyn Cursor + '_>>;
 
+    /// Touches so far that had to wait for the disk, of all threads, where the way can tell.
+    fn misses(&self) -> Option<u64> {
+        None
+    }
+
     /// What the way has to say about how it went, for a person to read.
     fn note(&self) -> Option<String> {
         None

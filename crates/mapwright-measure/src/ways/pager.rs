@@ -96,6 +96,11 @@ impl Source for Opened {
         })
     }
 
+    fn misses(&self) -> Option<u64> {
+        let stats = self.pager.stats();
+        Some((stats.filled_bytes - stats.read_ahead_bytes) / PAGE)
+    }
+
     fn note(&self) -> Option<String> {
         let stats = self.pager.stats();
         Some(format!(
