@@ -1,8 +1,9 @@
 //! Maintenance commands of the workspace: `cargo xtask help`.
 //!
-//! `ci` runs everything that must hold (`ci.rs` lists it); `tidy` and `links` are two of its steps, by themselves. All of
-//! them need nothing but a Rust toolchain.
+//! `ci` runs everything that must hold (`ci.rs` lists it); `tidy` and `links` are two of its steps, by themselves. `bench`
+//! builds and runs the benchmarks. All of them need nothing but a Rust toolchain.
 
+mod bench;
 mod ci;
 mod docs;
 mod files;
@@ -20,6 +21,8 @@ usage: cargo xtask COMMAND
   ci      run every check: formatting, lints, tests, documentation, stress, smoke runs
   tidy    check the rules of the source that no compiler knows
   links   check the links between the documents
+  bench   measure, and write docs/benchmarks.md: see `cargo xtask bench --help`;
+          `--features LIST`, first, adds databases: peers, peers-rocksdb
   help    print this";
 
 fn main() -> ExitCode {
@@ -29,6 +32,7 @@ fn main() -> ExitCode {
         ["ci"] => ci::run(),
         ["tidy"] => report(tidy::check),
         ["links"] => report(links::check),
+        ["bench", ref rest @ ..] => bench::run(rest),
         ["help" | "--help" | "-h"] => {
             println!("{HELP}");
             ExitCode::SUCCESS

@@ -1,4 +1,4 @@
-//! The small costs, each beside the kernel's own way: `cargo bench -p mapwright`. Ratios inside one group count; absolute
+//! The small costs, each beside the kernel's own way: `cargo bench -p mapwright-bench`. Ratios inside one group count; absolute
 //! times drift with the machine. `MAPWRIGHT_BENCH_BYTES` sets the size of the resident file (default 256 MiB).
 
 #![allow(missing_docs)]
