@@ -76,7 +76,7 @@ pub enum Work {
         /// Gets of each thread.
         count: u64,
     },
-    /// Scans the file, then asks how much memory the process has that holds no page of it.
+    /// Scans the file, then asks how much memory the process has beyond its budget.
     Memory,
     /// Maps a file `count` times.
     Open {

@@ -159,6 +159,6 @@ impl Cursor for &Rayon {
 
     fn range(&mut self, range: Range<u64>) -> Result<u64> {
         let bytes = &self.0[in_memory(range)];
-        Ok(bytes.par_chunks(128 << 10).map(sum).reduce(|| 0, u64::wrapping_add))
+        Ok(bytes.par_chunks(1 << 20).map(sum).reduce(|| 0, u64::wrapping_add))
     }
 }

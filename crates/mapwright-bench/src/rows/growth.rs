@@ -65,7 +65,7 @@ fn files(sizes: &Sizes, materials: &mut Materials) -> Result<Case> {
 fn budgets(sizes: &Sizes, materials: &mut Materials) -> Result<Case> {
     let path = materials.sample(sizes.file)?;
     let len = sizes.file / 4;
-    let count = len / PAGE / 2;
+    let count = len / PAGE / 3;
     let about = format!(
         "{count} zipf-distributed pages of {}, cold, on one thread; limit a half to a 64th of the file. The memory group has \
          12 MiB and 2 % more for the process itself: much, for the kernel's page cache, where the limit is small.",
@@ -86,7 +86,7 @@ fn budgets(sizes: &Sizes, materials: &mut Materials) -> Result<Case> {
 
 fn threads(sizes: &Sizes, materials: &mut Materials) -> Result<Case> {
     let path = materials.sample(sizes.file)?;
-    let (count, limit) = (sizes.limit_pages() / 2, sizes.limit);
+    let (count, limit) = (sizes.limit_pages() / 4, sizes.limit);
     let about = format!(
         "{count} random pages of {}, cold, shared by 1 to 16 threads; limit {}.",
         show(sizes.file),

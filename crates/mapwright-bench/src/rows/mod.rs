@@ -38,7 +38,7 @@ pub enum Row {
     Faults,
     /// a get of a resident page
     Get,
-    /// memory beside the frames
+    /// memory beyond the budget
     Memory,
     /// opening a very large file, and many small ones
     Opening,

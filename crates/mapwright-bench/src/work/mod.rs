@@ -95,7 +95,8 @@ fn tally(clock: Clock, shares: &[Share<'_>]) -> Measured {
 }
 
 fn with_latencies(measured: Measured, latencies: &Histogram) -> Measured {
-    let nanos = |fraction| Some(latencies.quantile_us(fraction) * 1000.0);
+    // Nothing takes no time: no latency was recorded.
+    let nanos = |fraction| Some(latencies.quantile_us(fraction) * 1000.0).filter(|nanos| *nanos > 0.0);
     Measured { p50_ns: nanos(0.5), p99_ns: nanos(0.99), ..measured }
 }
 
@@ -107,7 +108,7 @@ fn time(latencies: &mut Histogram, operation: impl FnOnce() -> Result<()>) -> Re
     Ok(())
 }
 
-/// What is left of `total` operations that each took about `each`: for figures of a single one.
+/// Nanoseconds of one of so many operations.
 fn each(total: Duration, operations: u64) -> f64 {
     total.as_nanos() as f64 / operations.max(1) as f64
 }

@@ -33,7 +33,11 @@ pub fn cold(task: &Task) -> Result<Measured> {
     }
     let source = how::open(task)?;
     let reading = Reading { file_len: task.len, batch: task.batch, stop_at: None };
-    if scans {
+    if task.how == How::Rayon {
+        // All at once: its threads divide the work themselves.
+        shares[0].checksum = source.cursor()?.range(0..task.len)?;
+        (shares[0].ops, shares[0].bytes) = (task.len / PAGE, task.len);
+    } else if scans {
         reading.scan(&mut *source.cursor()?, task.len, &mut shares[0])?;
     } else {
         reading.pick_all(&*source, &mut shares)?;

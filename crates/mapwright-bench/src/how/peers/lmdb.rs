@@ -5,7 +5,6 @@ use std::ops::Range;
 use heed::types::Bytes;
 use heed::{Database, Env, RoTxn, WithoutTls};
 use mapwright_measure::checksum::sum;
-use mapwright_measure::child;
 use mapwright_measure::failure::{Failure, Result};
 use mapwright_measure::ways::{Cursor, Source};
 
@@ -51,10 +50,6 @@ impl Source for Lmdb {
     fn cursor(&self) -> Result<Box<dyn Cursor + '_>> {
         let transaction = self.env.read_txn().map_err(failed)?;
         Ok(Box::new(Reader { values: self.values, transaction }))
-    }
-
-    fn misses(&self) -> Option<u64> {
-        child::major_faults("/proc/self/stat")
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use mapwright_measure::checksum::sum;
 use mapwright_measure::failure::{Failure, Result};
 use mapwright_measure::ways::{Cursor, Source};
-use redb::{Database, ReadOnlyTable, ReadableDatabase as _, TableDefinition};
+use redb::{Database, ReadOnlyTable, TableDefinition};
 
 use super::{Pages, failed, no_value};
 use crate::task::Task;
