@@ -18,6 +18,7 @@ const RIGHT: i32 = 70;
 const TOP: i32 = 44;
 const LINES_HEIGHT: u32 = 360;
 
+type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 type Drawn = std::result::Result<(), Box<dyn Error>>;
 
 /// Draws a comparison: bars, or lines where it is over a quantity.
@@ -43,23 +44,24 @@ fn heading(outcome: &Outcome) -> String {
     format!("{} ({})", outcome.case.title, outcome.case.shown.unit())
 }
 
+fn text(area: &Area<'_>, words: &str, at: (i32, i32), size: u32, h: HPos) -> Drawn {
+    let style = ("sans-serif", size).into_font().color(&BLACK).pos(Pos::new(h, VPos::Center));
+    Ok(area.draw(&Text::new(words.to_owned(), at, style))?)
+}
+
 fn bars(svg: &mut String, outcome: &Outcome) -> Drawn {
     let medians = medians(outcome);
     let height = TOP + medians.len() as i32 * BAR + 12;
     let area = SVGBackend::with_string(svg, (WIDTH, height as u32)).into_drawing_area();
     area.fill(&WHITE)?;
-    let text = |words: &str, at, size: u32, h| {
-        let style = ("sans-serif", size).into_font().color(&BLACK).pos(Pos::new(h, VPos::Center));
-        area.draw(&Text::new(words.to_owned(), at, style))
-    };
-    text(&heading(outcome), (12, 20), 15, HPos::Left)?;
+    text(&area, &heading(outcome), (12, 20), 18, HPos::Left)?;
     let most = medians.iter().map(|(_, value)| *value).fold(f64::MIN_POSITIVE, f64::max);
     for (index, (entry, value)) in medians.iter().enumerate() {
         let top = TOP + index as i32 * BAR;
         let len = (value / most * f64::from(WIDTH as i32 - LEFT - RIGHT)).round() as i32;
         area.draw(&Rectangle::new([(LEFT, top + 2), (LEFT + len, top + BAR - 4)], color(entry).filled()))?;
-        text(&entry.name, (LEFT - 8, top + BAR / 2 - 1), 12, HPos::Right)?;
-        text(&short(*value), (LEFT + len + 5, top + BAR / 2 - 1), 11, HPos::Left)?;
+        text(&area, &entry.name, (LEFT - 8, top + BAR / 2 - 1), 14, HPos::Right)?;
+        text(&area, &short(*value), (LEFT + len + 5, top + BAR / 2 - 1), 13, HPos::Left)?;
     }
     area.present()?;
     drop(area);
@@ -81,9 +83,10 @@ fn lines(svg: &mut String, outcome: &Outcome) -> Drawn {
     }
     let area = SVGBackend::with_string(svg, (WIDTH, LINES_HEIGHT)).into_drawing_area();
     area.fill(&WHITE)?;
+    text(&area, &heading(outcome), (12, 20), 18, HPos::Left)?;
     let mut chart = ChartBuilder::on(&area)
-        .caption(heading(outcome), ("sans-serif", 15))
         .margin(12)
+        .margin_top(64)
         .x_label_area_size(36)
         .y_label_area_size(60)
         // A ratio is the same distance everywhere.
@@ -91,6 +94,7 @@ fn lines(svg: &mut String, outcome: &Outcome) -> Drawn {
     chart
         .configure_mesh()
         .light_line_style(TRANSPARENT)
+        .label_style(("sans-serif", 14))
         .x_desc(outcome.case.over.unwrap_or_default())
         .y_desc(outcome.case.shown.unit())
         .x_label_formatter(&|value| plain(*value))
@@ -101,16 +105,14 @@ fn lines(svg: &mut String, outcome: &Outcome) -> Drawn {
         if names.contains(&entry.name.as_str()) {
             continue;
         }
+        let (color, at) = (color(entry), 20 + 240 * names.len() as i32);
         names.push(&entry.name);
+        area.draw(&Rectangle::new([(at, 44), (at + 16, 50)], color.filled()))?;
+        text(&area, &entry.name, (at + 22, 47), 14, HPos::Left)?;
         let line = points.iter().filter(|point| point.0.name == entry.name).map(|point| (point.1, point.2));
-        let color = color(entry);
-        chart
-            .draw_series(LineSeries::new(line.clone(), color.stroke_width(2)))?
-            .label(&entry.name)
-            .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], color.stroke_width(2)));
+        chart.draw_series(LineSeries::new(line.clone(), color.stroke_width(2)))?;
         chart.draw_series(line.map(|point| Circle::new(point, 3, color.filled())))?;
     }
-    chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.2)).draw()?;
     drop(chart);
     area.present()?;
     drop(area);

@@ -15,9 +15,19 @@ use crate::plot::{self, plain, short};
 use crate::run::{Outcome, Verdict, median};
 use crate::task::Measured;
 
-/// Crates whose versions a reader wants.
-const CRATES: [&str; 10] =
-    ["mapwright", "memmap2", "mmap-io", "io-uring", "rayon", "rustix", "heed", "redb", "rusqlite", "rocksdb"];
+/// Crates whose versions a reader wants, and whether they are built in.
+const CRATES: [(&str, bool); 10] = [
+    ("mapwright", true),
+    ("memmap2", true),
+    ("mmap-io", true),
+    ("io-uring", true),
+    ("rayon", true),
+    ("rustix", true),
+    ("heed", cfg!(feature = "peers-lmdb")),
+    ("redb", cfg!(feature = "peers-redb")),
+    ("rusqlite", cfg!(feature = "peers-sqlite")),
+    ("rocksdb", cfg!(feature = "peers-rocksdb")),
+];
 
 /// Everything that a run found.
 #[derive(Debug, Serialize)]
@@ -51,13 +61,13 @@ pub fn versions() -> Vec<(String, String)> {
         found.push((program.to_owned(), text.unwrap_or_else(|_| "not installed".to_owned())));
     }
     let lock = include_str!("../../../Cargo.lock");
-    for name in CRATES {
+    for (name, _) in CRATES.iter().filter(|(_, is_built)| *is_built) {
         let version = lock.split("[[package]]").find_map(|package| {
             let mut lines = package.trim().lines();
             (lines.next()? == format!("name = \"{name}\"")).then_some(())?;
             lines.next()?.strip_prefix("version = \"")?.strip_suffix('"')
         });
-        found.extend(version.map(|version| (name.to_owned(), version.to_owned())));
+        found.extend(version.map(|version| ((*name).to_owned(), version.to_owned())));
     }
     found
 }
@@ -269,5 +279,66 @@ fn lines(page: &mut String, outcome: &Outcome, quantity: &str) {
             })
             .collect();
         put!(page, "| {} | {} |", plain(value), cells.join(" | "));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::case::{Case, Figure, Shown};
+    use crate::task::{Advice, How, Task, Work};
+
+    fn outcome() -> Outcome {
+        let mut case = Case::new("Random 4 KiB, 1 thread", "Some pages.", Shown::Speed("pages"));
+        for name in ["ours", "theirs", "absent"] {
+            let (work, how) = (Work::Scan, How::Mmap(Advice::None));
+            let path = "x".into();
+            let task = Task { work, how, path, len: 1, budget: 1, threads: 1, batch: 1, sample: None };
+            case.entry(name, task, None);
+        }
+        case.goal("ours", &["theirs"], Figure::Speed, Want::AtLeast(1.1));
+        case.goal("absent", &[], Figure::Median, Want::AtMost(20.0));
+        let measured = |seconds| vec![Measured { ops: 1000, seconds, ..Measured::default() }];
+        let goals = case.goals.clone();
+        let values = [(Some("theirs".to_owned()), Some([0.5, 0.5, 0.5])), (None, None)];
+        let verdicts = goals.into_iter().zip(values);
+        let verdicts = verdicts.map(|(goal, (against, value))| Verdict { goal, against, value }).collect();
+        Outcome {
+            case,
+            measured: vec![measured(2.0), measured(1.0), Vec::new()],
+            skipped: vec![("absent".to_owned(), "not built in".to_owned())],
+            verdicts,
+            problems: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn goals_stand_beside_what_was_measured() {
+        let (mut page, outcome) = (String::new(), outcome());
+        outcome.verdicts.iter().for_each(|verdict| goal(&mut page, &outcome, verdict));
+        let lines: Vec<&str> = page.lines().collect();
+        assert!(lines[0].ends_with("| ours | theirs | ≥ 1.1 | 0.50 (0.50–0.50) | **missed** |"), "{page}");
+        assert!(lines[1].ends_with("| absent |  | ≤ 20 | not measured |  |"), "{page}");
+    }
+
+    #[test]
+    fn a_table_has_the_columns_that_were_measured() {
+        let (mut page, outcome) = (String::new(), outcome());
+        comparison(&mut page, &outcome);
+        assert!(page.contains("| contender | pages/s | CPU s | peak MiB | guarantee |"), "{page}");
+        assert!(page.contains("| ours | 500 |") && page.contains("| theirs | 1,000 |"), "{page}");
+        assert!(page.contains("(benchmarks/random-4-kib-1-thread.svg)"), "{page}");
+        assert!(page.contains("Not measured: absent: not built in."), "{page}");
+    }
+
+    #[test]
+    fn plots_and_versions_are_complete() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("plot.svg");
+        plot::draw(&path, &outcome()).unwrap();
+        let svg = fs::read_to_string(&path).unwrap();
+        assert!(svg.contains("ours") && svg.contains("theirs") && !svg.contains("absent"));
+        let versions = versions();
+        assert!(versions.iter().any(|(name, version)| name == "memmap2" && version.starts_with("0.9")));
     }
 }

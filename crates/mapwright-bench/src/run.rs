@@ -51,7 +51,10 @@ pub fn run(case: Case, rounds: usize, enforcement: &Enforcement) -> Result<Outco
                 skipped.push((entry.name.clone(), why));
                 is_out[index] = true;
             }
-            Err(failure) => return Err(failure),
+            Err(Failure::Message(why)) => {
+                problems.push(format!("{}, {}: {why}", case.title, entry.name));
+                is_out[index] = true;
+            }
         }
     }
     for round in 0..rounds {
