@@ -93,8 +93,8 @@ pub fn get(sizes: &Sizes, materials: &mut Materials) -> Result<Vec<Case>> {
 pub fn memory(sizes: &Sizes, materials: &mut Materials) -> Result<Vec<Case>> {
     let path = materials.sample(sizes.file)?;
     let about = format!(
-        "{} scanned, budget {}. Anonymous memory of the process since the pager was made, and its frames: what they are more than \
-         the budget. Allowed are 0.4 % of the budget and 4 bytes for each block that is not resident.",
+        "{} scanned, budget {}. Anonymous memory of the process since the pager was made, and frames of shared memory: what they \
+         are more than the budget. Allowed are 0.4 % of the budget and 4 bytes for each block that is not resident.",
         show(sizes.file),
         show(sizes.limit)
     );

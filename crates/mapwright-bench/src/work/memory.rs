@@ -8,16 +8,15 @@ use mapwright_measure::work::{Reading, Share};
 use super::{Clock, chill, tally};
 use crate::task::{How, Measured, Task};
 
-/// Scans a file that is larger than the budget. What is anonymous in the process since the pager was made (tables, buffers,
-/// stacks) and the frames together should be the budget; what is more, the pager added. Frames are counted by the pager, as
-/// resident memory has only those of them that are mapped.
+/// Scans a file that is larger than the budget. What the process has had since the pager was made (frames, tables, buffers,
+/// stacks) should be the budget; what is more, the pager added.
 pub fn memory(task: &Task) -> Result<Measured> {
     let How::Pager(way, block) = task.how else {
         return Err(Failure::Unsupported(format!("{:?} has no pager", task.how)));
     };
     chill(task)?;
     let mut share = Share::new(&[]);
-    let anonymous_before = status_bytes("RssAnon:");
+    let (anonymous_before, shared_before) = (status_bytes("RssAnon:"), status_bytes("RssShmem:"));
     let clock = Clock::start();
     let opened =
         pager::open(way, &task.path, task.budget, |options| options.range(..task.len).block_size(block))?;
@@ -27,7 +26,9 @@ pub fn memory(task: &Task) -> Result<Measured> {
 
     let anonymous = status_bytes("RssAnon:").saturating_sub(anonymous_before);
     let frames = opened.map().resident_bytes();
-    let beyond = (anonymous + frames).saturating_sub(task.budget);
+    // Frames that move are anonymous. Those of shared memory are counted by the pager: the process has only what is mapped.
+    let shared = if status_bytes("RssShmem:") > shared_before { frames } else { 0 };
+    let beyond = (anonymous + shared).saturating_sub(task.budget);
     let absent = task.len.saturating_sub(frames) / block as u64;
     let allowed = 0.004 * task.budget as f64 + 4.0 * absent as f64;
     let extra = [
