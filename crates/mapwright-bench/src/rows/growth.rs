@@ -105,7 +105,8 @@ fn threads(sizes: &Sizes, materials: &mut Materials) -> Result<Case> {
 fn mappings(sizes: &Sizes, materials: &mut Materials) -> Result<Case> {
     let sample = materials.sample(sizes.file)?;
     let total = sizes.file / 16;
-    let (count, limit) = (sizes.limit_pages() / 8, (total / 4).max(1 << 20));
+    // What a pager keeps of a thousand files is more than a very small budget.
+    let (count, limit) = (sizes.limit_pages() / 8, (total / 4).max(8 << 20));
     let about = format!(
         "{count} random pages of 1 to 1,000 files of {} together, each mapped by itself, all in one pager, cold, on one thread; \
          opening them included; limit {}.",
