@@ -146,6 +146,7 @@ fn steps(scratch: &Scratch) -> Vec<Step> {
         )
         .and(&*sample),
         cargo("doctor, smoke run", "run --quiet -- doctor"),
+        cargo("benchmarks, smoke run", "run --quiet -p mapwright-bench -- --quick"),
         example("example: count lines", "count_lines --").and(&*sample),
         example("example: sort in place", "sort_in_place -- --mib 8 --budget-mib 2"),
         example("example: look up an index", "index_lookup -- --records 100000 --lookups 2000"),

@@ -1,8 +1,9 @@
 //! Maintenance commands of the workspace: `cargo xtask help`.
 //!
-//! `ci` runs everything that must hold (`ci.rs` lists it); `tidy` and `links` are two of its steps, by themselves. All of
-//! them need nothing but a Rust toolchain.
+//! `ci` runs everything that must hold (`ci.rs` lists it); `tidy` and `links` are two of its steps, by themselves. `bench`
+//! builds and runs the benchmarks. All of them need nothing but a Rust toolchain.
 
+mod bench;
 mod ci;
 mod docs;
 mod files;
@@ -21,6 +22,8 @@ usage: cargo xtask COMMAND
   tidy    check the rules of the source that no compiler knows
   links   check the links between the documents
   policies [--trace FILE]...   print docs/policies.md: eviction and read-ahead against the textbook's
+  bench   measure, and write docs/benchmarks.md: see `cargo xtask bench --help`;
+          `--features LIST`, first, adds databases: peers, peers-rocksdb
   help    print this";
 
 fn main() -> ExitCode {
@@ -31,6 +34,7 @@ fn main() -> ExitCode {
         ["tidy"] => report(tidy::check),
         ["links"] => report(links::check),
         ["policies", ..] => policies(&arguments[1..]),
+        ["bench", ref rest @ ..] => bench::run(rest),
         ["help" | "--help" | "-h"] => {
             println!("{HELP}");
             ExitCode::SUCCESS

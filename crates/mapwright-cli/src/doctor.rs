@@ -4,10 +4,9 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 
 use clap::Args;
+use mapwright_measure::failure::{Failure, Result};
 use serde::Serialize;
 
-use crate::failure::{Failure, Result};
-use crate::methods;
 use crate::probe::{self, Finding, Probed, State};
 
 /// Say what this machine allows, and what to do about what it does not
@@ -44,7 +43,7 @@ struct Output<'a> {
 
 /// Looks, judges and prints.
 pub fn doctor(options: &Options) -> Result<()> {
-    let probed = methods::uffd_probe();
+    let probed = probe::uffd_probe();
     let findings = probe::findings(probed.as_ref());
     let verdict = judge(probed.as_ref());
     let text = if options.json {

@@ -1,24 +1,15 @@
 //! The `mapwright` command: `compare` measures every way to read a file on this machine, `doctor` says what the machine
 //! allows. Exit codes: 0 success, 1 failure, 2 bad usage, 130 interrupted.
 
-mod cgroup;
 mod compare;
-mod device;
 mod doctor;
-mod failure;
-mod machine;
 mod methods;
 mod probe;
-#[allow(unsafe_code)]
-mod raw;
-mod signals;
-mod size;
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
-
-use failure::{Failure, Result};
+use mapwright_measure::failure::{Failure, Result};
 
 /// Memory-mapped files in user space: compare ways to read a file, and see what this machine allows
 #[derive(Parser)]

@@ -3,10 +3,9 @@
 use std::fs::{self, OpenOptions};
 use std::path::Path;
 
+use mapwright_measure::{cgroup, machine, size};
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
-
-use crate::{cgroup, machine, size};
 
 /// How a fact bears on mapwright.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -49,7 +48,7 @@ impl Finding {
     }
 }
 
-/// What the pager's own probe found by trying (see `methods::uffd_probe`).
+/// What the pager's own probe found by trying (see `uffd_probe`).
 pub struct Probed {
     /// The userfaultfd that this process gets, or why it gets none.
     pub userfaultfd: std::result::Result<UserfaultFacts, String>,
@@ -90,6 +89,20 @@ pub const FEATURES: [(&str, &str); 17] = [
     ("WP_ASYNC", "the first write to a page wakes nobody (Linux 6.7)"),
     ("MOVE", "read-only files are served without copies (Linux 6.8)"),
 ];
+
+/// What the library finds when it tries the calls it needs.
+pub fn uffd_probe() -> Option<Probed> {
+    let machine = mapwright::Machine::probe();
+    Some(Probed {
+        userfaultfd: machine.userfaultfd.map_err(|error| error.to_string()).map(|facts| UserfaultFacts {
+            features: facts.features,
+            user_mode_only: facts.user_mode_only,
+            source: facts.source.to_string(),
+        }),
+        pagemap_scan: machine.pagemap_scan.map(|_| ()).map_err(|error| error.to_string()),
+        io_uring: machine.io_uring.map_err(|error| error.to_string()),
+    })
+}
 
 /// Everything that is found without the pager's probe, then what that found.
 pub fn findings(probed: Option<&Probed>) -> Vec<Finding> {

@@ -1,20 +1,15 @@
 //! `mapwright compare`: the same work through every way to read or update a file, under the same memory limit.
 //!
-//! Each method and round runs in a child process of its own (`worker`), started by `run`. Rounds are interleaved: every
+//! Each method and round runs in a child process of its own (`worker`), started by `child::run`. Rounds are interleaved: every
 //! round runs every method once, in an order that turns from round to round, after a warm-up that also finds how many
 //! operations a round should have. What must go away afterwards is held by guards: files (`sample::OwnFile`), memory groups
-//! (`cgroup::Group`), the device's read-ahead (`device::ReadAhead`), children (`run`).
+//! (`cgroup::Group`), the device's read-ahead (`device::ReadAhead`), children (`child::run`).
 
-pub mod checksum;
-pub mod histogram;
-pub mod pages;
 mod plan;
 mod progress;
 mod record;
 mod report;
 pub mod rows;
-pub mod run;
-pub mod sample;
 mod svg;
 pub mod worker;
 
@@ -23,20 +18,19 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use mapwright_measure::child::{self, Enforcement};
+use mapwright_measure::device::{Place, ReadAhead};
+use mapwright_measure::failure::{Failure, Result};
+use mapwright_measure::machine::{self, Machine};
+use mapwright_measure::pages::{PAGE, update_offsets};
+use mapwright_measure::sample::{self, OwnFile};
+use mapwright_measure::{signals, size};
 use serde::{Deserialize, Serialize};
 
-pub use pages::PAGE;
-
-use crate::device::{Place, ReadAhead};
-use crate::failure::{Failure, Result};
-use crate::machine::{self, Machine};
 use crate::methods::Method;
-use crate::{signals, size};
 use plan::Plan;
 use progress::Progress;
 use rows::{Group, Report, Row, Skipped};
-use run::Enforcement;
-use sample::OwnFile;
 use worker::{Measured, Task};
 
 /// The order in which pages are touched.
@@ -223,7 +217,7 @@ pub fn compare(options: &Options) -> Result<bool> {
     let place = Place::of(&target.path)?;
     let _read_ahead = options.device_read_ahead.map(|kib| ReadAhead::set(&place, kib)).transpose()?;
     let limit = options.limit.unwrap_or((target.len / 8).max(1 << 20)).next_multiple_of(PAGE);
-    let enforcement = Enforcement::find(limit)?;
+    let enforcement = Enforcement::find(limit, worker::NAME)?;
     let machine =
         Machine::collect(&target.path.display().to_string(), target.len, &place, limit, &enforcement);
     let mut output = output_stream(options);
@@ -505,7 +499,8 @@ impl Comparison<'_> {
         };
         let file = File::open(&task.path).map_err(|error| Failure::io("open", &task.path, error))?;
         sample::drop_cache(&file);
-        let mut measured = run::run(task, &self.enforcement).map_err(context)?;
+        let mut measured: Measured =
+            child::run(worker::NAME, task, Some(task.limit), &self.enforcement).map_err(context)?;
         if measured.cached_pages_before.is_some_and(|pages| pages > 0) {
             self.warn_once(format!("{} could not be dropped from the page cache", task.path.display()));
         } else if measured.cached_pages_before.is_none() {
@@ -514,7 +509,7 @@ impl Comparison<'_> {
             );
         }
         if task.pattern == Pattern::Update {
-            let mut offsets = worker::update_offsets(task.file_len, task.ops, task.seed);
+            let mut offsets = update_offsets(task.file_len, task.ops, task.seed);
             offsets.truncate(measured.ops as usize);
             let checked = sample::check_and_restore(&self.target.path, &task.path, &offsets);
             measured.checksum = checked.map_err(context)?;

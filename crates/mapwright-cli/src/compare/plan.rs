@@ -1,10 +1,11 @@
 //! How much a round does, and what is wrong with the outcome.
 
-use super::pages::PAGE;
+use mapwright_measure::pages::PAGE;
+use mapwright_measure::size;
+
 use super::worker::Measured;
 use super::{Options, Pattern};
 use crate::methods::Method;
-use crate::size;
 
 /// Longest sequential scan unless more is asked for.
 const SEQUENTIAL_BYTES: u64 = 4 << 30;

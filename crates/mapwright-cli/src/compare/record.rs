@@ -4,12 +4,12 @@
 use std::path::Path;
 
 use mapwright::{MapOptions, Pager, Strategy};
+use mapwright_measure::failure::{Failure, Result};
+use mapwright_measure::pages::{self, PAGE};
+use mapwright_measure::signals;
+use mapwright_measure::ways::page_range;
 
-use super::pages::{self, PAGE};
-use super::{Pattern, worker};
-use crate::failure::{Failure, Result};
-use crate::methods::page_range;
-use crate::signals;
+use super::Pattern;
 
 /// The part of the file's length that the pager's tables may take when every page was touched: one of so many.
 const TABLES: u64 = 1024;
@@ -37,7 +37,7 @@ fn pages_of(pattern: Pattern, file_len: u64, ops: u64, seed: u64) -> Vec<u64> {
         Pattern::Random => pages::uniform(pages, ops, seed),
         Pattern::Zipf => pages::zipf(pages, ops, seed),
         Pattern::Update => {
-            worker::update_offsets(file_len, ops, seed).into_iter().map(|offset| offset / PAGE).collect()
+            pages::update_offsets(file_len, ops, seed).into_iter().map(|offset| offset / PAGE).collect()
         }
     }
 }

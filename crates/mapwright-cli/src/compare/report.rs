@@ -7,9 +7,9 @@ use clap::builder::PossibleValue;
 
 use super::Pattern;
 use super::rows::{Report, Row};
-use crate::machine::Machine;
 use crate::methods::Method;
-use crate::size;
+use mapwright_measure::machine::Machine;
+use mapwright_measure::size;
 
 /// Two methods closer than this are called equal.
 const TIE: f64 = 1.05;

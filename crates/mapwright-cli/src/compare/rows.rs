@@ -4,8 +4,8 @@ use serde::Serialize;
 
 use super::Pattern;
 use super::worker::Measured;
-use crate::machine::Machine;
 use crate::methods::Method;
+use mapwright_measure::machine::Machine;
 
 /// One method under one pattern: medians over the rounds. The field names are an interface: see the tests.
 #[derive(Clone, Debug, Serialize)]

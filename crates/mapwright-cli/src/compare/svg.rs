@@ -7,8 +7,8 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::report::{ratio_to_advised, title};
 use super::rows::{Report, Row};
-use crate::failure::{Failure, Result};
 use crate::methods::Method;
+use mapwright_measure::failure::{Failure, Result};
 
 const HEIGHT: i32 = 460;
 const LEFT: i32 = 60;
@@ -86,7 +86,7 @@ fn text(area: &Area<'_>, words: &str, at: (i32, i32), size: u32, h: HPos, v: VPo
 fn axes(area: &Area<'_>, scale: &Scale, width: i32, report: &Report) -> Outcome<()> {
     let heading = format!(
         "Speed as a multiple of mmap with advice (limit {}, {})",
-        crate::size::show(report.machine.limit_bytes),
+        mapwright_measure::size::show(report.machine.limit_bytes),
         report.machine.kernel
     );
     text(area, &heading, (LEFT, 22), 15, HPos::Left, VPos::Center)?;

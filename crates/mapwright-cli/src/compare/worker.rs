@@ -1,21 +1,21 @@
-//! The child process of a comparison: one method, one round. Parameters come as JSON on stdin, the answer goes as JSON to
-//! stdout. The parent moves the process into its memory group before it writes the parameters.
+//! The child process of a comparison: one method, one round.
 
-use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::fs::File;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use mapwright_measure::child::{self, cpu_seconds, status_bytes};
+use mapwright_measure::failure::{Failure, Result};
+use mapwright_measure::pages::{self, PAGE, update_offsets};
+use mapwright_measure::sample;
+use mapwright_measure::work::{self, Reading, Share};
 use serde::{Deserialize, Serialize};
 
-use super::histogram::Histogram;
-use super::pages::{self, PAGE};
-use super::{Pattern, sample};
-use crate::failure::{Failure, Result};
-use crate::methods::{Cursor, Method, Setup};
+use super::Pattern;
+use crate::methods::{Method, Setup};
 
-/// How much of a sequential scan one latency is of: 1 MiB, for every method.
-pub const STEP: u64 = 1 << 20;
+/// The name of the hidden subcommand.
+pub const NAME: &str = "compare-worker";
 
 /// What a worker is asked to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -69,42 +69,9 @@ pub struct Measured {
     pub note: Option<String>,
 }
 
-/// A worker's answer.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Answer {
-    /// It went well.
-    Done(Box<Measured>),
-    /// The machine or the build cannot do it.
-    Unsupported(String),
-    /// It failed.
-    Failed(String),
-}
-
 /// The hidden subcommand.
 pub fn run() -> Result<()> {
-    // A parent that is killed leaves nobody to read the answer.
-    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-    let mut text = String::new();
-    std::io::stdin()
-        .read_to_string(&mut text)
-        .map_err(|error| Failure::Message(format!("compare-worker: stdin: {error}")))?;
-    if text.is_empty() {
-        // The parent tries out whether a process can be moved into a group.
-        return Ok(());
-    }
-    let task: Task = serde_json::from_str(&text)
-        .map_err(|error| Failure::Message(format!("compare-worker: parameters: {error}")))?;
-    let answer = match measure(&task) {
-        Ok(measured) => Answer::Done(Box::new(measured)),
-        Err(Failure::Unsupported(text)) => Answer::Unsupported(text),
-        Err(failure) => Answer::Failed(failure.to_string()),
-    };
-    let json = serde_json::to_string(&answer)
-        .map_err(|error| Failure::Message(format!("compare-worker: answer: {error}")))?;
-    std::io::stdout()
-        .write_all(json.as_bytes())
-        .map_err(|error| Failure::Message(format!("compare-worker: stdout: {error}")))
+    child::serve(NAME, measure)
 }
 
 fn measure(task: &Task) -> Result<Measured> {
@@ -175,46 +142,7 @@ impl Work {
     }
 
     fn shares(&self) -> Vec<Share<'_>> {
-        if self.pages.is_empty() {
-            return vec![Share::new(&[])];
-        }
-        self.pages.chunks(self.pages.len().div_ceil(self.threads)).map(Share::new).collect()
-    }
-}
-
-/// Where the words lie that a round of updates increments: every one whole and inside the file.
-pub fn update_offsets(file_len: u64, count: u64, seed: u64) -> Vec<u64> {
-    let words_of = |page: u64| (file_len - page * PAGE).min(PAGE) / 8;
-    let pages = if words_of((file_len - 1) / PAGE) == 0 { file_len / PAGE } else { file_len.div_ceil(PAGE) };
-    if pages == 0 {
-        return Vec::new();
-    }
-    let mut random = pages::Random::new(seed ^ 0x7570_6461_7465);
-    pages::uniform(pages, count, seed)
-        .into_iter()
-        .map(|page| page * PAGE + random.below(words_of(page)) * 8)
-        .collect()
-}
-
-/// One thread's part of the work, and what it measured.
-struct Share<'a> {
-    pages: &'a [u64],
-    ops: u64,
-    bytes: u64,
-    checksum: u64,
-    latencies: Histogram,
-}
-
-impl<'a> Share<'a> {
-    fn new(pages: &'a [u64]) -> Self {
-        Self { pages, ops: 0, bytes: 0, checksum: 0, latencies: Histogram::new() }
-    }
-
-    fn add(&mut self, other: &Share<'_>) {
-        self.ops += other.ops;
-        self.bytes += other.bytes;
-        self.checksum = self.checksum.wrapping_add(other.checksum);
-        self.latencies.merge(&other.latencies);
+        work::shares(&self.pages, self.threads)
     }
 }
 
@@ -225,62 +153,14 @@ fn read(
     shares: &mut [Share<'_>],
 ) -> Result<Option<String>> {
     let source = task.method.open(setup)?;
+    let reading = Reading { file_len: setup.file_len, batch: setup.batch, stop_at };
     match shares {
-        [share] if task.pattern == Pattern::Sequential => scan(task, &mut *source.cursor()?, stop_at, share)?,
-        [share] => pick(setup, &mut *source.cursor()?, stop_at, share)?,
-        shares => std::thread::scope(|scope| {
-            let source = &source;
-            let threads: Vec<_> = shares
-                .iter_mut()
-                .map(|share| scope.spawn(move || pick(setup, &mut *source.cursor()?, stop_at, share)))
-                .collect();
-            threads.into_iter().try_for_each(|thread| {
-                thread
-                    .join()
-                    .unwrap_or_else(|_| Err(Failure::Message("a reading thread panicked".to_owned())))
-            })
-        })?,
+        [share] if task.pattern == Pattern::Sequential => {
+            reading.scan(&mut *source.cursor()?, task.ops * PAGE, share)?;
+        }
+        shares => reading.pick_all(&*source, shares)?,
     }
     Ok(source.note())
-}
-
-/// Reads the file from its start in steps.
-fn scan(task: &Task, cursor: &mut dyn Cursor, stop_at: Option<Instant>, share: &mut Share<'_>) -> Result<()> {
-    let end = (task.ops * PAGE).min(task.file_len);
-    let mut before = Instant::now();
-    while share.bytes < end && stop_at.is_none_or(|stop| before < stop) {
-        let step = share.bytes..(share.bytes + STEP).min(end);
-        let len = step.end - step.start;
-        share.checksum = share.checksum.wrapping_add(cursor.range(step)?);
-        share.bytes += len;
-        share.ops += len.div_ceil(PAGE);
-        let now = Instant::now();
-        share.latencies.record(now - before, 1);
-        before = now;
-    }
-    Ok(())
-}
-
-/// Reads the listed pages. Each page of a batch counts with the latency of the batch: that is how long it took to arrive.
-fn pick(
-    setup: &Setup<'_>,
-    cursor: &mut dyn Cursor,
-    stop_at: Option<Instant>,
-    share: &mut Share<'_>,
-) -> Result<()> {
-    let mut before = Instant::now();
-    for batch in share.pages.chunks(setup.batch) {
-        if stop_at.is_some_and(|stop| before >= stop) {
-            break;
-        }
-        share.checksum = share.checksum.wrapping_add(cursor.pages(batch)?);
-        share.ops += batch.len() as u64;
-        share.bytes += batch.iter().map(|page| (setup.file_len - page * PAGE).min(PAGE)).sum::<u64>();
-        let now = Instant::now();
-        share.latencies.record(now - before, batch.len() as u64);
-        before = now;
-    }
-    Ok(())
 }
 
 /// Increments the listed words and makes all of it durable, both inside the time.
@@ -306,49 +186,4 @@ fn update(
     }
     updater.make_durable()?;
     Ok(None)
-}
-
-fn cpu_seconds() -> f64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
-}
-
-/// A line of /proc/self/status that counts KiB, in bytes; 0 where the kernel does not tell.
-fn status_bytes(name: &str) -> u64 {
-    let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    text.lines()
-        .find_map(|line| line.strip_prefix(name))
-        .and_then(|rest| rest.split_whitespace().next())
-        .and_then(|kib| kib.parse::<u64>().ok())
-        .map_or(0, |kib| kib * 1024)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn updates_stay_inside_the_file() {
-        for file_len in [8, 9, 4096, 4097, 4103, 4104, 3 * 4096 + 20] {
-            let offsets = update_offsets(file_len, 300, 5);
-            assert_eq!(offsets.len(), 300);
-            assert!(offsets.iter().all(|offset| offset % 8 == 0 && offset + 8 <= file_len), "{file_len}");
-        }
-        assert!(update_offsets(7, 10, 5).is_empty());
-    }
-
-    #[test]
-    fn every_page_is_in_one_share() {
-        let work = Work { pages: (0..10).collect(), offsets: Vec::new(), threads: 4 };
-        let seen: Vec<u64> = work.shares().iter().flat_map(|share| share.pages.to_vec()).collect();
-        assert_eq!(seen, work.pages);
-    }
-
-    #[test]
-    fn this_process_has_memory() {
-        // In this order: other tests of this process take memory meanwhile. The kernel's counters lag by a few pages a CPU.
-        let now = status_bytes("VmRSS:");
-        let peak = status_bytes("VmHWM:");
-        assert!(now > 0 && peak + (1 << 20) >= now, "{now} now, {peak} at most");
-    }
 }

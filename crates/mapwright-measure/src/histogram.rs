@@ -13,14 +13,16 @@ pub struct Histogram {
     total: u64,
 }
 
-impl Histogram {
+impl Default for Histogram {
     /// An empty histogram. Its memory is touched here, so that it is not charged to what is measured later.
-    pub fn new() -> Self {
+    fn default() -> Self {
         let mut counts = vec![1; BUCKETS];
         counts.fill(0);
         Self { counts, total: 0 }
     }
+}
 
+impl Histogram {
     /// Counts `operations` operations that each took `latency`.
     pub fn record(&mut self, latency: Duration, operations: u64) {
         let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
@@ -86,13 +88,13 @@ mod tests {
 
     #[test]
     fn quantiles_of_a_known_distribution() {
-        let mut histogram = Histogram::new();
+        let mut histogram = Histogram::default();
         for micros in 1..=1000 {
             histogram.record(Duration::from_micros(micros), 1);
         }
         assert!((histogram.quantile_us(0.5) - 500.0).abs() < 20.0);
         assert!((histogram.quantile_us(0.99) - 990.0).abs() < 35.0);
-        let mut both = Histogram::new();
+        let mut both = Histogram::default();
         both.record(Duration::from_secs(1), 1000);
         both.merge(&histogram);
         assert!((both.quantile_us(0.99) - 1e6).abs() < 4e4);
@@ -100,6 +102,6 @@ mod tests {
 
     #[test]
     fn empty_is_zero() {
-        assert_eq!(Histogram::new().quantile_us(0.5), 0.0);
+        assert_eq!(Histogram::default().quantile_us(0.5), 0.0);
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::compare::run::Enforcement;
+use crate::child::Enforcement;
 use crate::device::Place;
 
 /// Where a comparison ran.

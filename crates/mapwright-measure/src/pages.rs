@@ -49,6 +49,20 @@ pub fn zipf(pages: u64, count: u64, seed: u64) -> Vec<u64> {
     (0..count).map(|_| scatter.page(ranks.rank(&mut random) - 1)).collect()
 }
 
+/// Where the words lie that a round of updates increments: every one whole and inside the file.
+pub fn update_offsets(file_len: u64, count: u64, seed: u64) -> Vec<u64> {
+    let words_of = |page: u64| (file_len - page * PAGE).min(PAGE) / 8;
+    let pages = if words_of((file_len - 1) / PAGE) == 0 { file_len / PAGE } else { file_len.div_ceil(PAGE) };
+    if pages == 0 {
+        return Vec::new();
+    }
+    let mut random = Random::new(seed ^ 0x7570_6461_7465);
+    uniform(pages, count, seed)
+        .into_iter()
+        .map(|page| page * PAGE + random.below(words_of(page)) * 8)
+        .collect()
+}
+
 /// Zipf-distributed ranks by rejection inversion (Hörmann and Derflinger, 1996): no table of the file's size.
 struct Zipf {
     ranks: f64,
@@ -180,5 +194,15 @@ mod tests {
     fn tiny_files_work() {
         assert!(zipf(1, 100, 1).iter().all(|page| *page == 0));
         assert!(zipf(2, 100, 1).iter().all(|page| *page < 2));
+    }
+
+    #[test]
+    fn updates_stay_inside_the_file() {
+        for file_len in [8, 9, 4096, 4097, 4103, 4104, 3 * 4096 + 20] {
+            let offsets = update_offsets(file_len, 300, 5);
+            assert_eq!(offsets.len(), 300);
+            assert!(offsets.iter().all(|offset| offset % 8 == 0 && offset + 8 <= file_len), "{file_len}");
+        }
+        assert!(update_offsets(7, 10, 5).is_empty());
     }
 }

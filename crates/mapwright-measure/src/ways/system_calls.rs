@@ -4,28 +4,43 @@ use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::{Cursor, Method, Setup, Source, Updater, page_range};
-use crate::compare::PAGE;
-use crate::compare::checksum::sum;
+use serde::{Deserialize, Serialize};
+
+use super::{Cursor, Source, Updater, page_range};
+use crate::checksum::sum;
 use crate::failure::{Failure, Result};
+use crate::pages::PAGE;
 
 /// What a sequential read(2) or pread(2) takes at once: fits the second-level cache, which larger buffers lose by.
-const BUFFER: usize = 256 << 10;
+pub const BUFFER: usize = 256 << 10;
 
 /// What a sequential O_DIRECT read takes at once: there is no read-ahead to help it.
-const DIRECT_BUFFER: usize = 1 << 20;
+pub const DIRECT_BUFFER: usize = 1 << 20;
 
-struct Opened {
-    method: Method,
-    path: PathBuf,
-    file_len: u64,
+/// The system call that reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Call {
+    /// lseek(2) and read(2).
+    Read,
+    /// pread(2).
+    Pread,
+    /// pread(2) of a file opened with O_DIRECT.
+    Direct,
 }
 
-/// Opens the file for one of the three ways to read it.
-pub fn open(method: Method, setup: &Setup<'_>) -> Result<Box<dyn Source>> {
-    let opened = Opened { method, path: setup.path.to_owned(), file_len: setup.file_len };
+struct Opened {
+    call: Call,
+    path: PathBuf,
+    file_len: u64,
+    buffer: usize,
+}
+
+/// Opens the file for one of the three ways to read it. `buffer` is what a scan takes at once, in bytes: whole pages.
+pub fn open(call: Call, path: &Path, file_len: u64, buffer: usize) -> Result<Box<dyn Source>> {
+    let opened = Opened { call, path: path.to_owned(), file_len, buffer };
     // Fails here rather than in a thread.
     opened.file()?;
     Ok(Box::new(opened))
@@ -35,11 +50,11 @@ impl Opened {
     fn file(&self) -> Result<File> {
         let mut options = OpenOptions::new();
         options.read(true);
-        if self.method == Method::Direct {
+        if self.call == Call::Direct {
             options.custom_flags(libc::O_DIRECT);
         }
         options.open(&self.path).map_err(|error| match error.kind() {
-            ErrorKind::InvalidInput if self.method == Method::Direct => {
+            ErrorKind::InvalidInput if self.call == Call::Direct => {
                 Failure::Unsupported("this file system has no O_DIRECT".to_owned())
             }
             _ => Failure::io("open", &self.path, error),
@@ -49,8 +64,7 @@ impl Opened {
 
 impl Source for Opened {
     fn cursor(&self) -> Result<Box<dyn Cursor + '_>> {
-        let len = if self.method == Method::Direct { DIRECT_BUFFER } else { BUFFER };
-        Ok(Box::new(Reader { opened: self, file: self.file()?, buffer: Aligned::new(len) }))
+        Ok(Box::new(Reader { opened: self, file: self.file()?, buffer: Aligned::new(self.buffer) }))
     }
 }
 
@@ -86,12 +100,12 @@ impl Reader<'_> {
         let buffer = self.buffer.slice();
         let failed =
             |error| Failure::io(&format!("read {wanted} bytes at {}", range.start), &self.opened.path, error);
-        match self.opened.method {
-            Method::Read => {
+        match self.opened.call {
+            Call::Read => {
                 self.file.seek(SeekFrom::Start(range.start)).map_err(failed)?;
                 self.file.read_exact(&mut buffer[..wanted]).map_err(failed)?;
             }
-            Method::Direct => {
+            Call::Direct => {
                 // Whole pages are asked for, also past the end, where the answer is short.
                 let asked = wanted.next_multiple_of(PAGE as usize);
                 let mut done = 0;
@@ -138,13 +152,13 @@ struct Writer {
 }
 
 /// Opens the file for pread(2) and pwrite(2).
-pub fn open_mut(setup: &Setup<'_>) -> Result<Box<dyn Updater>> {
+pub fn open_mut(path: &Path) -> Result<Box<dyn Updater>> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
-        .open(setup.path)
-        .map_err(|error| Failure::io("open for writing", setup.path, error))?;
-    Ok(Box::new(Writer { file, path: setup.path.to_owned() }))
+        .open(path)
+        .map_err(|error| Failure::io("open for writing", path, error))?;
+    Ok(Box::new(Writer { file, path: path.to_owned() }))
 }
 
 impl Updater for Writer {

@@ -2,39 +2,33 @@
 
 use std::fs::{File, OpenOptions};
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use memmap2::{Advice, Mmap, MmapMut};
 
-use super::{Cursor, Setup, Source, Updater, in_memory, increment_word, page_range};
-use crate::compare::Pattern;
-use crate::compare::checksum::sum;
+use super::{Cursor, Source, Updater, in_memory, increment_word, page_range};
+use crate::checksum::sum;
 use crate::failure::{Failure, Result};
-use crate::raw;
+use crate::{child, raw};
 
 struct Mapped(Mmap);
 
-/// Maps the file for reading; `advised` tells the kernel the pattern.
-pub fn open(advised: bool, setup: &Setup<'_>) -> Result<Box<dyn Source>> {
-    let failed = |what| move |error| Failure::io(what, setup.path, error);
-    let file = File::open(setup.path).map_err(failed("open"))?;
+/// Maps the file for reading, and tells the kernel the pattern.
+pub fn open(path: &Path, advice: Option<Advice>) -> Result<Box<dyn Source>> {
+    let failed = |what| move |error| Failure::io(what, path, error);
+    let file = File::open(path).map_err(failed("open"))?;
     let map = raw::map(&file).map_err(failed("mmap"))?;
-    if advised {
-        map.advise(advice(setup.pattern)).map_err(failed("madvise"))?;
-    }
+    advice.map_or(Ok(()), |advice| map.advise(advice)).map_err(failed("madvise"))?;
     Ok(Box::new(Mapped(map)))
-}
-
-fn advice(pattern: Pattern) -> Advice {
-    match pattern {
-        Pattern::Sequential => Advice::Sequential,
-        Pattern::Random | Pattern::Zipf | Pattern::Update => Advice::Random,
-    }
 }
 
 impl Source for Mapped {
     fn cursor(&self) -> Result<Box<dyn Cursor + '_>> {
         Ok(Box::new(Slice(&self.0)))
+    }
+
+    fn misses(&self) -> Option<u64> {
+        child::major_faults("/proc/self/stat")
     }
 }
 
@@ -59,16 +53,13 @@ struct MappedMut {
     path: PathBuf,
 }
 
-/// Maps the file shared for writing.
-pub fn open_mut(advised: bool, setup: &Setup<'_>) -> Result<Box<dyn Updater>> {
-    let failed = |what| move |error| Failure::io(what, setup.path, error);
-    let file =
-        OpenOptions::new().read(true).write(true).open(setup.path).map_err(failed("open for writing"))?;
+/// Maps the file shared for writing, and tells the kernel the pattern.
+pub fn open_mut(path: &Path, advice: Option<Advice>) -> Result<Box<dyn Updater>> {
+    let failed = |what| move |error| Failure::io(what, path, error);
+    let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed("open for writing"))?;
     let map = raw::map_mut(&file).map_err(failed("mmap"))?;
-    if advised {
-        map.advise(advice(setup.pattern)).map_err(failed("madvise"))?;
-    }
-    Ok(Box::new(MappedMut { map, path: setup.path.to_owned() }))
+    advice.map_or(Ok(()), |advice| map.advise(advice)).map_err(failed("madvise"))?;
+    Ok(Box::new(MappedMut { map, path: path.to_owned() }))
 }
 
 impl Updater for MappedMut {

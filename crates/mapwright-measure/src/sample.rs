@@ -5,11 +5,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::checksum::sum;
-use super::pages::{PAGE, Random};
+use crate::checksum::sum;
 use crate::device::Place;
 use crate::failure::{Failure, Result};
+use crate::pages::{PAGE, Random};
 use crate::{signals, size};
 
 const CHUNK: usize = 1 << 20;
@@ -39,6 +40,14 @@ impl Drop for OwnFile {
             eprintln!("mapwright: {} could not be removed: {error}", self.path.display());
         }
     }
+}
+
+static SERIAL: AtomicU32 = AtomicU32::new(0);
+
+/// Makes a file of pseudo-random bytes in a folder on a disk.
+pub fn make_in(dir: &Path, bytes: u64) -> Result<OwnFile> {
+    usable(dir, bytes).map_err(|why| Failure::Message(format!("{}: {why}; name another", dir.display())))?;
+    write_sample(dir, bytes)
 }
 
 /// Makes a file of pseudo-random bytes on a disk: in $TMPDIR, else in the current directory, else in /var/tmp.
@@ -77,7 +86,11 @@ fn usable(dir: &Path, bytes: u64) -> std::result::Result<(), String> {
 }
 
 fn write_sample(dir: &Path, bytes: u64) -> Result<OwnFile> {
-    let (own, mut file) = OwnFile::create(dir.join(format!(".mapwright-sample-{}", std::process::id())))?;
+    let (own, mut file) = OwnFile::create(dir.join(format!(
+        ".mapwright-sample-{}-{}",
+        std::process::id(),
+        SERIAL.fetch_add(1, Ordering::Relaxed)
+    )))?;
     let mut random = Random::new(bytes);
     let mut chunk = vec![0u8; CHUNK];
     let mut left = bytes;
@@ -165,7 +178,8 @@ fn read_word(file: &File, path: &Path, offset: u64) -> Result<u64> {
     Ok(u64::from_le_bytes(word))
 }
 
-fn file_checksum(file: &File, path: &Path) -> Result<u64> {
+/// The sum of a file, as the kernel reads it.
+pub fn file_checksum(file: &File, path: &Path) -> Result<u64> {
     let len = file.metadata().map_err(|error| Failure::io("stat", path, error))?.len();
     let mut chunk = vec![0u8; CHUNK];
     let mut total = 0u64;

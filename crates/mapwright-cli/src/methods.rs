@@ -2,20 +2,17 @@
 //!
 //! All do the same work: every operation folds one whole page into the checksum, or adds 1 to one word of the file.
 
-mod kernel_mmap;
-mod mapwright;
-mod system_calls;
-
-pub use mapwright::uffd_probe;
-
-use std::ops::Range;
 use std::path::Path;
 
 use clap::ValueEnum;
+use mapwright_measure::failure::Result;
+use mapwright_measure::ways::pager::{self, Way};
+use mapwright_measure::ways::system_calls::{self, BUFFER, Call, DIRECT_BUFFER};
+use mapwright_measure::ways::{Source, Updater, kernel_mmap};
+use memmap2::Advice;
 use serde::{Deserialize, Serialize};
 
 use crate::compare::Pattern;
-use crate::failure::Result;
 
 /// One way to reach the bytes of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
@@ -133,37 +130,8 @@ pub struct Setup<'a> {
     pub pattern: Pattern,
     /// The memory that a pager may use, in bytes.
     pub limit: u64,
-    /// How many pages [`Cursor::pages`] is given at most.
+    /// How many pages [`Cursor::pages`](mapwright_measure::ways::Cursor::pages) is given at most.
     pub batch: usize,
-}
-
-/// An opened file that any number of threads read.
-pub trait Source: Sync {
-    /// The state of one reading thread.
-    fn cursor(&self) -> Result<Box<dyn Cursor + '_>>;
-
-    /// What the method has to say about how it went, for a person to read.
-    fn note(&self) -> Option<String> {
-        None
-    }
-}
-
-/// One thread's way to read.
-pub trait Cursor {
-    /// The checksum of the bytes of these pages. A method that has no batches is given one page at a time.
-    fn pages(&mut self, pages: &[u64]) -> Result<u64>;
-
-    /// The checksum of a range that starts at a page; ranges come in ascending order.
-    fn range(&mut self, range: Range<u64>) -> Result<u64>;
-}
-
-/// An opened file that one thread updates.
-pub trait Updater {
-    /// Adds 1 to the little-endian u64 at each offset.
-    fn increment(&mut self, offsets: &[u64]) -> Result<()>;
-
-    /// Makes all of it durable.
-    fn make_durable(&mut self) -> Result<()>;
 }
 
 impl Method {
@@ -174,11 +142,14 @@ impl Method {
 
     /// Opens the file for reading.
     pub fn open(self, setup: &Setup<'_>) -> Result<Box<dyn Source>> {
+        let call = |call, buffer| system_calls::open(call, setup.path, setup.file_len, buffer);
         match self {
-            Self::Read | Self::Pread | Self::Direct | Self::Pwrite => system_calls::open(self, setup),
-            Self::Mmap | Self::MmapAdvised => kernel_mmap::open(self == Self::MmapAdvised, setup),
+            Self::Read => call(Call::Read, BUFFER),
+            Self::Pread | Self::Pwrite => call(Call::Pread, BUFFER),
+            Self::Direct => call(Call::Direct, DIRECT_BUFFER),
+            Self::Mmap | Self::MmapAdvised => kernel_mmap::open(setup.path, self.advice(setup.pattern)),
             Self::Mapwright | Self::MapwrightInThread | Self::MapwrightExplicit => {
-                mapwright::open(self, setup)
+                Ok(Box::new(pager::open(self.way(), setup.path, setup.limit, |options| options)?))
             }
         }
     }
@@ -186,30 +157,26 @@ impl Method {
     /// Opens the file for updates.
     pub fn open_mut(self, setup: &Setup<'_>) -> Result<Box<dyn Updater>> {
         match self {
-            Self::Read | Self::Pread | Self::Direct | Self::Pwrite => system_calls::open_mut(setup),
-            Self::Mmap | Self::MmapAdvised => kernel_mmap::open_mut(self == Self::MmapAdvised, setup),
+            Self::Read | Self::Pread | Self::Direct | Self::Pwrite => system_calls::open_mut(setup.path),
+            Self::Mmap | Self::MmapAdvised => kernel_mmap::open_mut(setup.path, self.advice(setup.pattern)),
             Self::Mapwright | Self::MapwrightInThread | Self::MapwrightExplicit => {
-                mapwright::open_mut(self, setup)
+                pager::open_mut(self.way(), setup.path, setup.limit)
             }
         }
     }
-}
 
-/// The bytes of a page that the file has: fewer than a page at its end.
-pub fn page_range(page: u64, file_len: u64) -> Range<u64> {
-    let start = page * crate::compare::PAGE;
-    start..(start + crate::compare::PAGE).min(file_len)
-}
+    fn advice(self, pattern: Pattern) -> Option<Advice> {
+        (self == Self::MmapAdvised).then_some(match pattern {
+            Pattern::Sequential => Advice::Sequential,
+            Pattern::Random | Pattern::Zipf | Pattern::Update => Advice::Random,
+        })
+    }
 
-/// The same as positions in a slice.
-fn in_memory(range: Range<u64>) -> Range<usize> {
-    range.start as usize..range.end as usize
-}
-
-/// Adds 1 to the word at an offset of a mapped file.
-fn increment_word(bytes: &mut [u8], offset: u64) {
-    let word = &mut bytes[in_memory(offset..offset + 8)];
-    let mut value = [0; 8];
-    value.copy_from_slice(word);
-    word.copy_from_slice(&u64::from_le_bytes(value).wrapping_add(1).to_le_bytes());
+    fn way(self) -> Way {
+        match self {
+            Self::MapwrightInThread => Way::InThread,
+            Self::MapwrightExplicit => Way::Explicit,
+            _ => Way::Thread,
+        }
+    }
 }

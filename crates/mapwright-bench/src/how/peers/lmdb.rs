@@ -1,0 +1,72 @@
+//! LMDB, through heed: a B-tree in a file that the kernel maps.
+
+use std::ops::Range;
+
+use heed::types::Bytes;
+use heed::{Database, Env, RoTxn, WithoutTls};
+use mapwright_measure::checksum::sum;
+use mapwright_measure::failure::{Failure, Result};
+use mapwright_measure::ways::{Cursor, Source};
+
+use super::{Pages, failed, no_value};
+use crate::raw::open_lmdb;
+use crate::task::Task;
+
+/// Values of a page take two pages each in LMDB: the header of an overflow page is in the way.
+const GROWTH: usize = 3;
+
+struct Lmdb {
+    env: Env<WithoutTls>,
+    values: Database<Bytes, Bytes>,
+}
+
+fn env(task: &Task) -> Result<Env<WithoutTls>> {
+    open_lmdb(&task.path, task.len as usize * GROWTH + (64 << 20)).map_err(failed)
+}
+
+pub fn load(task: &Task, pages: &Pages<'_>) -> Result<()> {
+    let env = env(task)?;
+    pages.batches(|batch| {
+        let mut transaction = env.write_txn().map_err(failed)?;
+        let values: Database<Bytes, Bytes> = env.create_database(&mut transaction, None).map_err(failed)?;
+        for value in batch {
+            let (page, bytes) = value?;
+            values.put(&mut transaction, &page.to_be_bytes(), &bytes).map_err(failed)?;
+        }
+        transaction.commit().map_err(failed)
+    })
+}
+
+pub fn open(task: &Task) -> Result<Box<dyn Source>> {
+    let env = env(task)?;
+    let transaction = env.read_txn().map_err(failed)?;
+    let values = env.open_database(&transaction, None).map_err(failed)?;
+    drop(transaction);
+    let missing = || Failure::Message("the database has no values".to_owned());
+    Ok(Box::new(Lmdb { env: env.clone(), values: values.ok_or_else(missing)? }))
+}
+
+impl Source for Lmdb {
+    fn cursor(&self) -> Result<Box<dyn Cursor + '_>> {
+        let transaction = self.env.read_txn().map_err(failed)?;
+        Ok(Box::new(Reader { values: self.values, transaction }))
+    }
+}
+
+struct Reader<'a> {
+    values: Database<Bytes, Bytes>,
+    transaction: RoTxn<'a, WithoutTls>,
+}
+
+impl Cursor for Reader<'_> {
+    fn pages(&mut self, pages: &[u64]) -> Result<u64> {
+        pages.iter().try_fold(0u64, |total, page| {
+            let value = self.values.get(&self.transaction, &page.to_be_bytes()).map_err(failed)?;
+            Ok(total.wrapping_add(sum(value.ok_or_else(|| no_value(*page))?)))
+        })
+    }
+
+    fn range(&mut self, _range: Range<u64>) -> Result<u64> {
+        Err(Failure::Unsupported("databases are here for single values only".to_owned()))
+    }
+}

@@ -1,0 +1,136 @@
+//! Rows about single costs: writes, faults, gets, memory, opening.
+
+use mapwright_measure::failure::Result;
+use mapwright_measure::pages::PAGE;
+use mapwright_measure::size::show;
+use mapwright_measure::ways::pager::Way;
+
+use super::reads::{EXPLICIT, IN_THREAD, MMAP, THREAD};
+use super::{Sizes, pager, task};
+use crate::case::{Case, Figure, Shown, Want};
+use crate::materials::Materials;
+use crate::task::{Advice, How, Task, Work};
+
+pub fn update(sizes: &Sizes, materials: &mut Materials) -> Result<Vec<Case>> {
+    let len = sizes.file / 4;
+    let (path, limit) = (materials.another(len)?, (len / 8).max(1 << 20));
+    let count = len / PAGE / 10;
+    let about = format!(
+        "1 added to a word of {count} random pages (a tenth) of {}, cold, then made durable, on one thread; limit {}. What is in \
+         the file afterwards is read back and checked.",
+        show(len),
+        show(limit)
+    );
+    let mut case = Case::new("Random writes, then a flush", about, Shown::Speed("pages"));
+    let mut add = |name: &str, batch, how| {
+        let task = task(Work::Update { count }, how, &path, len, limit);
+        case.entry(name, Task { batch, ..task }, Some(limit));
+    };
+    let kernel = ["memmap2, no advice + msync", "memmap2, Random + msync"];
+    add(kernel[0], 1, How::Mmap(Advice::None));
+    add(kernel[1], 1, How::Mmap(Advice::Random));
+    add(THREAD, 1, pager(Way::Thread));
+    add(IN_THREAD, 1, pager(Way::InThread));
+    add(EXPLICIT, 64, pager(Way::Explicit));
+    for ours in [THREAD, IN_THREAD, EXPLICIT] {
+        case.goal(ours, &kernel, Figure::Speed, Want::AtLeast(1.2));
+    }
+    Ok(vec![case])
+}
+
+pub fn faults(sizes: &Sizes, materials: &mut Materials) -> Result<Vec<Case>> {
+    const LEN: u64 = 16 << 20;
+    const BLOCK: u64 = 64 << 10;
+    let path = materials.another(LEN)?;
+    let about = format!(
+        "Touches of {} that are in memory and not mapped, one in every 64 KiB (the kernel maps the 16 pages around a fault on a \
+         file) or in every page; and round trips between two threads that sleep until the other wakes them, by eventfd(2) and \
+         futex(2): the least that a fault served by another thread can cost here.",
+        show(LEN)
+    );
+    let mut case = Case::new("Faults", about, Shown::Median);
+    let passes = sizes.scaled(50).max(1);
+    let mut add = |name: &str, work, how| case.entry(name, task(work, how, &path, LEN, 4 * LEN), None);
+    let wide = Work::Faults { stride: BLOCK, passes };
+    let kernel = "memmap2, minor fault, 64 KiB";
+    let [in_thread, thread] =
+        ["mapwright, in-thread, blocks of 64 KiB", "mapwright, pager thread, blocks of 64 KiB"];
+    add(kernel, wide.clone(), How::Mmap(Advice::None));
+    add(in_thread, wide.clone(), How::Pager(Way::InThread, BLOCK as usize));
+    add(thread, wide, How::Pager(Way::Thread, BLOCK as usize));
+    let narrow = Work::Faults { stride: PAGE, passes: passes.div_ceil(4) };
+    add(IN_THREAD, narrow.clone(), pager(Way::InThread));
+    add(THREAD, narrow, pager(Way::Thread));
+    add("eventfd, round trip", Work::Wake { count: sizes.scaled(50_000) }, How::Eventfd);
+    add("futex, round trip", Work::Wake { count: sizes.scaled(50_000) }, How::Futex);
+    case.goal(in_thread, &[kernel], Figure::Median, Want::AtMost(1.5));
+    case.goal(thread, &["eventfd, round trip"], Figure::Median, Want::AtMost(1.3));
+    Ok(vec![case])
+}
+
+pub fn get(sizes: &Sizes, materials: &mut Materials) -> Result<Vec<Case>> {
+    const LEN: u64 = 16 << 20;
+    let path = materials.another(LEN)?;
+    let work = Work::Hot { count: sizes.scaled(10_000_000) };
+    let about = "A resident page, got, pinned, one byte of it read, let go; timed by the thousand. Two threads each have a page \
+                 of their own. memmap2 shows what two threads of this machine are worth when they share nothing.";
+    let mut case = Case::new("A get of a resident page", about, Shown::Speed("gets"));
+    for (name, how) in [("memmap2", How::Mmap(Advice::None)), ("mapwright", pager(Way::Explicit))] {
+        for threads in [1, 2] {
+            let task = task(work.clone(), how, &path, LEN, 4 * LEN);
+            case.entry(
+                format!("{name}, {threads} thread{}", if threads == 1 { "" } else { "s" }),
+                Task { threads, ..task },
+                None,
+            );
+        }
+    }
+    case.goal("mapwright, 1 thread", &[], Figure::Median, Want::AtMost(20.0));
+    case.goal("mapwright, 2 threads", &["mapwright, 1 thread"], Figure::Speed, Want::AtLeast(1.8));
+    Ok(vec![case])
+}
+
+pub fn memory(sizes: &Sizes, materials: &mut Materials) -> Result<Vec<Case>> {
+    let path = materials.sample(sizes.file)?;
+    let about = format!(
+        "{} scanned, budget {}. Anonymous memory of the process since the pager was made, and frames of shared memory: what they \
+         are more than the budget. Allowed are 0.4 % of the budget and 4 bytes for each block that is not resident.",
+        show(sizes.file),
+        show(sizes.limit)
+    );
+    let mut case = Case::new("Memory beyond the budget", about, Shown::Extra("beyond the budget, KiB"));
+    for (name, way) in [(THREAD, Way::Thread), (IN_THREAD, Way::InThread)] {
+        case.entry(name, task(Work::Memory, pager(way), &path, sizes.file, sizes.limit), Some(sizes.limit));
+        case.goal(name, &[], Figure::Extra("beyond, of what is allowed"), Want::AtMost(1.0));
+    }
+    Ok(vec![case])
+}
+
+pub fn opening(sizes: &Sizes, materials: &mut Materials) -> Result<Vec<Case>> {
+    const SPARSE: u64 = 1 << 40;
+    let sparse = materials.sparse(SPARSE)?;
+    let about = "A sparse file of 1 TiB, mapped and unmapped; the median of many.";
+    let mut large = Case::new("Opening a file of 1 TiB", about, Shown::Median);
+    let work = Work::Open { count: sizes.scaled(2000) };
+    large.entry(MMAP, task(work.clone(), How::Mmap(Advice::None), &sparse, SPARSE, 64 << 20), None);
+    for (name, way) in [(THREAD, Way::Thread), (IN_THREAD, Way::InThread)] {
+        large.entry(name, task(work.clone(), pager(way), &sparse, SPARSE, 64 << 20), None);
+        large.goal(name, &[], Figure::Median, Want::AtMost(1e6));
+    }
+
+    let sample = materials.sample(sizes.file)?;
+    let count = sizes.scaled(10_000).min(sizes.file / PAGE);
+    let pieces = materials.pieces("small-files", &sample, count, PAGE)?;
+    let about = format!("{count} files of 4 KiB, all in the page cache: opened, summed up and closed.");
+    let mut small = Case::new("Many small files", about, Shown::Speed("files"));
+    let whole = "std::fs::read";
+    for (name, how) in [
+        (whole, How::FsRead),
+        ("memmap2", How::Mmap(Advice::None)),
+        ("mapwright, as it chooses", pager(Way::Thread)),
+    ] {
+        small.entry(name, task(Work::SmallFiles, how, &pieces, PAGE, 64 << 20), None);
+    }
+    small.goal("mapwright, as it chooses", &[whole], Figure::Time, Want::AtMost(1.1));
+    Ok(vec![large, small])
+}
