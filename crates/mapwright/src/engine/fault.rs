@@ -144,16 +144,42 @@ pub(crate) fn read_ahead(file: &Arc<File>, block: u64) {
 pub(crate) fn read_soon(file: &Arc<File>, runs: Vec<Range<u64>>, trigger: Option<u64>) {
     for group in split(file, runs) {
         let own = Arc::clone(file);
+        // A region is claimed before anybody comes for one page of it, and by that makes it many pages.
+        let early = file.region_blocks().is_some().then(|| Claims::new(file, &group));
         let read = move |_: &Arc<Engine>| {
             if own.is_closed() {
                 return;
             }
-            let claimed = request::claim_absent(&own, &group);
+            let claimed = early.unwrap_or_else(|| Claims::new(&own, &group)).take();
             let deadline = own.pager.now();
             let purpose = Purpose { room: Patience::Never, deadline, pin: None, read_ahead: Some(trigger) };
             let _ = fill::fill(&own, &claimed, purpose);
         };
         file.pager.pool.submit(&file.pager, file.job_kind(), Box::new(read));
+    }
+}
+
+/// Runs of claimed blocks. They are absent again when it is dropped: a job may never run.
+struct Claims {
+    file: Arc<File>,
+    runs: Vec<Range<u64>>,
+}
+
+impl Claims {
+    /// Claims what is absent of some runs.
+    fn new(file: &Arc<File>, runs: &[Range<u64>]) -> Self {
+        Self { file: Arc::clone(file), runs: request::claim_absent(file, runs) }
+    }
+
+    /// Hands the claims to the caller.
+    fn take(mut self) -> Vec<Range<u64>> {
+        std::mem::take(&mut self.runs)
+    }
+}
+
+impl Drop for Claims {
+    fn drop(&mut self) {
+        fill::abandon(&self.file, &self.runs);
     }
 }
 
