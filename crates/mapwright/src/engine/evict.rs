@@ -265,9 +265,9 @@ fn look(files: &mut KnownFiles<'_>, key: Key, stuck: &mut Option<Key>) -> Seen {
 }
 
 /// Unmaps claimed blocks and lets them go on as resident. Where a victim's region was not unmapped for a while, all of it is,
-/// but for what is pinned or in transition: unmapping costs a system call and an interrupt of every other processor a range,
-/// so a region at a time is far cheaper than a page at a time, and what is used comes back by a soft fault as any block that
-/// is looked at does.
+/// but for what is pinned or in transition: unmapping shared frames costs a system call and an interrupt of every other
+/// processor a range, so a region at a time is far cheaper than a page at a time, and what is used comes back by a soft fault as
+/// any block that is looked at does. Moved frames pay for each page that is there, and have victims unmapped only.
 fn unmap_stage(choice: &mut Choice) {
     let file = Arc::clone(&choice.file);
     for region in choice.unmap_regions.drain(..) {
@@ -279,7 +279,8 @@ fn unmap_stage(choice: &mut Choice) {
     let mut region = None;
     for victim in 0..claimed.len() {
         let around = file.region_of(claimed[victim].block);
-        if region.replace(around.clone()) != Some(around.clone()) && file.unmap_is_due(&around) {
+        let by_region = !file.frames.has_copies();
+        if by_region && region.replace(around.clone()) != Some(around.clone()) && file.unmap_is_due(&around) {
             // The victims among them are claimed already.
             let others =
                 around.filter_map(|block| Some(Claimed { block, bits: file.word(block).claim_idle()? }));

@@ -242,9 +242,10 @@ impl Policy {
             let key = entry.key();
             let hurry = patience.hurry || spared >= SPARED_MAX;
             let mut seen = look(key);
-            if stage == Stage::Limbo {
-                self.limbo.learn(seen);
-            } else if seen == Seen::IdleClean && self.limbo.is_not_worth_it(key) {
+            let origin =
+                if stage == Stage::Main || entry.mark() == FROM_MAIN { Stage::Main } else { Stage::Small };
+            self.limbo.learn(origin, seen);
+            if stage != Stage::Limbo && seen == Seen::IdleClean && self.limbo.is_not_worth_it(origin, key) {
                 seen = Seen::IdleUnmapped;
             }
             let mut fate = fate(stage, entry.mark(), seen, hurry);
@@ -295,12 +296,14 @@ impl Policy {
     }
 }
 
-/// Whether limbo is worth its price: unmapping a page that nobody touches costs some microseconds for nothing. Where no limbo's
-/// end is a touch but for one in `WORTH`, blocks that may be evicted at once are, all but those of some regions by which this
-/// goes on to be learned.
+/// Whether limbo is worth its price: unmapping a page that nobody touches costs some microseconds for nothing. Where less than
+/// one look in `WORTH` finds what was unmapped touched, blocks that may be evicted at once are, all but those of some regions by
+/// which this goes on to be learned. Small and main are judged apart: what a scan leaves in small says nothing of a hot set in
+/// main.
 struct Limbo {
-    /// Of the entries that left limbo, the fraction that was touched: an average with a memory of some 64, in 2^-16.
-    touched: u32,
+    /// Of the looks at what was in small and in main, the fraction that found it touched: averages with a memory of some 64, in
+    /// 2^-16.
+    touched: [u32; 2],
     /// Pages evicted since the sample changed.
     evicted: usize,
     capacity: usize,
@@ -310,21 +313,22 @@ struct Limbo {
 impl Limbo {
     const ONE: u32 = 1 << 16;
     const MEMORY: u32 = 64;
-    const WORTH: u32 = 16;
+    const WORTH: u32 = 8;
     /// One region of so many is in the sample.
     const SAMPLE: u64 = 16;
     /// Pages of a region: they are unmapped together.
     const REGION_SHIFT: u32 = 9;
 
     fn new(capacity: usize) -> Self {
-        Self { touched: Self::ONE, evicted: 0, capacity, sample: 0 }
+        Self { touched: [Self::ONE; 2], evicted: 0, capacity, sample: 0 }
     }
 
-    /// Notes how an entry left limbo.
-    fn learn(&mut self, seen: Seen) {
+    /// Notes what a look found.
+    fn learn(&mut self, origin: Stage, seen: Seen) {
+        let touched = &mut self.touched[origin as usize];
         match seen {
-            Seen::Touched => self.touched += (Self::ONE - self.touched) / Self::MEMORY,
-            Seen::IdleUnmapped => self.touched -= self.touched / Self::MEMORY,
+            Seen::Touched => *touched += (Self::ONE - *touched) / Self::MEMORY,
+            Seen::IdleUnmapped => *touched -= *touched / Self::MEMORY,
             Seen::Gone | Seen::Busy | Seen::Idle | Seen::IdleClean => {}
         }
     }
@@ -337,10 +341,10 @@ impl Limbo {
         }
     }
 
-    fn is_not_worth_it(&self, key: Key) -> bool {
+    fn is_not_worth_it(&self, origin: Stage, key: Key) -> bool {
         let region = key.block() >> Self::REGION_SHIFT.saturating_sub(key.pages().trailing_zeros());
         let sample = region.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32; // Fibonacci hashing: strides are no sample
-        self.touched < Self::ONE / Self::WORTH && sample % Self::SAMPLE != self.sample
+        self.touched[origin as usize] < Self::ONE / Self::WORTH && sample % Self::SAMPLE != self.sample
     }
 }
 

@@ -213,7 +213,7 @@ fn unmapped_of(rounds: u64, seen: Seen, touched: impl Fn(u64) -> bool) -> u64 {
 
 #[test]
 fn limbo_goes_on_only_where_it_is_worth_it() {
-    let (rounds, a_tenth) = (100_000, |block: u64| block.is_multiple_of(10));
+    let (rounds, some) = (100_000, |block: u64| block.is_multiple_of(4));
     assert!(
         unmapped_of(rounds, Seen::IdleClean, a_tenth) > rounds / 2,
         "a tenth of those in limbo are asked for"
