@@ -93,13 +93,13 @@ fn serve(file: &Arc<File>, view: View, offset: u64, since: Duration) -> Result<(
                 if bits & TRIGGER != 0
                     && let Some(trigger) = file.take_trigger(block)
                 {
-                    read_ahead(file, trigger);
+                    read_ahead(file, trigger..trigger + 1);
                 }
                 return shown;
             }
             Pin::Absent if file.word(block).claim() => {
                 file.missed(block..block + 1);
-                read_ahead(file, block);
+                read_ahead(file, block..block + 1);
                 fill_block(file, block, since, deadline)?;
                 filled_here = true;
             }
@@ -129,12 +129,12 @@ fn fill_block(file: &Arc<File>, block: u64, since: Duration, deadline: Duration)
 }
 
 /// Tells read-ahead of a miss or of a touched trigger, and starts what it plans.
-pub(crate) fn read_ahead(file: &Arc<File>, block: u64) {
+pub(crate) fn read_ahead(file: &Arc<File>, run: Range<u64>) {
     if file.pager.recorder.get().is_some() {
         return; // it would hide misses
     }
     let count = file.block_count();
-    let Some(plan) = lock(&file.read_ahead).touched(block, count) else { return };
+    let Some(plan) = lock(&file.read_ahead).touched_run(run, count) else { return };
     read_soon(file, plan.blocks, plan.trigger);
 }
 

@@ -116,41 +116,54 @@ impl ReadAhead {
 
     /// `block` of a file of `file_blocks` was missed, or was a trigger and was touched. Returns what to read now besides it.
     pub fn touched(&mut self, block: u64, file_blocks: u64) -> Option<Plan> {
-        if self.advice == Advice::Random || block >= file_blocks {
+        self.touched_run(block..block + 1, file_blocks)
+    }
+
+    /// As [`touched`](Self::touched), for blocks that are asked for together, one of which was missed or a trigger.
+    pub fn touched_run(&mut self, run: Range<u64>, file_blocks: u64) -> Option<Plan> {
+        if self.advice == Advice::Random || run.is_empty() || run.end > file_blocks {
             return None;
         }
         self.touches += 1;
-        if let Some(index) = self.stream_of(block) {
-            return self.go_on(index, block, file_blocks);
+        if let Some(index) = self.stream_of(&run) {
+            return self.go_on(index, &run, file_blocks);
         }
-        let found = self.history.pattern_at(block);
+        let block = run.end - 1;
+        let found = match self.history.pattern_at(run.start) {
+            Some(stride) if run.end - run.start > 1 && stride != 1 => None, // whole runs that are apart
+            found => found,
+        };
         self.history.push(block);
         let stride = match self.advice {
             Advice::Sequential => found.unwrap_or(1),
             _ => found?,
         };
         let index = self.start(block, stride);
-        self.plan(index, block, file_blocks)
+        self.plan(index, &run, file_blocks)
     }
 
     /// The stream a touch belongs to; if there are several, the one whose trigger it is, else the one touched last.
-    fn stream_of(&self, block: u64) -> Option<usize> {
-        let candidates =
-            self.streams.iter().enumerate().filter(|(_, stream)| stream.expects(block, self.touches));
-        let best = candidates.max_by_key(|(_, stream)| (stream.trigger == Some(block), stream.touched_at));
+    fn stream_of(&self, run: &Range<u64>) -> Option<usize> {
+        let expects = |stream: &Stream| {
+            let goes_on = run.end - run.start == 1 || stream.stride == 1;
+            goes_on && stream.expects(run.start, self.touches)
+        };
+        let candidates = self.streams.iter().enumerate().filter(|(_, stream)| expects(stream));
+        let is_trigger = |stream: &Stream| stream.trigger.is_some_and(|trigger| run.contains(&trigger));
+        let best = candidates.max_by_key(|(_, stream)| (is_trigger(stream), stream.touched_at));
         best.map(|(index, _)| index)
     }
 
-    fn go_on(&mut self, index: usize, block: u64, file_blocks: u64) -> Option<Plan> {
+    fn go_on(&mut self, index: usize, run: &Range<u64>, file_blocks: u64) -> Option<Plan> {
         let window_max = self.window_max_of(self.streams[index].stride);
         let stream = &mut self.streams[index];
         stream.touched_at = self.touches;
-        if !stream.is_due(block) {
+        if !stream.is_due(run) {
             return None;
         }
         stream.window =
             if self.advice == Advice::Sequential { window_max } else { (stream.window * 2).min(window_max) };
-        self.plan(index, block, file_blocks)
+        self.plan(index, run, file_blocks)
     }
 
     /// Makes a stream that begins behind `block`, in place of the one idle longest if there are too many.
@@ -177,8 +190,8 @@ impl ReadAhead {
         index
     }
 
-    fn plan(&mut self, index: usize, block: u64, file_blocks: u64) -> Option<Plan> {
-        let plan = self.streams[index].plan(block, file_blocks, self.region);
+    fn plan(&mut self, index: usize, run: &Range<u64>, file_blocks: u64) -> Option<Plan> {
+        let plan = self.streams[index].plan(run, file_blocks, self.region);
         (!plan.blocks.is_empty()).then_some(plan)
     }
 
@@ -223,10 +236,12 @@ impl Stream {
     }
 
     /// Whether a touch that belongs to the stream calls for the next plan.
-    fn is_due(&self, block: u64) -> bool {
-        let Some(steps) = self.steps_past(block) else { return false };
+    fn is_due(&self, run: &Range<u64>) -> bool {
+        let (Some(first), Some(last)) = (self.steps_past(run.start), self.steps_past(run.end - 1)) else {
+            return false;
+        };
         let trigger = self.trigger.and_then(|trigger| self.steps_past(trigger));
-        steps > 0 || trigger.is_some_and(|trigger| (trigger..=trigger + SLACK).contains(&steps))
+        last > 0 || trigger.is_some_and(|trigger| trigger <= last && first <= trigger + SLACK)
     }
 
     /// Steps from the last planned block to this one; None when the stream steps over it.
@@ -240,9 +255,9 @@ impl Stream {
         Some(if ahead { steps } else { -steps })
     }
 
-    /// Plans a window beyond what was planned, and beyond the touched block if that is farther; leaves out that block.
-    fn plan(&mut self, touched: u64, file_blocks: u64, region: u64) -> Plan {
-        let ahead_of = self.steps_past(touched).map_or(0, |steps| steps.max(0)) as u64;
+    /// Plans a window beyond what was planned, and beyond the touched blocks if they are farther; leaves those out.
+    fn plan(&mut self, touched: &Range<u64>, file_blocks: u64, region: u64) -> Plan {
+        let ahead_of = self.steps_past(touched.end - 1).map_or(0, |steps| steps.max(0)) as u64;
         let in_regions = self.stride == 1 && self.window >= region;
         // What the end of the plan is short of the end of its region.
         let end = self.planned_to.saturating_add(ahead_of + self.window + 1);
@@ -254,7 +269,7 @@ impl Stream {
         for step in 1..=ahead_of + window {
             let Some(next) = self.step_from(at, file_blocks) else { break };
             at = next;
-            if at != touched {
+            if !touched.contains(&at) {
                 join(&mut blocks, at);
             }
             // Half a window, rounded up, is behind the trigger or it; more, where the trigger is the first block of a region.
@@ -645,6 +660,26 @@ mod tests {
         let plan = read_ahead.touched(0, FILE).unwrap();
         assert_eq!((plan.blocks, plan.trigger), (one(1..65), Some(32)));
         assert_eq!(read_ahead.touched(32, FILE).unwrap().blocks, one(65..129));
+    }
+
+    #[test]
+    fn runs_that_follow_each_other_are_a_stream() {
+        let mut read_ahead = ReadAhead::new(64);
+        assert_eq!(read_ahead.touched_run(0..10, FILE), None);
+        let mut planned_to = 0;
+        for (count, start) in (10..5000).step_by(10).enumerate() {
+            let Some(plan) = read_ahead.touched_run(start..start + 10, FILE) else { continue };
+            assert!(plan.blocks[0].start >= planned_to.max(start + 10), "{plan:?} after {planned_to}");
+            planned_to = plan.blocks[0].end;
+            assert!(
+                count < 10 || planned_to > start + 10 + 32,
+                "half a window is ahead: {plan:?} at {start}"
+            );
+        }
+        assert!(planned_to > 5000);
+        for start in (100_000..200_000).step_by(5000) {
+            assert_eq!(read_ahead.touched_run(start..start + 10, FILE), None, "runs apart are no stream");
+        }
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub struct Request {
     file: Arc<File>,
     wanted: Vec<u64>,
     held: Vec<u64>,
+    /// From the first block wanted to the last.
+    span: Range<u64>,
     /// Whether misses are told to read-ahead: they are when the caller goes through the file one range at a time.
     tell: bool,
     since: Duration,
@@ -62,7 +64,8 @@ impl Request {
         }
         let since = file.pager.now();
         let deadline = since + file.deadline;
-        Ok(Self { file: Arc::clone(file), wanted, held: Vec::new(), tell, since, deadline })
+        let span = wanted.first().copied().unwrap_or(0)..wanted.last().map_or(0, |last| last + 1);
+        Ok(Self { file: Arc::clone(file), wanted, held: Vec::new(), span, tell, since, deadline })
     }
 
     /// Pins what is resident, claims what is absent.
@@ -111,7 +114,9 @@ impl Request {
         }
         if self.tell {
             let missed = step.claimed.first().map(|run| run.start);
-            triggered.or(missed).into_iter().for_each(|block| fault::read_ahead(&file, block));
+            if triggered.or(missed).is_some() {
+                fault::read_ahead(&file, self.span.clone());
+            }
         }
         Ok(step)
     }
