@@ -12,9 +12,9 @@ use mapwright::{FaultMode, FrameKind, Map, Pager};
 
 const REGION: usize = 2 << 20;
 /// Not a whole number of regions, nor of pages.
-const LEN: usize = 40 * REGION + 12_345;
-/// The least that has buffers for regions, twice.
-const BUDGET: u64 = 64 << 20;
+const LEN: usize = 60 * REGION + 12_345;
+/// Enough to read whole regions ahead.
+const BUDGET: u64 = 80 << 20;
 
 /// A file whose 8-byte words are their own offsets, mixed.
 fn word(at: usize) -> u64 {
@@ -97,7 +97,7 @@ fn pins_all_over_leave_the_rest_to_be_evicted() {
         let map = open(&pager, &path, mode);
         check(&map, 0);
         // One page of every region: they hold no more than themselves.
-        let pins: Vec<_> = (0..40).map(|region| (region * REGION + 8 * PAGE) as u64).collect();
+        let pins: Vec<_> = (0..60).map(|region| (region * REGION + 8 * PAGE) as u64).collect();
         let pins: Vec<_> = pins.iter().map(|&at| map.get(at..at + PAGE as u64).unwrap()).collect();
         for _ in 0..2 {
             check(&map, 0);
@@ -139,7 +139,7 @@ fn everything_at_once_reads_what_the_file_holds() {
                     }
                 });
             }
-            for _ in 0..6 {
+            for _ in 0..3 {
                 check(map, 0);
             }
             over.store(true, Ordering::Relaxed);

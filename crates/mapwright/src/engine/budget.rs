@@ -1,6 +1,6 @@
 //! The hard limit: frames and metadata on one side, I/O buffers on the other.
 //!
-//! An eighth of the budget, 16 MiB at most, is set aside for the buffers of fills and write-backs; frames and metadata share
+//! An eighth of the budget up to 8 MiB, a sixteenth up to 16 MiB, is set aside for the buffers of fills and write-backs; frames and metadata share
 //! the rest. A thread that holds a buffer never waits for a frame, so buffers always come back.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -113,7 +113,8 @@ impl Drop for Waiter<'_> {
 }
 
 fn buffer_reserve(total: u64) -> u64 {
-    (total / MIN_BLOCKS).clamp(PAGE_SIZE as u64, MAX_BUFFER_RESERVE)
+    let small = (total / MIN_BLOCKS).clamp(PAGE_SIZE as u64, MAX_BUFFER_RESERVE / 2);
+    small.max(total / 16).min(MAX_BUFFER_RESERVE)
 }
 
 /// Page-aligned buffers in sizes of powers of two, reused.

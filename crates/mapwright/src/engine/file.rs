@@ -166,10 +166,8 @@ impl File {
         let count = capacity.div_ceil(region_size) as usize;
         let unmapped_at = Table::new(count).map_err(no_memory)?;
         let regions = Table::new(count).map_err(no_memory)?;
+        let ahead_max = pager.budget.limit() / READ_AHEAD_SHARE;
         let in_regions = frames.regions().is_some() && pager.buffers.lends_regions(region_size);
-        // Whole regions are worth reading further ahead than the share.
-        let least = if in_regions { region_size } else { spec.block_size };
-        let ahead_max = (pager.budget.limit() / READ_AHEAD_SHARE).max(least);
         let mut read_ahead =
             ReadAhead::new(ahead_max.min(MAX_READ_AHEAD).max(spec.block_size) / spec.block_size)
                 .within(ahead_max / spec.block_size);
