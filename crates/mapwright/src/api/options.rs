@@ -364,6 +364,7 @@ impl MapOptions {
         let Some(memory) = file.frames().memory() else {
             return Err(Error::invalid("a simulated kernel", "use the engine's own interface there"));
         };
+        let why = if file.has_moved_frames() { format!("{why}; frames are moved") } else { why.to_owned() };
         let why = match self.fault_mode {
             FaultMode::InThread => format!("{why}; faults are served in the faulting thread{EFAULT}"),
             FaultMode::Thread if pager.0.kernel.serves_user_mode_only() => {

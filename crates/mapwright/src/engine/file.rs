@@ -233,6 +233,11 @@ impl File {
         self.version
     }
 
+    /// Whether its frames are private memory that is moved, not shared memory.
+    pub fn has_moved_frames(&self) -> bool {
+        self.frames.has_copies()
+    }
+
     /// Bytes in a block.
     pub fn block_size(&self) -> u64 {
         1 << self.block_shift
