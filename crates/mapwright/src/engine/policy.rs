@@ -23,14 +23,17 @@
 //! insertion, no more). One look tells one touch from many no better than the flag does, so small wants two looks that find
 //! the block touched: a scan that asks for each block many times in a row is seen once and stays out of main.
 //!
-//! | seen | in small | in main | in limbo |
+//! Blocks that are read ahead have a queue like small for themselves, *ahead*, and no ghost: a scan as fast as the disk would
+//! flush those that others ask for out of small before they can be asked for again.
+//!
+//! | seen | in small or ahead | in main | in limbo |
 //! | --- | --- | --- | --- |
 //! | `Gone` | entry dropped | entry dropped | entry dropped |
-//! | `Busy` | small's tail | main's tail | limbo's tail |
-//! | `Touched` | small's tail; second time: main | main's tail, frequency + 1 | main; unasked: small's tail |
+//! | `Busy` | its tail | main's tail | limbo's tail |
+//! | `Touched` | its tail; second time: main | main's tail, frequency + 1 | main; unasked: ahead's tail |
 //! | `Idle` | `Unmap`, to limbo | frequency left: − 1, main's tail; else `Unmap`, to limbo | `Unmap` again, limbo's tail |
 //! | `IdleClean` | as `Idle`, or as `IdleUnmapped` where limbo is not worth its price (see `Limbo`) | | `Unmap` again |
-//! | `IdleUnmapped` | `Evict`, to ghost | frequency left: − 1, main's tail; else `Evict` | `Evict`; from small: to ghost |
+//! | `IdleUnmapped` | `Evict`; if asked, to ghost | frequency left: − 1, main's tail; else `Evict` | `Evict`; from small: to ghost |
 //!
 //! Left to the caller: the blocks themselves, their flags, locks, unmapping, write-back.
 //!
@@ -171,7 +174,7 @@ impl Policy {
 
     /// A block was filled by read-ahead and nobody has asked for it yet. It must not be in the policy.
     pub fn insert_once(&mut self, key: Key) {
-        self.queues.push(Stage::Small, Entry::new(key, UNASKED));
+        self.queues.push(Stage::Ahead, Entry::new(key, UNASKED));
     }
 
     /// A block of which `next_victim` said `Evict` could not be evicted: it was pinned meanwhile, or its write-back failed.
@@ -242,8 +245,12 @@ impl Policy {
             let key = entry.key();
             let hurry = patience.hurry || spared >= SPARED_MAX;
             let mut seen = look(key);
-            let origin =
-                if stage == Stage::Main || entry.mark() == FROM_MAIN { Stage::Main } else { Stage::Small };
+            let origin = match (stage, entry.mark()) {
+                (Stage::Limbo, FROM_MAIN) => Stage::Main,
+                (Stage::Limbo, UNASKED) => Stage::Ahead,
+                (Stage::Limbo, _) => Stage::Small,
+                (stage, _) => stage,
+            };
             self.limbo.learn(origin, seen);
             if stage != Stage::Limbo && seen == Seen::IdleClean && self.limbo.is_not_worth_it(origin, key) {
                 seen = Seen::IdleUnmapped;
@@ -276,15 +283,17 @@ impl Policy {
     }
 
     /// The queue to look at next: one that is too long, else main, else what is left.
-    fn choose(&self, unseen: &[usize; 3]) -> Option<Stage> {
+    fn choose(&self, unseen: &[usize; STAGES.len()]) -> Option<Stage> {
         let some = |stage: Stage| unseen[stage as usize] > 0;
         if some(Stage::Limbo) && self.queues.pages(Stage::Limbo) > self.limbo_target {
             return Some(Stage::Limbo);
         }
-        if some(Stage::Small) && self.queues.pages(Stage::Small) > self.small_target {
-            return Some(Stage::Small);
+        let newcomers = [Stage::Ahead, Stage::Small].into_iter();
+        let mut long = newcomers.filter(|&stage| some(stage) && self.queues.pages(stage) > self.small_target);
+        if let Some(stage) = long.next() {
+            return Some(stage);
         }
-        [Stage::Main, Stage::Small, Stage::Limbo].into_iter().find(|&stage| some(stage))
+        [Stage::Main, Stage::Ahead, Stage::Small, Stage::Limbo].into_iter().find(|&stage| some(stage))
     }
 
     fn forget_recent(&mut self, hit: impl Fn(Key) -> bool) {
@@ -301,9 +310,9 @@ impl Policy {
 /// which this goes on to be learned. Small and main are judged apart: what a scan leaves in small says nothing of a hot set in
 /// main.
 struct Limbo {
-    /// Of the looks at what was in small and in main, the fraction that found it touched: averages with a memory of some 64, in
+    /// Of the looks at what was in small, main or ahead, the fraction that found it touched: averages with a memory of some 64, in
     /// 2^-16.
-    touched: [u32; 2],
+    touched: [u32; STAGES.len()],
     /// Pages evicted since the sample changed.
     evicted: usize,
     capacity: usize,
@@ -320,7 +329,7 @@ impl Limbo {
     const REGION_SHIFT: u32 = 9;
 
     fn new(capacity: usize) -> Self {
-        Self { touched: [Self::ONE; 2], evicted: 0, capacity, sample: 0 }
+        Self { touched: [Self::ONE; STAGES.len()], evicted: 0, capacity, sample: 0 }
     }
 
     /// Notes what a look found.
@@ -389,7 +398,7 @@ impl Fate {
 /// The table in the header. In a hurry a touch counts for nothing, nor does frequency.
 fn fate(stage: Stage, mark: Mark, seen: Seen, hurry: bool) -> Fate {
     let from_small = match stage {
-        Stage::Small => true,
+        Stage::Small | Stage::Ahead => true,
         Stage::Main => false,
         Stage::Limbo => mark != FROM_MAIN,
     };
@@ -399,14 +408,16 @@ fn fate(stage: Stage, mark: Mark, seen: Seen, hurry: bool) -> Fate {
         Seen::Gone => Fate::Drop,
         Seen::Busy => Fate::Skip,
         Seen::Touched if hurry => Fate::Unmap(limbo_mark),
-        Seen::Touched if stage == Stage::Small && mark < TOUCHED => Fate::Spare(Stage::Small, mark + 1),
-        Seen::Touched if stage == Stage::Limbo && mark == UNASKED => Fate::Spare(Stage::Small, ASKED),
+        Seen::Touched if matches!(stage, Stage::Small | Stage::Ahead) && mark < TOUCHED => {
+            Fate::Spare(stage, mark + 1)
+        }
+        Seen::Touched if stage == Stage::Limbo && mark == UNASKED => Fate::Spare(Stage::Ahead, ASKED),
         Seen::Touched => Fate::Spare(Stage::Main, (frequency + 1).min(FREQUENCY_MAX)),
         Seen::Idle | Seen::IdleClean | Seen::IdleUnmapped if frequency > 0 && !hurry => {
             Fate::Spare(Stage::Main, frequency - 1)
         }
         Seen::Idle | Seen::IdleClean => Fate::Unmap(limbo_mark),
-        Seen::IdleUnmapped => Fate::Evict { remember: from_small },
+        Seen::IdleUnmapped => Fate::Evict { remember: from_small && mark != UNASKED },
     }
 }
 
@@ -415,13 +426,14 @@ enum Stage {
     Small,
     Main,
     Limbo,
+    Ahead,
 }
 
 /// In the order of their numbers.
-const STAGES: [Stage; 3] = [Stage::Small, Stage::Main, Stage::Limbo];
+const STAGES: [Stage; 4] = [Stage::Small, Stage::Main, Stage::Limbo, Stage::Ahead];
 
 /// Two bits an entry carries. In main: the frequency, how many idle rounds it may still survive. In small: how far it has
-/// come, in this order: `UNASKED`, `ASKED`, `TOUCHED`. In limbo: the same for what came from small, else `FROM_MAIN`.
+/// come: `ASKED`, `TOUCHED`; in ahead `UNASKED` before these. In limbo: the same for what came from small, else `FROM_MAIN`.
 type Mark = u64;
 const UNASKED: Mark = 0;
 const ASKED: Mark = 1;
@@ -457,7 +469,7 @@ struct Queues {
     /// The place behind an entry in its queue, or the next free place.
     next: Vec<u32>,
     free: u32,
-    lists: [List; 3],
+    lists: [List; STAGES.len()],
 }
 
 #[derive(Clone, Copy)]
@@ -478,7 +490,7 @@ impl Queues {
             entries: Vec::with_capacity(capacity),
             next: Vec::with_capacity(capacity),
             free: NOWHERE,
-            lists: [empty; 3],
+            lists: [empty; STAGES.len()],
         }
     }
 

@@ -86,8 +86,9 @@ fn unmapped_block_needs_no_limbo() {
     assert_eq!(stage_of(&mut policy, 0), None);
 }
 
-/// Block 0 is seen touched at each look, the others idle, until they are evicted, and 0 was looked at `looks` times.
-fn look_at_zero(policy: &mut Policy, looks: u32) {
+/// Block 0 is seen touched at each look, the others idle, until they are evicted and others inserted, and 0 was looked at `looks`
+/// times.
+fn look_at_zero(policy: &mut Policy, looks: u32, insert: fn(&mut Policy, Key)) {
     let mut seen = 0;
     while seen < looks {
         let victim = policy.next_victim(&mut |key| {
@@ -95,16 +96,16 @@ fn look_at_zero(policy: &mut Policy, looks: u32) {
             if key.block() == 0 { Seen::Touched } else { Seen::IdleUnmapped }
         });
         let Some(Victim::Evict(key)) = victim else { panic!("{victim:?}") };
-        policy.insert_once(Key::new(0, key.block() + 1000));
+        insert(policy, Key::new(0, key.block() + 1000));
     }
 }
 
 #[test]
 fn second_look_that_finds_it_touched_moves_a_block_to_main() {
     let mut policy = policy_with(20, 0..20);
-    look_at_zero(&mut policy, 1);
+    look_at_zero(&mut policy, 1, Policy::insert);
     assert_eq!(stage_of(&mut policy, 0), Some(Stage::Small));
-    look_at_zero(&mut policy, 1);
+    look_at_zero(&mut policy, 1, Policy::insert);
     assert_eq!(stage_of(&mut policy, 0), Some(Stage::Main));
 }
 
@@ -112,9 +113,9 @@ fn second_look_that_finds_it_touched_moves_a_block_to_main() {
 fn first_touch_of_a_block_read_ahead_is_its_insertion() {
     let mut policy = Policy::new(20);
     (0..20).for_each(|block| policy.insert_once(key(block)));
-    look_at_zero(&mut policy, 2);
-    assert_eq!(stage_of(&mut policy, 0), Some(Stage::Small));
-    look_at_zero(&mut policy, 1);
+    look_at_zero(&mut policy, 2, Policy::insert_once);
+    assert_eq!(stage_of(&mut policy, 0), Some(Stage::Ahead));
+    look_at_zero(&mut policy, 1, Policy::insert_once);
     assert_eq!(stage_of(&mut policy, 0), Some(Stage::Main));
 }
 
@@ -125,7 +126,7 @@ fn first_touch_in_limbo_of_a_block_read_ahead_is_its_insertion() {
     next(&mut policy, Seen::Idle);
     next(&mut policy, Seen::Idle);
     next_touched(&mut policy, &[0]);
-    assert_eq!(stage_of(&mut policy, 0), Some(Stage::Small));
+    assert_eq!(stage_of(&mut policy, 0), Some(Stage::Ahead));
 }
 
 #[test]
@@ -136,7 +137,24 @@ fn evicted_from_small_comes_back_to_main() {
     assert_eq!(stage_of(&mut policy, 0), Some(Stage::Main));
     next(&mut policy, Seen::IdleUnmapped);
     policy.insert_once(key(1));
-    assert_eq!(stage_of(&mut policy, 1), Some(Stage::Small), "read-ahead is no request");
+    assert_eq!(stage_of(&mut policy, 1), Some(Stage::Ahead), "read-ahead is no request");
+}
+
+#[test]
+fn a_scan_that_is_read_ahead_leaves_newcomers_alone() {
+    let mut policy = Policy::new(100);
+    policy.insert(key(0));
+    for block in 1000..100_000 {
+        policy.insert_once(key(block));
+        if block >= 1099 {
+            assert!(
+                matches!(next(&mut policy, Seen::IdleUnmapped), Some(Victim::Evict(key)) if key.block() >= 1000)
+            );
+        }
+    }
+    assert_eq!(stage_of(&mut policy, 0), Some(Stage::Small));
+    policy.insert(key(1000));
+    assert_eq!(stage_of(&mut policy, 1000), Some(Stage::Small), "what nobody asked for is not remembered");
 }
 
 #[test]
