@@ -34,6 +34,8 @@ pub enum Policy {
     ShippedExplicit,
     /// [`Shipped`] with [`Access::Slices`]
     ShippedSlices,
+    /// [`Shipped`] with [`Access::MovedSlices`]
+    ShippedMoved,
     /// [`S3Fifo`]
     S3Fifo,
     /// [`Sieve`]
@@ -50,10 +52,11 @@ pub enum Policy {
 
 impl Policy {
     /// All of them, in the order of the tables.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Optimum,
         Self::ShippedExplicit,
         Self::ShippedSlices,
+        Self::ShippedMoved,
         Self::S3Fifo,
         Self::Sieve,
         Self::Arc,
@@ -68,6 +71,7 @@ impl Policy {
             Self::Optimum => "optimum (Belady)",
             Self::ShippedExplicit => "shipped, explicit",
             Self::ShippedSlices => "shipped, slices",
+            Self::ShippedMoved => "shipped, slices, moved",
             Self::S3Fifo => "S3-FIFO",
             Self::Sieve => "SIEVE",
             Self::Arc => "ARC",
@@ -84,7 +88,7 @@ impl Policy {
 
     /// Whether it is the one that the pager uses.
     pub fn is_shipped(self) -> bool {
-        matches!(self, Self::ShippedExplicit | Self::ShippedSlices)
+        matches!(self, Self::ShippedExplicit | Self::ShippedSlices | Self::ShippedMoved)
     }
 
     /// An empty cache for this trace.
@@ -93,6 +97,7 @@ impl Policy {
             Self::Optimum => Box::new(Belady::new(trace, capacity)),
             Self::ShippedExplicit => Box::new(Shipped::new(capacity, Access::Explicit)),
             Self::ShippedSlices => Box::new(Shipped::new(capacity, Access::Slices)),
+            Self::ShippedMoved => Box::new(Shipped::new(capacity, Access::MovedSlices)),
             Self::S3Fifo => Box::new(S3Fifo::new(capacity)),
             Self::Sieve => Box::new(Sieve::new(capacity)),
             Self::Arc => Box::new(Arc::new(capacity)),

@@ -226,7 +226,9 @@ room is made in batches of 1/32 of the cache, which costs about 0.3 points. The 
 
 What they say: on zipf, on a scan beside zipf, and on the lookups, mapwright is within a point of the best of the others nearly
 everywhere (`tests/margin.rs` holds it to one), and where blocks are touched in bursts it is ahead of S3-FIFO, which takes a burst
-for popularity. Slices, whose hits are hardly seen, cost next to nothing. It loses the loop to 2Q and S3-FIFO by 2 to 11 points; the
+for popularity. Slices, whose hits are hardly seen, cost next to nothing with shared frames, where whole
+regions are unmapped to see them; with moved frames only victims are (an interrupt of every processor a page), which costs two to five
+points. It loses the loop to 2Q and S3-FIFO by 2 to 11 points; the
 sort, where the cache is a quarter of the file, to all but SIEVE, by up to 6; and it follows a hot set that moves more slowly than
 ARC does and, in large caches, LRU, which both have nothing for the loop at all. By the mean of all columns of the next table the
 order is S3-FIFO (52.5), mapwright (52.1), 2Q (51.8, and one to two points behind on zipf), then a gap of seven points. So what

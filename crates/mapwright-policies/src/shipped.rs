@@ -16,8 +16,10 @@ use crate::Cache;
 pub enum Access {
     /// By `get` and its like: all hits are seen.
     Explicit,
-    /// By slices: a hit is seen where the block was unmapped.
+    /// By slices: a hit is seen where the block was unmapped. Shared frames: regions are unmapped whole.
     Slices,
+    /// By slices of moved frames, which files that are only read have: victims are unmapped, and only where that pays.
+    MovedSlices,
 }
 
 /// A resident block.
@@ -82,7 +84,8 @@ impl Shipped {
             let enough = self.blocks.len() - wanted;
             for _ in 0..4 * wanted {
                 let blocks = &mut self.blocks;
-                match self.policy.next_victim(&mut |key| look(blocks, key)) {
+                let moved = self.access == Access::MovedSlices;
+                match self.policy.next_victim(&mut |key| look(blocks, key, moved)) {
                     Some(Victim::Unmap(key)) => {
                         blocks.entry(key).and_modify(|block| block.claimed = true);
                         unmap.push(key);
@@ -104,7 +107,7 @@ impl Shipped {
         let region = victim.0 / REGION_BLOCKS;
         let due = |at: &u64| self.evicted - at >= self.capacity as u64 / 2;
         let mut keys = victim.0..victim.0 + 1;
-        if self.unmapped_at.get(&region).is_none_or(due) {
+        if self.access != Access::MovedSlices && self.unmapped_at.get(&region).is_none_or(due) {
             self.unmapped_at.insert(region, self.evicted);
             keys = region * REGION_BLOCKS..(region + 1) * REGION_BLOCKS;
         }
@@ -116,13 +119,14 @@ impl Shipped {
 }
 
 /// `evict::look`.
-fn look(blocks: &mut HashMap<Key, Block>, key: Key) -> Seen {
+fn look(blocks: &mut HashMap<Key, Block>, key: Key, moved: bool) -> Seen {
     let Some(block) = blocks.get_mut(&key) else { return Seen::Gone };
     if block.claimed {
         return Seen::Busy;
     }
     match (std::mem::take(&mut block.touched), block.mapped) {
         (true, _) => Seen::Touched,
+        (false, true) if moved => Seen::IdleClean,
         (false, true) => Seen::Idle,
         (false, false) => Seen::IdleUnmapped,
     }
@@ -153,7 +157,9 @@ mod tests {
 
     #[test]
     fn slices_are_seen_where_they_were_unmapped_and_explicit_access_everywhere() {
-        for (access, seen) in [(Access::Explicit, true), (Access::Slices, false)] {
+        for (access, seen) in
+            [(Access::Explicit, true), (Access::Slices, false), (Access::MovedSlices, false)]
+        {
             let mut cache = Shipped::new(8, access);
             assert!(!cache.access(1));
             assert!(cache.access(1));

@@ -10,6 +10,9 @@ const FOOTPRINT: u64 = 1 << 12;
 const LENGTH: usize = 60_000;
 /// How far the shipped policy may be behind the best one, as a part of all accesses.
 const MARGIN: f64 = 0.01;
+/// The same for slices of moved frames, of which only victims are unmapped, so that less is seen of them: the price of an
+/// interrupt of every processor for each page that is unmapped.
+const MOVED: f64 = 0.055;
 
 #[test]
 fn the_shipped_policy_is_near_the_best_on_zipf_and_on_a_scan_beside_it() {
@@ -21,14 +24,19 @@ fn the_shipped_policy_is_near_the_best_on_zipf_and_on_a_scan_beside_it() {
             let others =
                 Policy::ALL.into_iter().filter(|policy| policy.is_realizable() && !policy.is_shipped());
             let best = others.map(ratio).fold(0.0, f64::max);
-            for shipped in [Policy::ShippedExplicit, Policy::ShippedSlices] {
+            let all = [
+                (Policy::ShippedExplicit, MARGIN),
+                (Policy::ShippedSlices, MARGIN),
+                (Policy::ShippedMoved, MOVED),
+            ];
+            for (shipped, margin) in all {
                 let ours = ratio(shipped);
                 println!(
                     "{}, 1/{divisor}: {} {ours:.4}, best other {best:.4}",
                     workload.name(),
                     shipped.name()
                 );
-                assert!(ours > best - MARGIN, "{}, 1/{divisor}: {ours}, best {best}", workload.name());
+                assert!(ours > best - margin, "{}, 1/{divisor}: {ours}, best {best}", workload.name());
             }
         }
     }

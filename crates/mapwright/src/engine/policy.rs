@@ -130,6 +130,7 @@ pub struct Policy {
     queues: Queues,
     ghost: Ghost,
     small_target: usize,
+    ahead_target: usize,
     limbo_target: usize,
     limbo: Limbo,
     /// The blocks inserted last, youngest first: victims of last resort. One instruction may need four pages at once, and
@@ -155,6 +156,7 @@ impl Policy {
             queues: Queues::new(capacity),
             ghost: Ghost::new(capacity),
             small_target: (capacity / 20).max(1),
+            ahead_target: (capacity / 12).max(1),
             limbo_target: if capacity >= 8 { (capacity / 16).max(1) } else { 0 },
             limbo: Limbo::new(capacity),
             recent: [None; RECENT],
@@ -288,10 +290,11 @@ impl Policy {
         if some(Stage::Limbo) && self.queues.pages(Stage::Limbo) > self.limbo_target {
             return Some(Stage::Limbo);
         }
-        let newcomers = [Stage::Ahead, Stage::Small].into_iter();
-        let mut long = newcomers.filter(|&stage| some(stage) && self.queues.pages(stage) > self.small_target);
-        if let Some(stage) = long.next() {
-            return Some(stage);
+        if some(Stage::Ahead) && self.queues.pages(Stage::Ahead) > self.ahead_target {
+            return Some(Stage::Ahead);
+        }
+        if some(Stage::Small) && self.queues.pages(Stage::Small) > self.small_target {
+            return Some(Stage::Small);
         }
         [Stage::Main, Stage::Ahead, Stage::Small, Stage::Limbo].into_iter().find(|&stage| some(stage))
     }
@@ -322,7 +325,7 @@ struct Limbo {
 impl Limbo {
     const ONE: u32 = 1 << 16;
     const MEMORY: u32 = 64;
-    const WORTH: u32 = 8;
+    const WORTH: u32 = 32;
     /// One region of so many is in the sample.
     const SAMPLE: u64 = 16;
     /// Pages of a region: they are unmapped together.
