@@ -79,7 +79,7 @@ fn a_scan_is_served_by_huge_pages() {
             }
             assert!(pager.stats().used_bytes <= BUDGET);
         }
-        assert!(most > (BUDGET / 2 >> 10) as usize, "{mode:?}: {most} KiB on huge pages");
+        assert!(most > ((BUDGET / 2) >> 10) as usize, "{mode:?}: {most} KiB on huge pages");
         let faults = pager.stats().faults;
         assert!(faults < 3 * (LEN / PAGE) as u64 / 20, "{mode:?}: {faults} faults");
     }
