@@ -169,12 +169,13 @@ fn reopen(
     (pager_now, file): (Arc<Handle>, Arc<File>),
     store: &Arc<SimStore>,
 ) -> (Arc<Handle>, Arc<File>) {
-    let still_open = Arc::downgrade(&file);
+    let (still_open, engine) = (Arc::downgrade(&file), Arc::downgrade(&**pager_now));
     drop(file);
     drop(pager_now);
-    // What a pool thread does on the file's behalf may hold it a little longer; so may a call that hung.
+    // What a pool thread does on the file's behalf may hold it a little longer; so may a call that hung. The engine's own
+    // threads must be gone because all pagers of a run share one queue of faults.
     for _ in 0..1000 {
-        if still_open.strong_count() == 0 && sim.resident_bytes() == 0 {
+        if still_open.strong_count() + engine.strong_count() == 0 && sim.resident_bytes() == 0 {
             break;
         }
         sim.sleep(Duration::from_millis(1));
