@@ -84,8 +84,8 @@ pub fn run(sim: &SimHandle, told: &AtomicU64, kind: Kind) {
         books.iter().for_each(|book| plan_errors(&mut rng, &book.store));
     }
     let threads = rng.within(1..6);
-    // Half of the frames at most are pinned, so that there is always something to evict.
-    let may_hold = frame_limit(budget) / 2 / threads;
+    // Not all frames are ever pinned: every thread may need a block and its copy beside.
+    let may_hold = frame_limit(budget) / 4 * (if block_size == PAGE { 3 } else { 2 }) / threads;
     let reader = Reader { sim: sim.clone(), books, kind, may_hold };
     let operations = rng.within(4..30);
     let readers: Vec<_> = (0..threads)
@@ -100,6 +100,7 @@ pub fn run(sim: &SimHandle, told: &AtomicU64, kind: Kind) {
         book.store.set_options(|options| options.error_per_1000 = 0);
     });
     reader.look_at_everything();
+    reader.take_all_room(&pager, frame_limit(budget));
     reader.let_everything_go(&pager);
 }
 
@@ -235,6 +236,17 @@ impl Reader {
             });
             book.check(&found, 0, "checked at rest");
         }
+    }
+
+    /// There is nothing that could not be evicted in favour of another file.
+    fn take_all_room(&self, pager: &Arc<Handle>, limit: u64) {
+        let block_size = self.books[0].file.block_size();
+        let count = (limit - PAGE * (self.books.len() as u64 + 1)) / (block_size + 16);
+        let store = SimStore::new(&self.sim, vec![1; (count * block_size) as usize], StoreOptions::default());
+        let opening = Opening { writable: false, block_size, ..Opening::default() };
+        let file = opening.open(pager, &store).expect("open");
+        self.patiently(|| Request::new(&file, (0..count).collect(), false)?.wait().map(drop));
+        evict::drop_clean(&file, 0..count);
     }
 
     /// Tries again what short memory may spoil, and a fault that was told twice.

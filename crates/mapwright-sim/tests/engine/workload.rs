@@ -74,17 +74,16 @@ fn plan(rng: &mut Rng, kind: Kind) -> Plan {
         writable: !kind.read_only,
         mode: pick(rng, &[FaultMode::Thread, FaultMode::InThread]),
         // Blocks are never larger than regions.
-        frames: if block_size > REGION {
-            FrameKind::Shared
-        } else {
-            pick(rng, &[FrameKind::Auto, FrameKind::Shared])
+        frames: match kind.read_only && block_size <= REGION && rng.per_1000(500) {
+            true => FrameKind::Auto,
+            false => FrameKind::Shared,
         },
         block_size,
         reserve: if kind.resizes { len + rng.below(8 * block_size) } else { 0 },
         deadline: if hangs { Duration::from_millis(50) } else { Duration::from_secs(20) },
         advice: pick(rng, &[Advice::Normal, Advice::Random, Advice::Sequential]),
     };
-    let blocks = pick(rng, &[8, 8, 9, 12, 20, 40, 80]);
+    let blocks = if kind.read_only && rng.per_1000(200) { 80 } else { pick(rng, &[8, 8, 9, 12, 20, 40]) };
     let operations = rng.within(4..24);
     Plan { opening, store, budget: blocks * block_size, len, threads, stripe, operations, hangs }
 }

@@ -16,6 +16,7 @@ use super::file::File;
 use super::fill::{self, Patience};
 use super::kernel::View;
 use super::lock;
+use super::sabotage::{self, Sabotage};
 use crate::error::{Error, Result};
 
 /// The checked scopes of a file.
@@ -122,7 +123,9 @@ impl File {
         if view == View::Plain || !self.frames.has_copies() || has_copy() {
             return Ok(());
         }
-        fill::reserve(&self.pager, self.block_size(), Patience::Never)?;
+        if !sabotage::is(Sabotage::FreeCopy) {
+            fill::reserve(&self.pager, self.block_size(), Patience::Never)?;
+        }
         if self.word(block).set(MAPPED_CHECKED) & MAPPED_CHECKED == 0 {
             self.charges.copies.fetch_add(1, Ordering::Relaxed);
         } else {

@@ -29,6 +29,7 @@ use super::block::{MAPPED, MAPPED_CHECKED, QUEUED, SHOWN, State, TOUCHED, TRIGGE
 use super::file::File;
 use super::kernel::Regions;
 use super::policy::{Key, Seen};
+use super::sabotage::{self, Sabotage};
 use super::{PAGE, lock};
 use crate::error::{Error, Result};
 
@@ -104,11 +105,12 @@ impl File {
         let kernel = &*self.pager.kernel;
         let word = &self.regions[self.region_index(held.start)];
         let region = self.region_of(held.start);
+        let in_work = if sabotage::is(Sabotage::HastyShow) { BUSY } else { BUSY | SPLIT };
         loop {
             let now = word.load(Ordering::Acquire);
             match now {
                 // One that is being split may stay whole after all, and must not be mapped in part then.
-                now if now & (BUSY | SPLIT) != 0 => kernel.wait(word, now, Some(MOMENT)),
+                now if now & in_work != 0 => kernel.wait(word, now, Some(MOMENT)),
                 now if now & WHOLE == 0 => return Ok(false),
                 now if now & ASIDE == 0 => {
                     // The caller may have met an unmapped page just before: it is to be touched again.
@@ -199,7 +201,7 @@ impl File {
         let split = regions.split(block << self.block_shift, now & ASIDE == 0);
         word.store(if split.is_ok() { 0 } else { now }, Ordering::Release);
         self.pager.kernel.wake(word);
-        if split.is_ok() {
+        if split.is_ok() && !sabotage::is(Sabotage::ForgetSplit) {
             let mut policy = lock(&self.pager.policy);
             for block in region.filter(|&block| state(self.word(block).bits()) != State::Absent) {
                 if self.word(block).set(QUEUED) & QUEUED == 0 {
