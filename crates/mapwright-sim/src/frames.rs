@@ -1,4 +1,5 @@
-//! Simulated frames: a file's memory and its two views, page by page, as Linux treats a memfd with `UFFD_WP_ASYNC`.
+//! Simulated frames: a file's memory and its two views, page by page, as Linux treats a memfd with `UFFD_WP_ASYNC`. Those that
+//! move are in `moved.rs`, made of the same parts.
 //!
 //! A page's entry in a view (writable files; in read-only files nothing is write-protected, and `Marker` never appears):
 //!
@@ -27,6 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use mapwright::engine::kernel::{FaultMode, FaultSink, FrameSpec, Frames, View};
 
 use crate::PAGE_SIZE;
+use crate::moved::Whole;
 use crate::scheduler::Core;
 use crate::state::On;
 
@@ -39,7 +41,7 @@ const CUT_PER_1000: u32 = 300;
 
 /// A page's entry in a view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Entry {
+pub(crate) enum Entry {
     None,
     Marker,
     Clean,
@@ -49,7 +51,7 @@ enum Entry {
 }
 
 impl Entry {
-    fn is_mapped(self) -> bool {
+    pub(crate) fn is_mapped(self) -> bool {
         matches!(self, Self::Clean | Self::Written)
     }
 
@@ -62,14 +64,18 @@ impl Entry {
     }
 }
 
-type Page = Box<[u8]>;
+pub(crate) type Page = Box<[u8]>;
 
 #[derive(Default)]
-struct SpaceState {
+pub(crate) struct SpaceState {
     /// The `Frames` was dropped: its addresses are nobody's.
     gone: bool,
-    checked_exists: bool,
-    frames: BTreeMap<u64, Page>,
+    pub(crate) checked_exists: bool,
+    pub(crate) frames: BTreeMap<u64, Page>,
+    /// What the checked view shows of frames that move.
+    pub(crate) copies: BTreeMap<u64, Page>,
+    /// Whole regions of frames that move, by their first page.
+    pub(crate) regions: BTreeMap<u64, Whole>,
     entries: [BTreeMap<u64, Entry>; 2],
     /// What was written over the zeros of the checked view: lost at `restore`.
     over_zeros: BTreeMap<u64, Page>,
@@ -78,8 +84,10 @@ struct SpaceState {
 /// One file's memory and address ranges.
 pub(crate) struct Space {
     id: usize,
-    capacity: u64,
+    pub(crate) capacity: u64,
     writable: bool,
+    /// Whether the checked view shows copies.
+    copies: bool,
     pub(crate) mode: FaultMode,
     pub(crate) sink: Weak<dyn FaultSink>,
     state: Mutex<SpaceState>,
@@ -100,7 +108,7 @@ pub(crate) enum Touch {
 }
 
 impl Space {
-    fn lock(&self) -> MutexGuard<'_, SpaceState> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, SpaceState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -135,7 +143,9 @@ impl Space {
                 if let Access::Write(_) = access {
                     state.set(view, page, Entry::Written);
                 }
-                let frame = state.frames.get_mut(&page).expect("a mapped page has a frame");
+                let copied = self.copies && view == View::Checked;
+                let frames = if copied { &mut state.copies } else { &mut state.frames };
+                let frame = frames.get_mut(&page).expect("a mapped page has a frame");
                 copy_piece(frame, offset, access);
             }
         }
@@ -144,11 +154,11 @@ impl Space {
 }
 
 impl SpaceState {
-    fn entry(&self, view: View, page: u64) -> Entry {
+    pub(crate) fn entry(&self, view: View, page: u64) -> Entry {
         self.entries[view as usize].get(&page).copied().unwrap_or(Entry::None)
     }
 
-    fn set(&mut self, view: View, page: u64, entry: Entry) {
+    pub(crate) fn set(&mut self, view: View, page: u64, entry: Entry) {
         match entry {
             Entry::None => self.entries[view as usize].remove(&page),
             entry => self.entries[view as usize].insert(page, entry),
@@ -164,8 +174,8 @@ impl SpaceState {
 
 /// `Frames` of one file in a run.
 pub(crate) struct SimFrames {
-    core: Arc<Core>,
-    space: Arc<Space>,
+    pub(crate) core: Arc<Core>,
+    pub(crate) space: Arc<Space>,
 }
 
 impl SimFrames {
@@ -181,6 +191,7 @@ impl SimFrames {
             id: spaces.len(),
             capacity: spec.capacity,
             writable: spec.writable,
+            copies: spec.may_move(),
             mode: spec.mode,
             sink: spec.sink,
             state: Mutex::default(),
@@ -189,12 +200,12 @@ impl SimFrames {
         Self { core: Arc::clone(core), space }
     }
 
-    fn enter(&self, what: &'static str, from: u64, to: u64) {
+    pub(crate) fn enter(&self, what: &'static str, from: u64, to: u64) {
         self.core.enter(what, [self.space.id as u64, from, to]);
     }
 
     /// The pages of a range of offsets, checked.
-    fn pages(&self, range: &Range<u64>) -> Range<u64> {
+    pub(crate) fn pages(&self, range: &Range<u64>) -> Range<u64> {
         let (start, end) = (range.start, range.end);
         assert!(
             start.is_multiple_of(PAGE_SIZE)
@@ -208,7 +219,7 @@ impl SimFrames {
     }
 
     /// Does `act` for every page of `range`, with a chance for others between pages.
-    fn each_page(
+    pub(crate) fn each_page(
         &self,
         range: &Range<u64>,
         mut act: impl FnMut(&mut SpaceState, u64) -> io::Result<()>,
@@ -221,7 +232,7 @@ impl SimFrames {
     }
 
     /// As `each_page`, for what can't fail.
-    fn every_page(&self, range: &Range<u64>, mut act: impl FnMut(&mut SpaceState, u64)) {
+    pub(crate) fn every_page(&self, range: &Range<u64>, mut act: impl FnMut(&mut SpaceState, u64)) {
         let done = self.each_page(range, |state, page| {
             act(state, page);
             Ok(())
@@ -230,7 +241,7 @@ impl SimFrames {
     }
 
     /// Lets threads that wait for a page of `pages` in a view touch it again.
-    fn wake_waiters(&self, views: &[View], pages: Range<u64>) {
+    pub(crate) fn wake_waiters(&self, views: &[View], pages: Range<u64>) {
         self.core.lock().wake_where(|_, on| {
             let On::Fault(address) = on else { return false };
             views.iter().any(|&view| {
@@ -240,7 +251,7 @@ impl SimFrames {
         });
     }
 
-    fn fail_at_random(&self) -> io::Result<()> {
+    pub(crate) fn fail_at_random(&self) -> io::Result<()> {
         let per_1000 = self.core.options.frame_errors_per_1000;
         if self.core.lock().rng.per_1000(per_1000) {
             self.core.note("no memory", [self.space.id as u64, 0, 0]);
@@ -249,7 +260,7 @@ impl SimFrames {
         Ok(())
     }
 
-    fn count_frames(&self, change: i64) {
+    pub(crate) fn count_frames(&self, change: i64) {
         let state = &mut *self.core.lock();
         state.resident_pages =
             state.resident_pages.checked_add_signed(change).expect("no more frames go than came");
@@ -478,7 +489,8 @@ impl Drop for SimFrames {
     fn drop(&mut self) {
         let held = std::mem::take(&mut *self.space.lock());
         self.space.lock().gone = true;
-        self.count_frames(-i64::try_from(held.frames.len()).expect("frames fit"));
+        let pages = held.frames.len() + held.copies.len();
+        self.count_frames(-i64::try_from(pages).expect("frames fit"));
     }
 }
 

@@ -1,4 +1,4 @@
-//! The simulated kernel: threads, time, waiting and faults. Frames are in `frames.rs`.
+//! The simulated kernel: threads, time, waiting and faults. Frames are in `frames.rs` and `moved.rs`.
 
 use std::io;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use mapwright::engine::kernel::{Fault, FrameSpec, Frames, Kernel};
 
 use crate::frames::SimFrames;
+use crate::moved::SimMoved;
 use crate::scheduler::Core;
 use crate::state::On;
 
@@ -63,7 +64,9 @@ impl Kernel for SimKernel {
 
     fn frames(&self, spec: FrameSpec) -> mapwright::Result<Arc<dyn Frames>> {
         self.core.enter("frames", [spec.capacity, spec.writable.into(), 0]);
-        Ok(Arc::new(SimFrames::new(&self.core, spec)))
+        let moves = spec.may_move();
+        let frames = SimFrames::new(&self.core, spec);
+        Ok(if moves { Arc::new(SimMoved(frames)) } else { Arc::new(frames) })
     }
 
     /// Gives a random part of the queue in random order, so that batches, overtaking and stale messages all happen.

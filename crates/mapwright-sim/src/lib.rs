@@ -6,6 +6,7 @@
 //!
 //! What is modelled, and what is not:
 //! * Page tables: for each view and page none, a write-protect marker, clean, written, zeros, poisoned, as in `frames.rs`.
+//! * Frames that move, for files that are only read, and their regions, as in `moved.rs`.
 //! * Interleavings at calls, between the pages of a call, and between any two bytes of a copy. Code between two calls runs
 //!   in one piece, and memory is sequentially consistent: races on atomics alone are for loom.
 //! * Stores: short and failing calls, hangs, changes by others, lost writes after a failed sync, crash images with torn
@@ -38,6 +39,7 @@
 mod frames;
 mod handle;
 mod kernel;
+mod moved;
 mod page_cache;
 mod rng;
 mod scheduler;
@@ -68,7 +70,7 @@ pub struct Options {
     pub max_stall: Duration,
     /// How often, of 1000 yield points, a waiting thread wakes for no reason; in half of all seeds it never does.
     pub spurious_per_1000: u32,
-    /// How often, of 1000 calls, `store` and `map` of the simulated frames fail for want of memory.
+    /// How often, of 1000 pages or regions, what moves pages of the simulated frames fails for want of memory.
     pub frame_errors_per_1000: u32,
     /// How often, of 1000 calls, `Kernel::spawn` fails.
     pub spawn_errors_per_1000: u32,

@@ -2,20 +2,20 @@
 
 mod engine;
 
-use engine::try_seed;
+use std::sync::atomic::AtomicU64;
+
 use engine::workload::{self, Kind};
+use engine::{readers, try_seed};
 use mapwright::engine::sabotage::{Sabotage, choose};
-use mapwright_sim::{Failure, Options};
+use mapwright_sim::{Failure, Options, SimHandle};
 
 /// Seeds of each kind within which every sabotage is to be found.
 const SEEDS: u64 = 1000;
 
-fn find(kinds: &[Kind]) -> Option<Failure> {
+fn find<K: Copy + Send + 'static>(kinds: &[K], run: fn(&SimHandle, &AtomicU64, K)) -> Option<Failure> {
     let options = Options { max_steps: 500_000, ..Options::default() };
     (0..SEEDS).find_map(|seed| {
-        kinds
-            .iter()
-            .find_map(|&kind| try_seed(seed, &options, move |sim, told| workload::run(sim, told, kind)).err())
+        kinds.iter().find_map(|&kind| try_seed(seed, &options, move |sim, told| run(sim, told, kind)).err())
     })
 }
 
@@ -39,7 +39,15 @@ fn every_sabotage_is_found() {
     let mut missed = Vec::new();
     for (sabotage, kinds) in cases {
         choose(Some(sabotage));
-        match find(kinds) {
+        match find(kinds, workload::run) {
+            Some(failure) => println!("{sabotage:?}: seed {}: {}", failure.seed, failure.why),
+            None => missed.push(sabotage),
+        }
+    }
+    let regions = [readers::Kind::default(), readers::Kind { errors: true, ..readers::Kind::default() }];
+    for sabotage in [Sabotage::ForgetSplit, Sabotage::HastyShow, Sabotage::FreeCopy] {
+        choose(Some(sabotage));
+        match find(&regions, readers::run) {
             Some(failure) => println!("{sabotage:?}: seed {}: {}", failure.seed, failure.why),
             None => missed.push(sabotage),
         }

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 use mapwright::engine::kernel::{
-    Fault, FaultMode, FaultOutcome, FaultSink, FrameKind, FrameSpec, Frames, Kernel, View,
+    Buffer, Fault, FaultMode, FaultOutcome, FaultSink, FrameKind, FrameSpec, Frames, Kernel, Regions, View,
 };
 use mapwright_sim::{Bus, Failure, Options, SimHandle, Simulation};
 
@@ -236,5 +236,101 @@ fn breaches_of_the_contract_panic() {
     expect("a write to the read-only file", |sim| {
         let base = thread_mode(sim, false);
         let _ = sim.write_slice(base.address(View::Plain).unwrap(), &[1]);
+    });
+}
+
+/// A read-only file whose frames move.
+fn moved(sim: &SimHandle) -> Arc<dyn Frames> {
+    let spec = FrameSpec {
+        capacity: 16 * PAGE,
+        writable: false,
+        kind: FrameKind::Auto,
+        mode: FaultMode::Thread,
+        sink: Weak::<Sink>::new(),
+    };
+    sim.kernel().frames(spec).unwrap()
+}
+
+fn regions(frames: &dyn Frames) -> &dyn Regions {
+    frames.regions().expect("frames that move have regions")
+}
+
+/// Such a file whose pages 0..4 are a region.
+fn a_region(sim: &SimHandle, shown: bool) -> Arc<dyn Frames> {
+    let frames = moved(sim);
+    let mut buffer = [7; 4 * PAGE as usize];
+    regions(&*frames).fill(0, &mut buffer, shown).unwrap();
+    assert_ne!(buffer, [7; 4 * PAGE as usize], "a buffer that was moved holds something else");
+    frames
+}
+
+#[test]
+fn the_checked_view_has_copies_of_pages_that_move() {
+    for_seeds(|sim| {
+        let frames = moved(sim);
+        assert!(frames.has_copies());
+        let checked = frames.address(View::Checked).unwrap();
+        frames.fill(0, &[5; PAGE as usize]).unwrap();
+        frames.map(View::Checked, pages(0..1)).unwrap();
+        assert_eq!(sim.resident_bytes(), 2 * PAGE, "the copy is memory too");
+        assert_eq!(sim.read_slice(checked + 9, 3).unwrap(), [5; 3]);
+        frames.unmap(&[pages(0..1)]).unwrap();
+        assert_eq!(sim.resident_bytes(), PAGE);
+        frames.map(View::Plain, pages(0..1)).unwrap();
+        frames.map(View::Checked, pages(0..1)).unwrap();
+        frames.release(&[pages(0..1)]).unwrap();
+        assert_eq!(sim.resident_bytes(), 0);
+    });
+}
+
+#[test]
+fn regions_move_as_one_until_they_are_split() {
+    for_seeds(|sim| {
+        let frames = a_region(sim, false);
+        let base = frames.address(View::Plain).unwrap();
+        regions(&*frames).map(0).unwrap();
+        assert_eq!(sim.read_slice(base + 5000, 9).unwrap(), [7; 9]);
+        regions(&*frames).unmap(0).unwrap();
+        let mut buffer = Buffer::zeroed(4 * PAGE as usize);
+        regions(&*frames).take(0, false, &mut buffer).unwrap();
+        assert_eq!(sim.resident_bytes(), 0);
+        regions(&*frames).fill(4 * PAGE, &mut buffer, true).unwrap();
+        regions(&*frames).split(6 * PAGE, true).unwrap();
+        frames.release(&[pages(6..7)]).unwrap();
+        frames.unmap(&[pages(4..6)]).unwrap();
+        assert_eq!(sim.resident_bytes(), 3 * PAGE);
+    });
+}
+
+#[test]
+fn breaches_of_the_contract_of_regions_panic() {
+    let expect = |text: &str, body: fn(&SimHandle)| {
+        let failure = failure_of(body);
+        assert!(failure.why.contains(text), "expected {text:?}: {failure}");
+    };
+    expect("release of page 1, whose region is whole", |sim| {
+        a_region(sim, true).release(&[pages(1..3)]).unwrap();
+    });
+    expect("unmap of page 3, whose region is whole", |sim| {
+        a_region(sim, true).unmap(&[pages(3..5)]).unwrap()
+    });
+    expect("map of page 0, whose region is whole", |sim| {
+        a_region(sim, false).map(View::Plain, pages(0..1)).unwrap();
+    });
+    expect("page 0 of a region", |sim| regions(&*a_region(sim, true)).map(0).unwrap());
+    expect("page 0 of a region", |sim| regions(&*a_region(sim, false)).unmap(0).unwrap());
+    expect("not None", |sim| {
+        regions(&*a_region(sim, false)).fill(0, &mut [1; 4 * PAGE as usize], true).unwrap()
+    });
+    expect("not Some(Still)", |sim| regions(&*moved(sim)).split(0, true).unwrap());
+    expect("a copy of page 0, which is Stored", |sim| {
+        let frames = a_region(sim, false);
+        frames.address(View::Checked).unwrap();
+        frames.map(View::Checked, pages(0..1)).unwrap();
+    });
+    expect("page 1 is Stored", |sim| {
+        let frames = moved(sim);
+        frames.store(PAGE, &[1; PAGE as usize]).unwrap();
+        frames.fill(PAGE, &[1; PAGE as usize]).unwrap();
     });
 }

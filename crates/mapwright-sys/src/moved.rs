@@ -118,6 +118,7 @@ impl MovedFrames {
     pub fn unmap(&self, ranges: &[Range<u64>]) -> io::Result<()> {
         let mut outcome = Ok(());
         for range in ranges {
+            let _cured = self.cure(range)?; // a page with poison does not move: EFAULT for it and all behind it
             let (plain, aside) = (self.plain.addresses(range), self.aside.addresses(range));
             // SAFETY: slices of the plain view may exist. A touch of a moved page is a fault, which moves it back first.
             let moved = unsafe { self.uffd.move_pages(aside.start, plain.clone()) };

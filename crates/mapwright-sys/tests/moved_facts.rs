@@ -211,3 +211,18 @@ fn a_page_in_use_by_io_stays_mapped() {
     drop(ring);
     frames.release(&[byte_range(0..8)]).unwrap();
 }
+
+#[test]
+fn a_page_with_poison_does_not_keep_its_neighbours_mapped() {
+    let Some(frames) = frames(1) else { return };
+    let bytes = pattern(5);
+    frames.fill(0, &bytes[..PAGE]).unwrap();
+    frames.fill(2 * PAGE as u64, &bytes[2 * PAGE..3 * PAGE]).unwrap();
+    frames.poison(byte_range(1..2)).unwrap();
+    frames.unmap(&[byte_range(0..3)]).unwrap();
+    // What was mapped is stored, so it can be mapped again.
+    frames.map(false, byte_range(0..1)).unwrap();
+    frames.map(false, byte_range(2..3)).unwrap();
+    assert!(shown(&frames, 0, PAGE) == bytes[..PAGE]);
+    assert!(shown(&frames, 2 * PAGE, PAGE) == bytes[2 * PAGE..3 * PAGE]);
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mapwright::engine::checked::Scope;
 use mapwright::engine::file::File;
-use mapwright::engine::kernel::{FaultMode, View};
+use mapwright::engine::kernel::{FaultMode, FrameKind, View};
 use mapwright::engine::read_ahead::Advice;
 use mapwright::engine::request::{self, Acquire, Request};
 use mapwright::engine::{Handle, evict, write_back};
@@ -14,7 +14,8 @@ use mapwright::{Error, Result};
 use mapwright_sim::{Bus, Op, Rng, SimHandle, SimStore, StoreOptions};
 
 use crate::engine::oracle::Oracle;
-use crate::engine::{EIO, ENOSPC, Opening, PAGE, block_on, pager};
+use crate::engine::readers::REGION;
+use crate::engine::{EIO, ENOSPC, Opening, PAGE, block_on, frame_limit, pager, pick};
 
 /// What a workload is like; the rest is drawn from the seed.
 #[derive(Clone, Copy, Debug, Default)]
@@ -54,10 +55,6 @@ struct User {
     hangs: bool,
 }
 
-fn pick<T: Copy>(rng: &mut Rng, from: &[T]) -> T {
-    from[rng.index(from.len())]
-}
-
 fn plan(rng: &mut Rng, kind: Kind) -> Plan {
     let block_size = pick(rng, &[PAGE, PAGE, PAGE, 16 << 10, 16 << 10, 64 << 10]);
     let most_blocks = if block_size > 16 << 10 { 14 } else { 40 };
@@ -76,12 +73,17 @@ fn plan(rng: &mut Rng, kind: Kind) -> Plan {
     let opening = Opening {
         writable: !kind.read_only,
         mode: pick(rng, &[FaultMode::Thread, FaultMode::InThread]),
+        // Blocks are never larger than regions.
+        frames: match kind.read_only && block_size <= REGION && rng.per_1000(500) {
+            true => FrameKind::Auto,
+            false => FrameKind::Shared,
+        },
         block_size,
         reserve: if kind.resizes { len + rng.below(8 * block_size) } else { 0 },
         deadline: if hangs { Duration::from_millis(50) } else { Duration::from_secs(20) },
         advice: pick(rng, &[Advice::Normal, Advice::Random, Advice::Sequential]),
     };
-    let blocks = pick(rng, &[8, 8, 9, 12, 20, 40]);
+    let blocks = if kind.read_only && rng.per_1000(200) { 80 } else { pick(rng, &[8, 8, 9, 12, 20, 40]) };
     let operations = rng.within(4..24);
     Plan { opening, store, budget: blocks * block_size, len, threads, stripe, operations, hangs }
 }
@@ -90,7 +92,7 @@ fn plan(rng: &mut Rng, kind: Kind) -> Plan {
 pub fn run(sim: &SimHandle, told: &AtomicU64, kind: Kind) {
     let mut rng = sim.rng(0);
     let plan = plan(&mut rng, kind);
-    told.store(plan.budget, Ordering::SeqCst);
+    told.store(frame_limit(plan.budget), Ordering::SeqCst);
     let contents = Oracle::pattern(plan.len);
     let store = SimStore::new(sim, contents.clone(), plan.store.clone());
     let oracle = Arc::new(Oracle::new(contents));
@@ -166,12 +168,13 @@ fn reopen(
     (pager_now, file): (Arc<Handle>, Arc<File>),
     store: &Arc<SimStore>,
 ) -> (Arc<Handle>, Arc<File>) {
-    let still_open = Arc::downgrade(&file);
+    let (still_open, engine) = (Arc::downgrade(&file), Arc::downgrade(&**pager_now));
     drop(file);
     drop(pager_now);
-    // What a pool thread does on the file's behalf may hold it a little longer; so may a call that hung.
+    // What a pool thread does on the file's behalf may hold it a little longer; so may a call that hung. The engine's own
+    // threads must be gone because all pagers of a run share one queue of faults.
     for _ in 0..1000 {
-        if still_open.strong_count() == 0 && sim.resident_bytes() == 0 {
+        if still_open.strong_count() + engine.strong_count() == 0 && sim.resident_bytes() == 0 {
             break;
         }
         sim.sleep(Duration::from_millis(1));

@@ -159,6 +159,12 @@ impl Word<'_> {
             .is_ok()
     }
 
+    /// Whether it is resident and nobody has a pin on it.
+    pub fn is_idle(self) -> bool {
+        let bits = self.bits();
+        state(bits) == State::Resident && pins(bits) == 0
+    }
+
     /// Resident with no pins → Evicting; the bits before if this thread won.
     pub fn claim_eviction(self) -> Option<u32> {
         self.update(|bits| {

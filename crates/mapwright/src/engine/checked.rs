@@ -9,10 +9,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+use super::block::MAPPED_CHECKED;
 use super::file::File;
+use super::fill::{self, Patience};
 use super::kernel::View;
 use super::lock;
+use super::sabotage::{self, Sabotage};
 use crate::error::{Error, Result};
 
 /// The checked scopes of a file.
@@ -109,6 +113,37 @@ impl Drop for Scope {
 }
 
 impl File {
+    /// Charges a pinned block for its copy in the checked view, if it needs one and has none yet. Does not wait for room: whoever
+    /// waits with a pin held keeps others from the room that they wait for.
+    ///
+    /// # Errors
+    /// [`Error::BudgetExhausted`].
+    pub(crate) fn charge_copy(&self, view: View, block: u64) -> Result<()> {
+        let has_copy = || self.word(block).bits() & MAPPED_CHECKED != 0;
+        if view == View::Plain || !self.frames.has_copies() || has_copy() {
+            return Ok(());
+        }
+        if !sabotage::is(Sabotage::FreeCopy) {
+            fill::reserve(self, self.block_size(), Patience::Never)?;
+        }
+        if self.word(block).set(MAPPED_CHECKED) & MAPPED_CHECKED == 0 {
+            self.charges.copies.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.pager.budget.release(&*self.pager.kernel, self.block_size()); // another thread was faster
+        }
+        Ok(())
+    }
+
+    /// Waits until there is room for a copy in the checked view, which others may take first. The caller holds no pin.
+    ///
+    /// # Errors
+    /// [`Error::BudgetExhausted`]; what a write-back meets that was to make room.
+    pub(crate) fn wait_for_copy(&self, deadline: Duration) -> Result<()> {
+        fill::reserve(self, self.block_size(), Patience::Until(deadline))?;
+        self.pager.budget.release(&*self.pager.kernel, self.block_size());
+        Ok(())
+    }
+
     /// Which scopes are active, for [`latch_in_scope`](Self::latch_in_scope) of a fault in a view.
     pub(super) fn scope_epoch(&self, view: View) -> u64 {
         if view == View::Checked { lock(&self.scopes).epoch } else { 0 }

@@ -232,7 +232,8 @@ fn give_back(choice: &mut Choice) {
     }
 }
 
-/// What the policy shall know of a block or a region. Runs under the policy's lock. Notes a region that is in use in `stuck`.
+/// What the policy shall know of a block or a region. Runs under the policy's lock. Notes in `stuck` a
+/// region that is in use, but not all of it.
 fn look(files: &mut KnownFiles<'_>, key: Key, stuck: &mut Option<Key>) -> Seen {
     let Some(file) = files.get(key.slot()) else { return Seen::Gone };
     let word = file.word(key.block());
@@ -242,8 +243,11 @@ fn look(files: &mut KnownFiles<'_>, key: Key, stuck: &mut Option<Key>) -> Seen {
             word.clear(QUEUED); // the region has an entry of its own
             return Seen::Gone;
         }
-        let seen = file.look_at_region(region);
-        *stuck = stuck.or((seen == Seen::Busy).then_some(key));
+        let seen = file.look_at_region(region.clone());
+        if stuck.is_none() && seen == Seen::Busy && region.into_iter().any(|block| file.word(block).is_idle())
+        {
+            *stuck = Some(key);
+        }
         return seen;
     }
     let bits = word.bits();

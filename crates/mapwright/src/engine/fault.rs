@@ -47,7 +47,7 @@ fn serve_resident(engine: &Engine, fault: Fault) -> bool {
         file.unpin(block); // the pager thread plans the next read-ahead
         return false;
     }
-    let shown = file.map(view, block..block + 1);
+    let shown = file.charge_copy(view, block).and_then(|()| file.map(view, block..block + 1));
     file.unpin(block);
     engine.counters.fault_served(engine.now() - started);
     shown.is_ok()
@@ -86,6 +86,10 @@ fn serve(file: &Arc<File>, view: View, offset: u64, since: Duration) -> Result<(
         // The touch that fills a block is not a second one.
         let word = file.word(block);
         match if filled_here { word.pin_untouched() } else { word.pin() } {
+            Pin::Held(_) if file.charge_copy(view, block).is_err() => {
+                file.unpin(block);
+                file.wait_for_copy(deadline)?;
+            }
             Pin::Held(bits) => {
                 let shown_by_fill = filled_here && view == View::Plain && bits & SHOWN != 0;
                 let shown = if shown_by_fill { Ok(()) } else { file.map(view, block..block + 1) };

@@ -14,7 +14,6 @@ use super::block::{
 };
 use super::budget::{BLOCK_METADATA, Lent, MIN_BLOCKS};
 use super::checked::Scopes;
-use super::fill::{self, Patience};
 use super::gate::{Gate, Turn};
 use super::kernel::{FaultMode, FaultSink, FrameKind, FrameSpec, Frames, REGION, View};
 use super::opened::Gone;
@@ -112,19 +111,19 @@ pub struct File {
     poisoned: AtomicBool,
     /// Held over a write-back or a resize.
     pub(crate) turn: Gate,
-    charges: Charges,
+    pub(super) charges: Charges,
     /// The last field, and so the last to be dropped.
     pub(super) gone: Gone,
 }
 
 /// What a file has taken of the budget. Stands behind the frames in [`File`]: given back when the frames are gone.
-struct Charges {
+pub(super) struct Charges {
     pager: Arc<Handle>,
     block_charge: u64,
     /// Blocks.
     resident: AtomicU64,
     /// Blocks copied for the checked view.
-    copies: AtomicU64,
+    pub(super) copies: AtomicU64,
     /// Bytes of the block table.
     tables: AtomicU64,
 }
@@ -339,30 +338,12 @@ impl File {
         bytes.start / PAGE..bytes.end / PAGE
     }
 
-    /// Charges a block for its copy in the checked view, if it has none there yet.
+    /// Shows blocks that are pinned or claimed in a view, their copies charged. The bits keep invariant (3) of `block`.
     ///
     /// # Errors
-    /// [`Error::BudgetExhausted`].
-    fn charge_copy(&self, block: u64) -> Result<()> {
-        if self.word(block).bits() & MAPPED_CHECKED != 0 {
-            return Ok(());
-        }
-        fill::reserve(self, self.block_size(), Patience::Until(self.pager.now() + self.deadline))?;
-        if self.word(block).set(MAPPED_CHECKED) & MAPPED_CHECKED == 0 {
-            self.charges.copies.fetch_add(1, Ordering::Relaxed);
-        } else {
-            self.pager.budget.release(&*self.pager.kernel, self.block_size()); // another thread was faster
-        }
-        Ok(())
-    }
-
-    /// Shows blocks that are pinned or claimed in a view. The bits keep invariant (3) of `block`.
-    ///
-    /// # Errors
-    /// When page tables can't be had, or room in the budget for what the checked view has of its own.
+    /// When page tables can't be had, or memory for what the checked view has of its own.
     pub(crate) fn map(&self, view: View, blocks: Range<u64>) -> Result<()> {
         if view == View::Checked && self.frames.has_copies() {
-            blocks.clone().try_for_each(|block| self.charge_copy(block))?;
             self.map(View::Plain, blocks.clone())?; // to be copied from there
         }
         if view == View::Checked || self.frames.regions().is_none() {

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use mapwright_sys::buffer::Buffer;
+pub use mapwright_sys::buffer::Buffer;
 
 use crate::error::Result;
 
@@ -95,7 +95,7 @@ pub struct FrameSpec {
 
 impl FrameSpec {
     /// Whether frames that move would do.
-    pub(crate) fn may_move(&self) -> bool {
+    pub fn may_move(&self) -> bool {
         !self.writable && self.kind != FrameKind::Shared
     }
 }

@@ -16,8 +16,9 @@
 //! | WHOLE | 0 | [`File::take_region`] | who has claimed all blocks |
 //! | WHOLE | SPLIT | [`File::split_region`] | who has claimed a block, if not BUSY |
 //! | SPLIT | 0 | `split_region`, done | the same |
+//! | SPLIT | WHOLE | `split_region`, failed | the same |
 //!
-//! A region that is being split is not whole any more, but nothing in it is unmapped or dropped before it is done.
+//! (ASIDE stays as it is through a split that fails.) While a region is being split nothing in it is mapped, unmapped or dropped.
 
 use std::io;
 use std::ops::Range;
@@ -28,6 +29,7 @@ use super::block::{MAPPED, MAPPED_CHECKED, QUEUED, SHOWN, State, TOUCHED, TRIGGE
 use super::file::File;
 use super::kernel::Regions;
 use super::policy::{Key, Seen};
+use super::sabotage::{self, Sabotage};
 use super::{PAGE, lock};
 use crate::error::{Error, Result};
 
@@ -39,7 +41,7 @@ const ASIDE: u32 = 1 << 1;
 const BUSY: u32 = 1 << 2;
 /// Its frame is being made into pages.
 const SPLIT: u32 = 1 << 3;
-/// Waiting for another thread that shows a region: a moment, unless that thread has lost its processor.
+/// Waiting for another thread that shows or splits a region: a moment, unless that thread has lost its processor.
 const MOMENT: Duration = Duration::from_millis(1);
 
 impl File {
@@ -103,11 +105,13 @@ impl File {
         let kernel = &*self.pager.kernel;
         let word = &self.regions[self.region_index(held.start)];
         let region = self.region_of(held.start);
+        let in_work = if sabotage::is(Sabotage::HastyShow) { BUSY } else { BUSY | SPLIT };
         loop {
             let now = word.load(Ordering::Acquire);
             match now {
+                // One that is being split may stay whole after all, and must not be mapped in part then.
+                now if now & in_work != 0 => kernel.wait(word, now, Some(MOMENT)),
                 now if now & WHOLE == 0 => return Ok(false),
-                now if now & BUSY != 0 => kernel.wait(word, now, Some(MOMENT)),
                 now if now & ASIDE == 0 => {
                     // The caller may have met an unmapped page just before: it is to be touched again.
                     self.frames.wake(self.bytes_of(held));
@@ -196,7 +200,8 @@ impl File {
         let region = self.region_of(block);
         let split = regions.split(block << self.block_shift, now & ASIDE == 0);
         word.store(if split.is_ok() { 0 } else { now }, Ordering::Release);
-        if split.is_ok() {
+        self.pager.kernel.wake(word);
+        if split.is_ok() && !sabotage::is(Sabotage::ForgetSplit) {
             let mut policy = lock(&self.pager.policy);
             for block in region.filter(|&block| state(self.word(block).bits()) != State::Absent) {
                 if self.word(block).set(QUEUED) & QUEUED == 0 {

@@ -25,6 +25,12 @@ pub enum Sabotage {
     NoSync,
     /// A sync that failed for a moment is asked again, and nothing is written again.
     SyncAgainOnly,
+    /// The blocks of a region that was split are not given to the policy.
+    ForgetSplit,
+    /// A page of a region is shown while another thread splits that.
+    HastyShow,
+    /// A copy in the checked view is not charged.
+    FreeCopy,
 }
 
 static CHOSEN: AtomicU32 = AtomicU32::new(0);

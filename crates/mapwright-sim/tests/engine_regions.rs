@@ -1,0 +1,134 @@
+//! What happens to whole regions, each over many seeds.
+
+mod engine;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use engine::oracle::Oracle;
+use engine::readers::REGION;
+use engine::{Opening, PAGE, for_seeds, frame_limit, pager};
+use mapwright::engine::checked::Scope;
+use mapwright::engine::file::File;
+use mapwright::engine::kernel::{FaultMode, View};
+use mapwright::engine::request::{Held, Request};
+use mapwright::engine::{Handle, evict};
+use mapwright_sim::{Options, SimHandle, SimStore, StoreOptions};
+
+/// The least that has buffers for regions.
+const BUDGET: u64 = 64 * PAGE;
+/// Regions that the budget holds, with some pages to spare.
+const REGIONS: u64 = 13;
+const BLOCKS: u64 = REGION / PAGE;
+const LEN: u64 = 2 * REGIONS * REGION;
+
+struct Bench {
+    sim: SimHandle,
+    pager: Arc<Handle>,
+    file: Arc<File>,
+}
+
+fn bench(sim: &SimHandle, told: &AtomicU64) -> Bench {
+    told.store(frame_limit(BUDGET), Ordering::SeqCst);
+    let mode = if sim.seed().is_multiple_of(2) { FaultMode::Thread } else { FaultMode::InThread };
+    let store = SimStore::new(sim, Oracle::pattern(LEN), StoreOptions::default());
+    let pager = pager(sim, BUDGET);
+    let file = Opening { writable: false, mode, ..Opening::default() }.open(&pager, &store).expect("open");
+    Bench { sim: sim.clone(), pager, file }
+}
+
+impl Bench {
+    fn get(&self, blocks: std::ops::Range<u64>) -> Held {
+        Request::new(&self.file, blocks.collect(), false).and_then(Request::wait).expect("there is room")
+    }
+
+    /// Fills regions, each at once; they stay as long as there is room.
+    fn fill_regions(&self) {
+        (0..REGIONS).for_each(|region| drop(self.get(region * BLOCKS..(region + 1) * BLOCKS)));
+    }
+
+    fn check(&self, view: View, blocks: std::ops::Range<u64>) {
+        let (start, end) = ((blocks.start * PAGE) as usize, (blocks.end * PAGE) as usize);
+        let address = self.file.frames().address(view).expect("both views can be made");
+        let found = self.sim.read_slice(address + start, end - start).expect("a good store");
+        assert!(found == Oracle::pattern(LEN)[start..end], "blocks {blocks:?} in {view:?}");
+    }
+}
+
+fn regions(name: &str, count: u64, body: fn(&SimHandle, &AtomicU64)) {
+    for_seeds(name, count, &Options::default(), body);
+}
+
+#[test]
+fn pins_all_over_leave_the_rest_to_be_evicted() {
+    regions("pins all over", 100, |sim, told| {
+        let bench = bench(sim, told);
+        bench.fill_regions();
+        let pinned: Vec<_> =
+            (0..REGIONS).map(|region| region * BLOCKS + sim.rng(region).below(BLOCKS)).collect();
+        let pins: Vec<_> = pinned.iter().map(|&block| bench.get(block..block + 1)).collect();
+        // Twice as much as there is room for, block by block.
+        for block in REGIONS * BLOCKS..2 * REGIONS * BLOCKS {
+            bench.check(View::Plain, block..block + 1);
+        }
+        let rest: Vec<_> = (0..30).map(|number| REGIONS * BLOCKS + number).collect();
+        let rest: Vec<_> = rest.iter().map(|&block| bench.get(block..block + 1)).collect();
+        let faults = sim.fault_count();
+        pinned.iter().for_each(|&block| bench.check(View::Plain, block..block + 1));
+        assert_eq!(sim.fault_count(), faults, "what is pinned does not fault");
+        drop((pins, rest));
+    });
+}
+
+#[test]
+fn regions_that_are_pinned_as_a_whole_hide_no_other() {
+    regions("one region apart", 100, |sim, told| {
+        let bench = bench(sim, told);
+        bench.fill_regions();
+        let apart = sim.rng(0).below(REGIONS);
+        let mut pins: Vec<_> = (0..REGIONS)
+            .map(|region| (region * BLOCKS, if region == apart { 1 } else { BLOCKS }))
+            .map(|(start, count)| bench.get(start..start + count))
+            .collect();
+        let begun = sim.now();
+        // More than there is room for without the three blocks that are not pinned.
+        for block in REGIONS * BLOCKS..(REGIONS + 1) * BLOCKS {
+            pins.push(bench.get(block..block + 1));
+        }
+        assert!(sim.now() - begun < Duration::from_secs(1), "it waited for pins");
+        drop(pins);
+    });
+}
+
+#[test]
+fn copies_of_a_region_are_charged_once_and_go_with_it() {
+    regions("copies", 200, |sim, told| {
+        let bench = bench(sim, told);
+        drop(bench.get(0..1)); // the table of the blocks is charged for good
+        evict::drop_clean(&bench.file, 0..1);
+        let tables = bench.pager.stats().used_bytes;
+        let readers: Vec<_> = (0..3)
+            .map(|_| {
+                let (sim, file, pager) = (sim.clone(), Arc::clone(&bench.file), Arc::clone(&bench.pager));
+                let bench = Bench { sim: sim.clone(), pager, file };
+                sim.spawn("reader", move || {
+                    let scope = Scope::enter(&bench.file).expect("the view can be made");
+                    let held = bench.get(0..BLOCKS);
+                    bench.check(View::Checked, 0..BLOCKS);
+                    drop(held);
+                    scope.end().expect("a good store");
+                })
+            })
+            .collect();
+        readers.into_iter().for_each(|reader| reader.join());
+        let charged = bench.pager.stats().used_bytes - tables;
+        assert!((BLOCKS * PAGE..=BLOCKS * (2 * PAGE + 16)).contains(&charged), "{charged} bytes");
+        // A fault that was told twice may still be at it.
+        for _ in 0..10 {
+            evict::drop_clean(&bench.file, 0..BLOCKS);
+            sim.sleep(Duration::from_millis(1));
+        }
+        assert_eq!((bench.pager.stats().used_bytes, sim.resident_bytes()), (tables, 0));
+    });
+}
