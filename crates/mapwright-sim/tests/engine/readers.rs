@@ -84,8 +84,8 @@ pub fn run(sim: &SimHandle, told: &AtomicU64, kind: Kind) {
         books.iter().for_each(|book| plan_errors(&mut rng, &book.store));
     }
     let threads = rng.within(1..6);
-    // Not all frames are ever pinned: every thread may need a block and its copy beside.
-    let may_hold = frame_limit(budget) / 4 * (if block_size == PAGE { 3 } else { 2 }) / threads;
+    // A block that is pinned keeps its copy too, and every thread may need a block and a copy beside.
+    let may_hold = frame_limit(budget) / 3 / threads;
     let reader = Reader { sim: sim.clone(), books, kind, may_hold };
     let operations = rng.within(4..30);
     let readers: Vec<_> = (0..threads)
