@@ -199,7 +199,9 @@ impl MovedFrames {
         let plain = self.plain.addresses(&range);
         zap(std::iter::once(plain.clone()))?; // page tables that faults have left there: see `replace`
         // SAFETY: no reference is ever made to the range aside.
-        unsafe { self.uffd.move_pages(plain.start, self.aside.addresses(&range)) }
+        let moved = unsafe { self.uffd.move_pages(plain.start, self.aside.addresses(&range)) };
+        // What was moved in part goes back: the next call zaps what it finds here.
+        moved.or_else(|error| self.unmap(std::slice::from_ref(&range)).and(Err(error)))
     }
 
     /// Shows a region, all of it mapped, in no view any more.

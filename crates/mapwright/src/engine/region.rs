@@ -64,7 +64,7 @@ impl File {
     /// Blocks of a region, where regions may become whole: not with the buffers of a small budget.
     pub(super) fn region_blocks(&self) -> Option<u64> {
         let may = self.frames.regions().is_some() && self.pager.buffers.lends_regions(self.region_size);
-        may.then_some(self.region_size >> self.block_shift)
+        may.then_some(self.region_size >> self.block_shift).filter(|&blocks| blocks > 0)
     }
 
     /// Whether a run of blocks is one region that may be filled as such.
