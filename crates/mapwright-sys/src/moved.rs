@@ -195,11 +195,12 @@ impl MovedFrames {
     /// Whatever the kernel says.
     pub fn map_region(&self, at: u64) -> io::Result<()> {
         let range = at..at + REGION as u64;
-        let _cured = self.cure(&range)?;
+        let cured = self.cure(&range)?;
         let plain = self.plain.addresses(&range);
         zap(std::iter::once(plain.clone()))?; // page tables that faults have left there: see `replace`
         // SAFETY: no reference is ever made to the range aside.
         let moved = unsafe { self.uffd.move_pages(plain.start, self.aside.addresses(&range)) };
+        drop(cured); // `unmap` takes the same lock
         // What was moved in part goes back: the next call zaps what it finds here.
         moved.or_else(|error| self.unmap(std::slice::from_ref(&range)).and(Err(error)))
     }
