@@ -29,6 +29,8 @@ use crate::stores::{Store, Version};
 /// Words of the block table in a page of memory: the unit in which the table is charged to the budget and searched.
 pub const CHUNK: u64 = PAGE / size_of::<AtomicU32>() as u64;
 const MAX_BLOCK: u64 = 2 << 20;
+/// The least budget under which frames are moved unless that is asked for.
+const MOVED_BUDGET: u64 = 16 << 20;
 /// The furthest that one stream is read ahead, in bytes.
 const MAX_READ_AHEAD: u64 = 4 << 20;
 /// The part of the budget by which all streams of a file are read ahead together: one of so many. The policy keeps a tenth for
@@ -111,6 +113,8 @@ pub struct File {
     poisoned: AtomicBool,
     /// Held over a write-back or a resize.
     pub(crate) turn: Gate,
+    /// Its end is being cut off, by one who holds the turn: a fill must not wait for room that a write-back would make.
+    pub(super) cutting: AtomicBool,
     pub(super) charges: Charges,
     /// The last field, and so the last to be dropped.
     pub(super) gone: Gone,
@@ -156,7 +160,10 @@ impl File {
         })?;
         let sink: Weak<dyn FaultSink> = Weak::<Engine>::clone(&pager.weak);
         let FileSpec { writable, mode, frames: kind, .. } = spec;
-        let frames = pager.kernel.frames(FrameSpec { capacity, writable, kind, mode, sink })?;
+        // A small budget has no buffers for regions, and no room to spare for the copies that the checked view of moved frames has.
+        let small = kind == FrameKind::Auto && pager.budget.total() < MOVED_BUDGET;
+        let chosen = if small { FrameKind::Shared } else { kind };
+        let frames = pager.kernel.frames(FrameSpec { capacity, writable, kind: chosen, mode, sink })?;
         let blocks = capacity / spec.block_size;
         let no_memory = |e| Error::io("reserve the block table", name.clone(), 0, capacity, e);
         let table = Table::new(blocks as usize).map_err(no_memory)?;
@@ -203,6 +210,7 @@ impl File {
             scopes_changed: 0.into(),
             poisoned: AtomicBool::new(false),
             turn: Gate::default(),
+            cutting: AtomicBool::new(false),
             charges: Charges {
                 pager: Arc::clone(&pager),
                 block_charge: spec.block_size + BLOCK_METADATA,

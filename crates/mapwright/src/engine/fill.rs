@@ -7,7 +7,7 @@ use std::io;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::block::{MAPPED, SHOWN, State, TRIGGER};
@@ -207,7 +207,9 @@ pub(crate) fn reserve(file: &File, bytes: u64, patience: Patience) -> Result<()>
         write_back_failed = made.err().or(write_back_failed);
         let now = engine.now();
         let left = match patience {
-            Patience::Until(deadline) if now < deadline => deadline - now,
+            Patience::Until(deadline) if now < deadline && !file.cutting.load(Ordering::Acquire) => {
+                deadline - now
+            }
             _ => return Err(write_back_failed.unwrap_or_else(|| exhausted(file, bytes))),
         };
         if !failed {

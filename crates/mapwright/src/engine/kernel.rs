@@ -67,7 +67,8 @@ pub trait FaultSink: Send + Sync {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum FrameKind {
-    /// `Moved` for files opened for reading, where the machine can move pages; else `Shared`. The default.
+    /// `Moved` for files opened for reading, where the machine can move pages and the budget is 16 MiB or more; else `Shared`.
+    /// The default.
     #[default]
     Auto,
     /// Shared memory (a memfd). A write through a stray pointer to a file that is opened for reading is SIGSEGV.

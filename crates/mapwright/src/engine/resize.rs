@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::block::{State, state};
@@ -34,7 +35,10 @@ impl File {
             before
         };
         if len < before {
-            self.forget_beyond(len, before).inspect_err(|_| lock(&self.lengths).mapped = before)?;
+            self.cutting.store(true, Ordering::Release);
+            let forgotten = self.forget_beyond(len, before);
+            self.cutting.store(false, Ordering::Release);
+            forgotten.inspect_err(|_| lock(&self.lengths).mapped = before)?;
         }
         Ok(())
     }

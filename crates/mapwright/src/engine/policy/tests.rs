@@ -190,12 +190,12 @@ fn main_block_survives_as_many_idle_rounds_as_touched_ones_at_most_three() {
 }
 
 #[test]
-fn small_goes_first_only_when_above_its_share() {
+fn what_is_read_ahead_goes_first_only_when_above_its_share() {
     let mut policy = Policy::new(40);
     (0..10).for_each(|block| policy.requeue(key(block)));
-    (10..12).for_each(|block| policy.insert_once(key(block)));
+    (10..13).for_each(|block| policy.insert_once(key(block)));
     assert_eq!(next(&mut policy, Seen::IdleUnmapped), Some(Victim::Evict(key(0))));
-    policy.insert_once(key(12));
+    policy.insert_once(key(13));
     assert_eq!(next(&mut policy, Seen::IdleUnmapped), Some(Victim::Evict(key(10))));
 }
 
@@ -203,10 +203,10 @@ fn small_goes_first_only_when_above_its_share() {
 fn a_share_is_a_share_of_pages() {
     let mut policy = Policy::new(1000);
     (0..10).for_each(|block| policy.requeue(key(block)));
-    policy.insert_once(Key::sized(0, 512, 5));
+    policy.insert_once(Key::sized(0, 512, 6));
     assert_eq!(next(&mut policy, Seen::IdleUnmapped), Some(Victim::Evict(key(0))));
-    policy.insert_once(Key::sized(0, 1024, 5));
-    assert_eq!(next(&mut policy, Seen::IdleUnmapped), Some(Victim::Evict(Key::sized(0, 512, 5))));
+    policy.insert_once(Key::sized(0, 1024, 6));
+    assert_eq!(next(&mut policy, Seen::IdleUnmapped), Some(Victim::Evict(Key::sized(0, 512, 6))));
 }
 
 /// A cache that sees no touches: `touched` tells whether a block was, when it is in limbo for the first time. How many blocks
