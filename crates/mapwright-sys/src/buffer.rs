@@ -25,6 +25,12 @@ struct Mapping {
     accepts_moves: bool,
 }
 
+impl Mapping {
+    fn addresses(&self) -> Range<usize> {
+        self.memory.addresses(&(0..REGION as u64))
+    }
+}
+
 impl Buffer {
     /// A buffer of `len` bytes, all zero, its address a multiple of [`PAGE_SIZE`].
     ///
@@ -56,35 +62,25 @@ impl Buffer {
         Ok(Self { start, len: REGION, mapping: Some(Mapping { memory, accepts_moves: false }) })
     }
 
-    /// The addresses of a buffer that pages can be moved from.
-    ///
-    /// # Panics
-    /// If it is another kind.
-    pub(crate) fn region_addresses(&self) -> Range<usize> {
-        let mapping = self.mapping.as_ref().expect("a buffer whose pages may move");
-        mapping.memory.addresses(&(0..REGION as u64))
-    }
-
     /// Gives up what a buffer still has after its pages were moved elsewhere, empty page tables above all: with them the kernel
     /// would make up for the pages one by one, not by a huge one.
     pub fn renew(&mut self) {
-        if self.mapping.is_some() {
-            let _ = crate::zap::zap(std::iter::once(self.region_addresses())); // worth a try
+        if let Some(mapping) = &self.mapping {
+            let _ = crate::zap::zap(std::iter::once(mapping.addresses())); // worth a try
         }
     }
 
-    /// Makes it a place that pages can be moved to.
+    /// Makes it a place that pages can be moved to; its addresses.
     ///
     /// # Errors
-    /// `EBUSY` if another userfaultfd moves pages here already.
-    pub(crate) fn accept_moves(&mut self, uffd: &Uffd) -> io::Result<()> {
-        let addresses = self.region_addresses();
-        let mapping = self.mapping.as_mut().expect("asserted above");
+    /// `Unsupported` if it is not one of [`Buffer::region`], `EBUSY` if another userfaultfd moves pages here already.
+    pub(crate) fn accept_moves(&mut self, uffd: &Uffd) -> io::Result<Range<usize>> {
+        let mapping = self.mapping.as_mut().ok_or(io::ErrorKind::Unsupported)?;
         if !mapping.accepts_moves {
-            uffd.register_for_moves(addresses)?;
+            uffd.register_for_moves(mapping.addresses())?;
             mapping.accepts_moves = true;
         }
-        Ok(())
+        Ok(mapping.addresses())
     }
 
     fn layout(len: usize) -> Layout {

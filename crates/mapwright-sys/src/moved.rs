@@ -220,13 +220,13 @@ impl MovedFrames {
     /// Makes a region absent and its pages those of a buffer that has none, to be filled anew.
     ///
     /// # Errors
-    /// Whatever the kernel says; the region is absent then too.
+    /// `Unsupported` if the buffer is not one of [`Buffer::region`]; whatever the kernel says. The region is absent then too.
     pub fn take_region(&self, at: u64, shown: bool, buffer: &mut Buffer) -> io::Result<()> {
         let range = at..at + REGION as u64;
         let place = if shown { &self.plain } else { &self.aside };
         let moved = buffer
             .accept_moves(&self.uffd)
-            .and_then(|()| self.replace(buffer.region_addresses(), place.addresses(&range)));
+            .and_then(|buffer| self.replace(buffer, place.addresses(&range)));
         match moved {
             Ok(()) => self.drop_copies(std::slice::from_ref(&range)),
             Err(error) => self.release(std::slice::from_ref(&range)).and(Err(error)),

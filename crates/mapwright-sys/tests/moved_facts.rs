@@ -175,6 +175,23 @@ fn a_region_goes_around_on_one_huge_page() {
     assert!(buffer.iter().all(|&byte| byte == 0), "a buffer whose pages have gone gets new ones");
 }
 
+/// Where address space was short, a buffer is of the heap: its pages can go into a region, but none come back.
+#[test]
+fn a_region_is_dropped_where_a_buffer_takes_no_pages() {
+    let Some(frames) = frames(1) else { return };
+    let plain = frames.address(false).unwrap();
+    let mut heap = Buffer::zeroed(REGION);
+    for shown_first in [true, false] {
+        heap.copy_from_slice(&pattern(7));
+        frames.fill_region(0, &mut heap, shown_first).unwrap();
+        let refused = frames.take_region(0, shown_first, &mut heap).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::Unsupported, "{refused}");
+        assert_eq!(smaps(plain, "Rss:"), 0, "shown first: {shown_first}");
+    }
+    frames.fill_region(0, &mut region(8), true).unwrap();
+    assert!(shown(&frames, 0, REGION) == pattern(8), "the place is free for the next");
+}
+
 #[test]
 fn a_region_can_be_split_and_dropped_in_parts() {
     let Some(frames) = frames(1) else { return };
