@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use super::block::{self, DIRTY, MAPPED, MAPPED_CHECKED, QUEUED, SHOWN, State, TOUCHED};
 use super::file::{File, mapped_bit};
 use super::kernel::REGION;
-use super::policy::{Key, Seen, Victim};
+use super::policy::{Key, Policy, Seen, Victim};
 use super::sabotage::{self, Sabotage};
 use super::write_back;
 use super::{Engine, PAGE, lock};
@@ -49,6 +49,46 @@ impl Choice {
     fn is_empty(&self) -> bool {
         let blocks = self.unmap.is_empty() && self.drop.is_empty();
         blocks && self.unmap_regions.is_empty() && self.drop_regions.is_empty()
+    }
+
+    /// Claims what the policy chose, a block or a whole region; the bytes that will be dropped if they are clean. What was to be
+    /// dropped and can't be claimed stays with the policy.
+    fn claim(&mut self, policy: &mut Policy, victim: Victim) -> u64 {
+        let (Victim::Unmap(key) | Victim::Evict(key)) = victim;
+        let drops = matches!(victim, Victim::Evict(_));
+        let block = key.block();
+        let claimed = if self.file.is_whole(block) {
+            let region = self.file.region_of(block);
+            let claimed = self.claim_region(&region).then_some(self.file.region_size);
+            let regions = if drops { &mut self.drop_regions } else { &mut self.unmap_regions };
+            regions.extend(claimed.map(|_| region));
+            claimed
+        } else {
+            self.claim_block(block, drops)
+        };
+        match claimed {
+            Some(bytes) if drops => {
+                self.file.word(block).clear(QUEUED);
+                bytes
+            }
+            None if drops => {
+                policy.requeue(key);
+                0
+            }
+            _ => 0,
+        }
+    }
+
+    /// Claims a block that is not in a whole region; its bytes.
+    fn claim_block(&mut self, block: u64, drops: bool) -> Option<u64> {
+        let bits = self.file.word(block).claim_eviction()?;
+        if self.file.is_whole(block) {
+            self.spare.push(block); // since a moment ago: another time, by the entry of its region
+            return Some(0);
+        }
+        let blocks = if drops { &mut self.drop } else { &mut self.unmap };
+        blocks.push(Claimed { block, bits });
+        Some(self.file.block_size())
     }
 
     /// Claims all blocks of a whole region; whether it got them.
@@ -124,59 +164,18 @@ fn choose(engine: &Engine, wanted: usize) -> Vec<Choice> {
     let mut choices: Vec<Choice> = Vec::new();
     let mut policy = lock(&engine.policy);
     let mut files = KnownFiles { engine, known: Vec::new() };
-    let mut bytes = 0;
     let mut stuck = None;
+    let (mut bytes, enough) = (0, wanted as u64 * PAGE);
     for _ in 0..4 * wanted {
         let Some(victim) = policy.next_victim(&mut |key| look(&mut files, key, &mut stuck)) else { break };
-        let key = match victim {
-            Victim::Unmap(key) | Victim::Evict(key) => key,
-        };
+        let (Victim::Unmap(key) | Victim::Evict(key)) = victim;
         let Some(file) = files.get(key.slot()) else { continue };
         let index = choices.iter().position(|choice| choice.file.slot == file.slot).unwrap_or_else(|| {
-            choices.push(Choice::new(Arc::clone(&file)));
+            choices.push(Choice::new(file));
             choices.len() - 1
         });
-        let word = file.word(key.block());
-        if file.is_whole(key.block()) {
-            let region = file.region_of(key.block());
-            let claimed = choices[index].claim_region(&region);
-            match victim {
-                Victim::Unmap(_) => choices[index].unmap_regions.extend(claimed.then_some(region)),
-                Victim::Evict(_) if claimed => {
-                    word.clear(QUEUED);
-                    choices[index].drop_regions.push(region);
-                    bytes += file.region_size;
-                }
-                Victim::Evict(_) => policy.requeue(key),
-            }
-            if bytes >= wanted as u64 * PAGE {
-                break;
-            }
-            continue;
-        }
-        if let Victim::Evict(_) = victim {
-            word.clear(QUEUED);
-        }
-        let Some(bits) = word.claim_eviction() else {
-            if let Victim::Evict(_) = victim {
-                word.set(QUEUED);
-                policy.requeue(key);
-            }
-            continue;
-        };
-        if file.is_whole(key.block()) {
-            choices[index].spare.push(key.block()); // since a moment ago: another time
-            continue;
-        }
-        let claimed = Claimed { block: key.block(), bits };
-        match victim {
-            Victim::Unmap(_) => choices[index].unmap.push(claimed),
-            Victim::Evict(_) => {
-                choices[index].drop.push(claimed);
-                bytes += file.block_size();
-            }
-        }
-        if bytes >= wanted as u64 * PAGE {
+        bytes += choices[index].claim(&mut policy, victim);
+        if bytes >= enough {
             break;
         }
     }

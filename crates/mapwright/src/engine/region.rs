@@ -214,18 +214,19 @@ impl File {
 
     /// What the policy shall know of a whole region: busy if one of its blocks is, touched if one was.
     pub(super) fn look_at_region(&self, region: Range<u64>) -> Seen {
-        let bits = |block| self.word(block).bits();
-        let busy = |bits| state(bits) != State::Resident || pins(bits) > 0;
         let word = self.regions[self.region_index(region.start)].load(Ordering::Acquire);
-        if word & SPLIT != 0 || region.clone().any(|block| busy(bits(block))) {
-            return Seen::Busy;
+        let mut seen = 0;
+        for block in region.clone() {
+            let bits = self.word(block).bits();
+            if word & SPLIT != 0 || state(bits) != State::Resident || pins(bits) > 0 {
+                return Seen::Busy;
+            }
+            seen |= bits;
         }
-        let copied = region.clone().any(|block| bits(block) & MAPPED_CHECKED != 0);
-        let touched = region.clone().filter(|&block| self.word(block).clear(TOUCHED) & TOUCHED != 0).count();
-        match (touched, word & ASIDE) {
-            (1.., _) => Seen::Touched,
-            (0, ASIDE) if !copied => Seen::IdleUnmapped,
-            _ => Seen::IdleClean,
+        if seen & TOUCHED != 0 {
+            region.for_each(|block| _ = self.word(block).clear(TOUCHED));
+            return Seen::Touched;
         }
+        if word & ASIDE != 0 && seen & MAPPED_CHECKED == 0 { Seen::IdleUnmapped } else { Seen::IdleClean }
     }
 }
