@@ -149,12 +149,12 @@ pub(crate) fn read_soon(file: &Arc<File>, runs: Vec<Range<u64>>, trigger: Option
     for group in split(file, runs) {
         let own = Arc::clone(file);
         // A region is claimed before anybody comes for one page of it, and by that makes it many pages.
-        let early = file.region_blocks().is_some().then(|| Claims::new(file, &group));
+        let early = file.region_blocks().is_some().then(|| ClaimedRuns::new(file, &group));
         let read = move |_: &Arc<Engine>| {
             if own.is_closed() {
                 return;
             }
-            let claimed = early.unwrap_or_else(|| Claims::new(&own, &group)).take();
+            let claimed = early.unwrap_or_else(|| ClaimedRuns::new(&own, &group)).take();
             let deadline = own.pager.now();
             let purpose = Purpose { room: Patience::Never, deadline, pin: None, read_ahead: Some(trigger) };
             let _ = fill::fill(&own, &claimed, purpose);
@@ -164,12 +164,12 @@ pub(crate) fn read_soon(file: &Arc<File>, runs: Vec<Range<u64>>, trigger: Option
 }
 
 /// Runs of claimed blocks. They are absent again when it is dropped: a job may never run.
-struct Claims {
+struct ClaimedRuns {
     file: Arc<File>,
     runs: Vec<Range<u64>>,
 }
 
-impl Claims {
+impl ClaimedRuns {
     /// Claims what is absent of some runs.
     fn new(file: &Arc<File>, runs: &[Range<u64>]) -> Self {
         Self { file: Arc::clone(file), runs: request::claim_absent(file, runs) }
@@ -181,7 +181,7 @@ impl Claims {
     }
 }
 
-impl Drop for Claims {
+impl Drop for ClaimedRuns {
     fn drop(&mut self) {
         fill::abandon(&self.file, &self.runs);
     }
