@@ -1,7 +1,7 @@
 //! The hard limit: frames and metadata on one side, I/O buffers on the other.
 //!
-//! An eighth of the budget up to 8 MiB, a sixteenth up to 16 MiB, is set aside for the buffers of fills and write-backs; frames and metadata share
-//! the rest. A thread that holds a buffer never waits for a frame, so buffers always come back.
+//! An eighth of the budget up to 8 MiB, a sixteenth up to 16 MiB, is set aside for the buffers of fills and write-backs; frames
+//! and metadata share the rest. A thread that holds a buffer never waits for a frame, so buffers always come back.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::{Deref, DerefMut};

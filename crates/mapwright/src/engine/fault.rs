@@ -143,8 +143,7 @@ pub(crate) fn read_ahead(file: &Arc<File>, run: Range<u64>) {
 }
 
 /// Fills what is absent of some runs, on other threads, so that one part is read while another is stored, and as far as there
-/// is room. Failures are left to whoever touches
-/// the block.
+/// is room. Failures are left to whoever touches the block.
 pub(crate) fn read_soon(file: &Arc<File>, runs: Vec<Range<u64>>, trigger: Option<u64>) {
     for group in split(file, runs) {
         let own = Arc::clone(file);
