@@ -63,6 +63,59 @@ impl Guards {
     }
 }
 
+/// The methods that both kinds of frames have alike: those of the same names of `inner`, views being guarded by `guards`.
+macro_rules! frames_of_inner {
+    () => {
+        fn address(&self, view: View) -> Result<usize> {
+            self.guards.guard(view, self.inner.address(view == View::Checked))
+        }
+
+        fn memory(&self) -> Option<Arc<dyn AddressRange>> {
+            Some(Arc::clone(&self.inner) as Arc<dyn AddressRange>)
+        }
+
+        fn store(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+            self.inner.store(at, bytes)
+        }
+
+        fn fill(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+            self.inner.fill(at, bytes)
+        }
+
+        fn map(&self, view: View, range: Range<u64>) -> io::Result<()> {
+            self.inner.map(view == View::Checked, range)
+        }
+
+        fn unmap(&self, ranges: &[Range<u64>]) -> io::Result<()> {
+            self.inner.unmap(ranges)
+        }
+
+        fn release(&self, ranges: &[Range<u64>]) -> io::Result<()> {
+            self.inner.release(ranges)
+        }
+
+        fn wake(&self, range: Range<u64>) {
+            self.inner.wake(range);
+        }
+
+        fn copy_out(&self, at: u64, into: &mut [u8]) {
+            self.inner.copy_out(at, into);
+        }
+
+        fn zero(&self, range: Range<u64>) -> io::Result<()> {
+            self.inner.zero(range)
+        }
+
+        fn restore(&self, range: Range<u64>) -> io::Result<()> {
+            self.inner.restore(range)
+        }
+
+        fn poison(&self, range: Range<u64>) -> io::Result<()> {
+            self.inner.poison(range)
+        }
+    };
+}
+
 /// Frames that every view shows, and that can be written.
 pub(super) struct Shared {
     /// Dropped before the frames: no handler runs for addresses that are being unmapped.
@@ -77,32 +130,10 @@ impl Shared {
 }
 
 impl Frames for Shared {
-    fn address(&self, view: View) -> Result<usize> {
-        self.guards.guard(view, self.inner.address(view == View::Checked))
-    }
-
-    fn memory(&self) -> Option<Arc<dyn AddressRange>> {
-        Some(Arc::clone(&self.inner) as Arc<dyn AddressRange>)
-    }
-
-    fn store(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
-        self.inner.store(at, bytes)
-    }
-
-    fn fill(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
-        self.inner.fill(at, bytes)
-    }
+    frames_of_inner!();
 
     fn load(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
         self.inner.load(at, into)
-    }
-
-    fn map(&self, view: View, range: Range<u64>) -> io::Result<()> {
-        self.inner.map(view == View::Checked, range)
-    }
-
-    fn unmap(&self, ranges: &[Range<u64>]) -> io::Result<()> {
-        self.inner.unmap(ranges)
     }
 
     fn written(&self, view: View, range: Range<u64>, out: &mut Vec<Range<u64>>) -> io::Result<()> {
@@ -113,32 +144,8 @@ impl Frames for Shared {
         self.inner.take_written(view == View::Checked, range, out)
     }
 
-    fn release(&self, ranges: &[Range<u64>]) -> io::Result<()> {
-        self.inner.release(ranges)
-    }
-
-    fn wake(&self, range: Range<u64>) {
-        self.inner.wake(range);
-    }
-
-    fn copy_out(&self, at: u64, into: &mut [u8]) {
-        self.inner.copy_out(at, into);
-    }
-
     fn copy_in(&self, at: u64, bytes: &[u8]) {
         self.inner.copy_in(at, bytes);
-    }
-
-    fn zero(&self, range: Range<u64>) -> io::Result<()> {
-        self.inner.zero(range)
-    }
-
-    fn restore(&self, range: Range<u64>) -> io::Result<()> {
-        self.inner.restore(range)
-    }
-
-    fn poison(&self, range: Range<u64>) -> io::Result<()> {
-        self.inner.poison(range)
     }
 }
 
@@ -156,13 +163,7 @@ impl Moved {
 }
 
 impl Frames for Moved {
-    fn address(&self, view: View) -> Result<usize> {
-        self.guards.guard(view, self.inner.address(view == View::Checked))
-    }
-
-    fn memory(&self) -> Option<Arc<dyn AddressRange>> {
-        Some(Arc::clone(&self.inner) as Arc<dyn AddressRange>)
-    }
+    frames_of_inner!();
 
     fn has_copies(&self) -> bool {
         true
@@ -172,24 +173,8 @@ impl Frames for Moved {
         Some(self)
     }
 
-    fn store(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
-        self.inner.store(at, bytes)
-    }
-
-    fn fill(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
-        self.inner.fill(at, bytes)
-    }
-
     fn load(&self, _at: u64, _into: &mut [u8]) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into()) // write-back's way
-    }
-
-    fn map(&self, view: View, range: Range<u64>) -> io::Result<()> {
-        self.inner.map(view == View::Checked, range)
-    }
-
-    fn unmap(&self, ranges: &[Range<u64>]) -> io::Result<()> {
-        self.inner.unmap(ranges)
     }
 
     fn written(&self, _view: View, _range: Range<u64>, _out: &mut Vec<Range<u64>>) -> io::Result<()> {
@@ -200,32 +185,8 @@ impl Frames for Moved {
         Ok(())
     }
 
-    fn release(&self, ranges: &[Range<u64>]) -> io::Result<()> {
-        self.inner.release(ranges)
-    }
-
-    fn wake(&self, range: Range<u64>) {
-        self.inner.wake(range);
-    }
-
-    fn copy_out(&self, at: u64, into: &mut [u8]) {
-        self.inner.copy_out(at, into);
-    }
-
     fn copy_in(&self, _at: u64, _bytes: &[u8]) {
         unreachable!("a file that is only read");
-    }
-
-    fn zero(&self, range: Range<u64>) -> io::Result<()> {
-        self.inner.zero(range)
-    }
-
-    fn restore(&self, range: Range<u64>) -> io::Result<()> {
-        self.inner.restore(range)
-    }
-
-    fn poison(&self, range: Range<u64>) -> io::Result<()> {
-        self.inner.poison(range)
     }
 }
 
