@@ -30,7 +30,7 @@ impl Random {
     }
 
     /// Uniform in `0.0..1.0`.
-    fn unit(&mut self) -> f64 {
+    pub fn unit(&mut self) -> f64 {
         (self.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
 }

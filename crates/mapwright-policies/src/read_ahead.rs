@@ -7,10 +7,10 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use mapwright::engine::read_ahead::ReadAhead;
+use mapwright_measure::pages::Random;
 
 use crate::Cache;
 use crate::shipped::Shipped;
-use crate::workloads::Random;
 
 /// Who reads ahead, with the largest window in blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -234,7 +234,7 @@ impl Stream {
 
     /// The blocks in the order in which they are asked for.
     pub fn trace(self) -> Vec<u64> {
-        let mut random = Random(1);
+        let mut random = Random::new(1);
         let quarter = Self::FILE / 4;
         let mut begin = 0;
         let mut access = |at: u64| match self {

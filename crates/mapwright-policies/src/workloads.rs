@@ -1,28 +1,6 @@
 //! Traces that follow from a seed.
 
-/// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
-pub struct Random(pub u64);
-
-impl Random {
-    /// The next 64 bits.
-    pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform in `0..bound`.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        ((u128::from(self.bits()) * u128::from(bound)) >> 64) as u64
-    }
-
-    /// Uniform in `0.0..1.0`.
-    fn unit(&mut self) -> f64 {
-        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
-    }
-}
+use mapwright_measure::pages::Random;
 
 /// A kind of trace.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -64,7 +42,7 @@ impl Workload {
 
     /// `length` accesses to a file of `footprint` blocks through a cache of `capacity` blocks.
     pub fn trace(self, footprint: u64, capacity: u64, length: usize) -> Vec<u64> {
-        let mut random = Random(1);
+        let mut random = Random::new(1);
         match self {
             Self::Zipf(skew) => {
                 let zipf = Zipf::new(footprint, skew);

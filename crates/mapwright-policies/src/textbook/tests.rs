@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::Policy;
-use crate::workloads::Random;
+use mapwright_measure::pages::Random;
 
 /// The sequence of Belady, Nelson and Shedler ("An anomaly in space-time characteristics", 1969).
 const ANOMALY: [u64; 12] = [1, 2, 3, 4, 1, 2, 5, 1, 2, 3, 4, 5];
@@ -17,7 +17,7 @@ fn marks(mut cache: impl Cache, trace: &[u64]) -> String {
 }
 
 fn random_trace(seed: u64, blocks: u64, length: usize) -> Vec<u64> {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     // Squared, so that some blocks are asked for more often than others.
     (0..length).map(|_| random.below(blocks) * random.below(blocks) / blocks).collect()
 }
