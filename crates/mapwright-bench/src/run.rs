@@ -42,19 +42,20 @@ pub fn run(case: Case, rounds: usize, enforcement: &Enforcement) -> Result<Outco
     let count = case.entries.len();
     let mut measured: Vec<Vec<Measured>> = vec![Vec::new(); count];
     let (mut skipped, mut problems) = (Vec::new(), Vec::new());
+    // Says why a contender is out, unless its failure ends the run.
+    let mut put_out = |entry: &Entry, failure: Failure| {
+        match failure {
+            Failure::Interrupted => return Err(failure),
+            Failure::Unsupported(why) => skipped.push((entry.name.clone(), why)),
+            Failure::Message(why) => problems.push(format!("{}, {}: {why}", case.title, entry.name)),
+        }
+        Ok(())
+    };
     let mut is_out = vec![false; count];
     for (index, entry) in case.entries.iter().enumerate() {
-        match build(entry, enforcement) {
-            Ok(()) => {}
-            Err(Failure::Interrupted) => return Err(Failure::Interrupted),
-            Err(Failure::Unsupported(why)) => {
-                skipped.push((entry.name.clone(), why));
-                is_out[index] = true;
-            }
-            Err(Failure::Message(why)) => {
-                problems.push(format!("{}, {}: {why}", case.title, entry.name));
-                is_out[index] = true;
-            }
+        if let Err(failure) = build(entry, enforcement) {
+            put_out(entry, failure)?;
+            is_out[index] = true;
         }
     }
     for round in 0..rounds {
@@ -67,13 +68,8 @@ pub fn run(case: Case, rounds: usize, enforcement: &Enforcement) -> Result<Outco
             let entry = &case.entries[index];
             match run_one(entry, enforcement) {
                 Ok(result) => measured[index].push(result),
-                Err(Failure::Interrupted) => return Err(Failure::Interrupted),
-                Err(Failure::Unsupported(why)) => {
-                    skipped.push((entry.name.clone(), why));
-                    is_out[index] = true;
-                }
-                Err(Failure::Message(why)) => {
-                    problems.push(format!("{}, {}: {why}", case.title, entry.name));
+                Err(failure) => {
+                    put_out(entry, failure)?;
                     is_out[index] = true;
                 }
             }
