@@ -225,24 +225,34 @@ fn tiny_files_and_odd_tails_work() {
 
 #[test]
 fn a_signal_leaves_nothing_behind() {
+    let makes_groups = mapwright_measure::cgroup::find().is_ok();
     for signal in ["INT", "TERM"] {
         let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let arguments = ["compare", "--sample-size", "16M", "--write", "--ops", "100000", "--rounds", "1000"];
+        let stderr = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let mut command = mapwright(dir.path(), &arguments);
-        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        command.stdout(Stdio::piped()).stderr(stderr.reopen().unwrap());
+        let child = command.spawn().unwrap();
         let pid = child.id();
-        // In the middle: the sample and the copy are there, and where groups can be made, one is.
+        // In the middle: the sample and the copy are there, rounds have begun, and where groups can be made, one is.
+        let is_in_the_middle = || {
+            names(dir.path()).len() == 2
+                && fs::read_to_string(stderr.path()).unwrap().contains("rounds done; warm-up")
+                && !(makes_groups && groups_of(pid).is_empty())
+        };
         let start = Instant::now();
-        while names(dir.path()).len() < 2 {
-            assert!(start.elapsed() < Duration::from_secs(60), "no sample and copy after a minute");
+        let mut seen = false;
+        while !seen && start.elapsed() < Duration::from_secs(60) {
             std::thread::sleep(Duration::from_millis(20));
+            seen = is_in_the_middle();
         }
-        std::thread::sleep(Duration::from_millis(700));
         let killed = Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status().unwrap();
         assert!(killed.success());
         let output = child.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(130), "{:?} {}", output.status.signal(), text(&output.stderr));
-        assert!(text(&output.stderr).contains("interrupted"));
+        let stderr = fs::read_to_string(stderr.path()).unwrap();
+        assert!(seen, "not in the middle after a minute: {stderr}");
+        assert_eq!(output.status.code(), Some(130), "{:?} {stderr}", output.status.signal());
+        assert!(stderr.contains("interrupted"), "{stderr}");
         assert!(names(dir.path()).is_empty(), "{:?}", names(dir.path()));
         assert!(groups_of(pid).is_empty(), "{:?}", groups_of(pid));
     }
