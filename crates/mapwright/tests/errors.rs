@@ -4,7 +4,7 @@
 mod common;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{
@@ -573,7 +573,9 @@ fn a_flush_beside_zeros_in_a_checked_scope_is_no_error() {
 
 #[test]
 fn a_page_that_raised_sigbus_can_be_overwritten_and_touched() {
+    static RAISED: AtomicBool = AtomicBool::new(false);
     extern "C" fn sleep_on(_: libc::c_int) {
+        RAISED.store(true, Ordering::SeqCst);
         loop {
             // SAFETY: pause has no preconditions.
             unsafe { libc::pause() };
@@ -586,7 +588,7 @@ fn a_page_that_raised_sigbus_can_be_overwritten_and_touched() {
         }
         return;
     }
-    // SAFETY: the handler only calls pause, which is async-signal-safe.
+    // SAFETY: the handler only stores to an atomic and calls pause, which are async-signal-safe.
     unsafe { libc::signal(libc::SIGBUS, sleep_on as *const () as usize) };
     let mut bytes = contents(64 * PAGE);
     let store = FaultyStore::new(bytes.clone(), true);
@@ -597,7 +599,11 @@ fn a_page_that_raised_sigbus_can_be_overwritten_and_touched() {
     let at = map[5 * PAGE..].as_ptr() as usize;
     // SAFETY: the address is one of the map's, which lives until the process ends.
     std::thread::spawn(move || unsafe { std::ptr::read_volatile(at as *const u8) });
-    std::thread::sleep(Duration::from_millis(300));
+    let watchdog = common::Watchdog::new("a page that cannot be read", Duration::from_secs(5));
+    while !RAISED.load(Ordering::SeqCst) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(watchdog);
     store.heal();
     map.overwrite(5 * PAGE as u64, &[7; PAGE]).unwrap();
     bytes[5 * PAGE..6 * PAGE].fill(7);
