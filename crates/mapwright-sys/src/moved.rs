@@ -224,9 +224,8 @@ impl MovedFrames {
     pub fn take_region(&self, at: u64, shown: bool, buffer: &mut Buffer) -> io::Result<()> {
         let range = at..at + REGION as u64;
         let place = if shown { &self.plain } else { &self.aside };
-        let moved = buffer
-            .accept_moves(&self.uffd)
-            .and_then(|buffer| self.replace(buffer, place.addresses(&range)));
+        let moved =
+            buffer.accept_moves(&self.uffd).and_then(|buffer| self.replace(buffer, place.addresses(&range)));
         match moved {
             Ok(()) => self.drop_copies(std::slice::from_ref(&range)),
             Err(error) => self.release(std::slice::from_ref(&range)).and(Err(error)),
