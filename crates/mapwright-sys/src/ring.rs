@@ -1,13 +1,13 @@
-//! Batches of reads through io_uring.
+//! Batches of reads and of writes through io_uring.
 //!
-//! [`Ring::read_batch`] is safe although the kernel writes into the caller's buffers behind the compiler's back, because
-//! it neither returns nor unwinds before the kernel has let go of every buffer. What to do where io_uring is refused, and
+//! [`Ring::read_batch`] and [`Ring::write_batch`] are safe although the kernel uses the caller's buffers behind the compiler's
+//! back, because they neither return nor unwind before the kernel has let go of every buffer. What to do where io_uring is refused, and
 //! how rings are shared, is for the caller.
 //!
 //! # Invariants
 //! 1. A slot is *busy* from the moment its entry is in the submission queue until its completion has been taken. A busy
 //!    slot's buffer belongs to the kernel; nobody else touches it.
-//! 2. Between calls of `read_batch` no slot is busy, or the ring is *broken* and makes no system call any more.
+//! 2. Between batches no slot is busy, or the ring is *broken* and makes no system call any more.
 //! 3. At most `depth` slots are busy, and the completion queue has room for twice as many: it cannot overflow.
 //!
 //! One `&mut Ring` serves one batch at a time, so there is nothing to lock.
@@ -22,16 +22,19 @@ use io_uring::{IoUring, Probe, opcode, squeue, types};
 /// Most reads a ring keeps in flight; more is clamped. The kernel's own limit is 32768 entries.
 pub const MAX_DEPTH: u32 = 4096;
 
-/// The most bytes one read(2) transfers: `MAX_RW_COUNT` in include/linux/fs.h.
-const MAX_READ: usize = 0x7fff_f000;
+/// The most bytes one read(2) or write(2) transfers: `MAX_RW_COUNT` in include/linux/fs.h.
+const MAX_TRANSFER: usize = 0x7fff_f000;
 
 /// Called once for each read as it ends: its position in the batch, its buffer, and the number of bytes read.
 pub type ReadDone<'a> = dyn FnMut(usize, &mut [u8], io::Result<usize>) + 'a;
 
-/// An io_uring instance for batches of reads.
+/// Called once for each write as it ends: its position in the batch, and the number of bytes written.
+pub type WriteDone<'a> = dyn FnMut(usize, io::Result<usize>) + 'a;
+
+/// An io_uring instance for batches of reads and of writes.
 pub struct Ring {
     uring: IoUring,
-    /// One for each read that can be in flight; an entry's user data is its slot's index.
+    /// One for each transfer that can be in flight; an entry's user data is its slot's index.
     slots: Vec<Slot>,
     /// Indices of the slots that are not busy.
     free: Vec<u32>,
@@ -41,7 +44,7 @@ pub struct Ring {
     broken: bool,
 }
 
-/// A read in flight: which one, and the buffer the kernel writes to.
+/// A transfer in flight: which one of the batch, and its buffer.
 #[derive(Clone, Copy)]
 struct Slot {
     index: usize,
@@ -49,26 +52,33 @@ struct Slot {
     len: usize,
 }
 
-// SAFETY: the pointers in `slots` are meaningful only inside `read_batch`, which one thread runs from beginning to end;
+/// Which way bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Read,
+    Write,
+}
+
+// SAFETY: the pointers in `slots` are meaningful only inside a batch, which one thread runs from beginning to end;
 // everything else in a ring may change threads (it is not set up with SINGLE_ISSUER).
 unsafe impl Send for Ring {}
 
 impl Ring {
-    /// A ring that keeps up to `depth` reads in flight (at least 1, at most [`MAX_DEPTH`]).
+    /// A ring that keeps up to `depth` transfers in flight (at least 1, at most [`MAX_DEPTH`]).
     ///
     /// Costs tens of microseconds and a descriptor: keep it.
     ///
     /// # Errors
     /// `ENOSYS` or `EPERM` where the kernel, a sandbox or the administrator refuses io_uring, `ENOMEM` where the limit on
     /// locked memory is too low (before Linux 5.12), `EMFILE` and `ENFILE`, and [`io::ErrorKind::Unsupported`] before
-    /// Linux 5.6, which lacks plain reads.
+    /// Linux 5.6, which lacks plain reads and writes.
     pub fn new(depth: u32) -> io::Result<Self> {
         let depth = depth.clamp(1, MAX_DEPTH);
         let uring = Self::set_up(depth)?;
         let mut probe = Probe::new();
         match uring.submitter().register_probe(&mut probe) {
             Ok(()) if probe.is_supported(opcode::Read::CODE) => {}
-            // The probe came with the plain read, in 5.6.
+            // The probe came with the plain read and write, in 5.6.
             Ok(()) => return Err(io::ErrorKind::Unsupported.into()),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                 return Err(io::ErrorKind::Unsupported.into());
@@ -118,7 +128,7 @@ impl Ring {
         }
     }
 
-    /// How many reads the ring keeps in flight.
+    /// How many transfers the ring keeps in flight.
     pub fn depth(&self) -> u32 {
         self.slots.len() as u32
     }
@@ -144,10 +154,42 @@ impl Ring {
         reads: impl Iterator<Item = (u64, &'a mut [u8])>,
         done: &mut ReadDone<'_>,
     ) {
-        let mut reads = reads.enumerate().fuse();
+        let reads = reads.map(|(offset, buf)| (offset, buf.len(), NonNull::from(buf).cast::<u8>()));
+        self.run(fd, Way::Read, reads, &mut |slot, result| {
+            // SAFETY: `start` and `len` were taken from a `&'a mut [u8]` that this call consumed, 'a outlives the call, and
+            // the kernel gave the buffer back (or never got it): nobody else can reach it now.
+            let buf = unsafe { std::slice::from_raw_parts_mut(slot.start.as_ptr(), slot.len) };
+            done(slot.index, buf, result);
+        });
+    }
+
+    /// Writes each `(offset, buffer)` of `writes` to `fd`, in any order, and calls `done` with its position in `writes` and the
+    /// number of bytes written; else as [`read_batch`](Self::read_batch).
+    ///
+    /// # Panics
+    /// If `writes` or `done` panics; the panic goes on when every write in flight has ended.
+    pub fn write_batch<'a>(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        writes: impl Iterator<Item = (u64, &'a [u8])>,
+        done: &mut WriteDone<'_>,
+    ) {
+        let writes = writes.map(|(offset, buf)| (offset, buf.len(), NonNull::from(buf).cast::<u8>()));
+        self.run(fd, Way::Write, writes, &mut |slot, result| done(slot.index, result));
+    }
+
+    /// Runs transfers, given as offset, length and address, whose buffers the caller's caller lends for longer than this call.
+    fn run(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        way: Way,
+        transfers: impl Iterator<Item = (u64, usize, NonNull<u8>)>,
+        done: &mut dyn FnMut(Slot, io::Result<usize>),
+    ) {
+        let mut transfers = transfers.enumerate().fuse();
         if self.is_usable() {
-            let mut batch = Batch { ring: self, queued: 0 };
-            while batch.has_room() && batch.push_next(fd, &mut reads) {}
+            let mut batch = Batch { ring: self, way, queued: 0 };
+            while batch.has_room() && batch.push_next(fd, &mut transfers) {}
             while batch.busy() > 0 {
                 if batch.submit_and_wait(batch.worth_waiting_for()).is_err() {
                     batch.abandon(done);
@@ -155,8 +197,8 @@ impl Ring {
                 }
                 // A slot is free again before `done` hears of it, so a panic there finds the books in order.
                 while let Some((slot, result)) = batch.next_completion() {
-                    slot.report(result, done);
-                    batch.push_next(fd, &mut reads);
+                    done(slot, result);
+                    batch.push_next(fd, &mut transfers);
                     // When `done` is slow or many have ended, don't let the device run dry meanwhile. A failure shows
                     // again in the submission that waits.
                     if batch.queued >= batch.submit_early_at() {
@@ -165,8 +207,8 @@ impl Ring {
                 }
             }
         }
-        for (index, (_, buf)) in reads {
-            done(index, buf, Err(io::Error::from_raw_os_error(libc::ECANCELED)));
+        for (index, (_, len, start)) in transfers {
+            done(Slot { index, start, len }, Err(io::Error::from_raw_os_error(libc::ECANCELED)));
         }
     }
 }
@@ -177,23 +219,10 @@ impl std::fmt::Debug for Ring {
     }
 }
 
-impl Slot {
-    /// Hands the buffer of an ended read to `done`.
-    fn report(self, result: i32, done: &mut ReadDone<'_>) {
-        // SAFETY: `start` and `len` were taken from a `&'a mut [u8]` that `read_batch` consumed, 'a outlives that call, and
-        // the kernel gave the buffer back (or never got it): nobody else can reach it now.
-        let buf = unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) };
-        let result = match usize::try_from(result) {
-            Ok(read) => Ok(read),
-            Err(_) => Err(io::Error::from_raw_os_error(-result)),
-        };
-        done(self.index, buf, result);
-    }
-}
-
-/// One run of `read_batch`. Dropping it waits for the kernel, however the run ended.
+/// One batch. Dropping it waits for the kernel, however the batch ended.
 struct Batch<'r> {
     ring: &'r mut Ring,
+    way: Way,
     /// Entries pushed since the last submission; an estimate that only paces submissions.
     queued: usize,
 }
@@ -208,7 +237,7 @@ impl Batch<'_> {
     }
 
     /// How many completions to sleep for: several, to save system calls and wake-ups, but few enough that a handful of
-    /// slow reads can't hold back the news of all the others.
+    /// slow ones can't hold back the news of all the others.
     fn worth_waiting_for(&self) -> usize {
         (self.busy() / 16).max(1)
     }
@@ -217,29 +246,28 @@ impl Batch<'_> {
         (self.ring.slots.len() / 4).max(8)
     }
 
-    /// Puts the next read in the queue, if there is one. The caller knows that a slot is free.
-    fn push_next<'a>(
+    /// Puts the next transfer in the queue, if there is one. The caller knows that a slot is free.
+    fn push_next(
         &mut self,
         fd: BorrowedFd<'_>,
-        reads: &mut impl Iterator<Item = (usize, (u64, &'a mut [u8]))>,
+        transfers: &mut impl Iterator<Item = (usize, (u64, usize, NonNull<u8>))>,
     ) -> bool {
-        let Some((index, (offset, buf))) = reads.next() else { return false };
+        let Some((index, (offset, len, start))) = transfers.next() else { return false };
         let slot = self.ring.free.pop().expect("a slot is free");
-        let len = buf.len();
-        let start = NonNull::from(buf).cast::<u8>();
         self.ring.slots[slot as usize] = Slot { index, start, len };
-        let entry = opcode::Read::new(types::Fd(fd.as_raw_fd()), start.as_ptr(), len.min(MAX_READ) as u32)
-            .offset(offset)
-            .build()
-            .user_data(u64::from(slot));
-        self.push(&entry);
+        let (fd, bytes) = (types::Fd(fd.as_raw_fd()), len.min(MAX_TRANSFER) as u32);
+        let entry = match self.way {
+            Way::Read => opcode::Read::new(fd, start.as_ptr(), bytes).offset(offset).build(),
+            Way::Write => opcode::Write::new(fd, start.as_ptr(), bytes).offset(offset).build(),
+        };
+        self.push(&entry.user_data(u64::from(slot)));
         true
     }
 
     fn push(&mut self, entry: &squeue::Entry) {
         let mut queue = self.ring.uring.submission();
-        // SAFETY: the descriptor is borrowed and the buffer exclusively held for longer than this batch, which ends only
-        // when the kernel is done with both (invariants 1 and 2).
+        // SAFETY: the descriptor is borrowed and the buffer lent, exclusively where it is read to, for longer than this batch,
+        // which ends only when the kernel is done with both (invariants 1 and 2).
         unsafe { queue.push(entry) }.expect("the queue has an entry for every slot");
         self.queued += 1;
     }
@@ -255,20 +283,22 @@ impl Batch<'_> {
         }
     }
 
-    fn next_completion(&mut self) -> Option<(Slot, i32)> {
+    fn next_completion(&mut self) -> Option<(Slot, io::Result<usize>)> {
         let entry = self.ring.uring.completion().next()?;
         let slot = entry.user_data() as u32;
         self.ring.free.push(slot);
-        Some((self.ring.slots[slot as usize], entry.result()))
+        let result = entry.result();
+        let result = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));
+        Some((self.ring.slots[slot as usize], result))
     }
 
-    /// After a final error of io_uring_enter: waits for the reads the kernel has taken, tells `done` that the others were
-    /// not attempted, and retires the ring.
-    fn abandon(&mut self, done: &mut ReadDone<'_>) {
+    /// After a final error of io_uring_enter: waits for what the kernel has taken, tells `done` that the rest was not
+    /// attempted, and retires the ring.
+    fn abandon(&mut self, done: &mut dyn FnMut(Slot, io::Result<usize>)) {
         self.ring.broken = true;
         while self.busy() > self.unsubmitted() {
             match self.next_completion() {
-                Some((slot, result)) => slot.report(result, done),
+                Some((slot, result)) => done(slot, result),
                 None => std::thread::sleep(Duration::from_millis(1)),
             }
         }
@@ -279,7 +309,7 @@ impl Batch<'_> {
         }
         for slot in (0..self.ring.slots.len()).filter(|&slot| !is_free[slot]) {
             self.ring.free.push(slot as u32);
-            self.ring.slots[slot].report(-libc::ECANCELED, done);
+            done(self.ring.slots[slot], Err(io::Error::from_raw_os_error(libc::ECANCELED)));
         }
     }
 

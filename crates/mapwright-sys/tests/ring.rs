@@ -184,3 +184,56 @@ fn a_forked_child_keeps_its_hands_off() {
     assert_eq!(status, 0, "the child's wait status");
     read_all(&file, &mut ring, 100, |_| {});
 }
+
+#[test]
+fn every_depth_writes_every_batch() {
+    for depth in [1, 7, 64] {
+        let Some((file, mut ring)) = set_up(depth, 1) else { return };
+        drop(file);
+        for pages in [0, 1, 2, 65, 300] {
+            let path = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+            let file = File::options().write(true).custom_flags(libc::O_DIRECT).open(path.path()).unwrap();
+            let mut memory = Buffer::zeroed((pages as usize * PAGE).max(PAGE));
+            memory
+                .chunks_exact_mut(PAGE)
+                .zip(0..pages)
+                .for_each(|(buf, number)| buf.copy_from_slice(&page(number)));
+            // From the last to the first, so that a batch is not what one write would do.
+            let writes = memory.chunks_exact(PAGE).enumerate().take(pages as usize).rev();
+            let mut ended = vec![0; pages as usize];
+            ring.write_batch(
+                file.as_fd(),
+                writes.map(|(index, buf)| ((index * PAGE) as u64, buf)),
+                &mut |index, result| {
+                    assert_eq!(result.unwrap(), PAGE);
+                    ended[index] += 1;
+                },
+            );
+            assert!(ended.iter().all(|&ended| ended == 1), "{ended:?}");
+            let expected: Vec<u8> = (0..pages).flat_map(page).collect();
+            assert!(std::fs::read(path.path()).unwrap() == expected, "depth {depth}, {pages} pages");
+        }
+    }
+}
+
+#[test]
+fn a_write_that_fails_says_so_and_the_others_go_on() {
+    let Some((read_only, mut ring)) = set_up(4, 3) else { return };
+    let memory = Buffer::zeroed(3 * PAGE);
+    let writes = || memory.chunks_exact(PAGE).enumerate().map(|(index, buf)| ((index * PAGE) as u64, buf));
+    let mut errors = 0;
+    ring.write_batch(read_only.as_fd(), writes(), &mut |_, result| {
+        assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EBADF));
+        errors += 1;
+    });
+    assert_eq!(errors, 3);
+    let path = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let file = File::options().write(true).custom_flags(libc::O_DIRECT).open(path.path()).unwrap();
+    let offsets = [0, 100, PAGE as u64]; // the second is not aligned
+    let mut results = [const { None }; 3];
+    let writes = memory.chunks_exact(PAGE).zip(offsets).map(|(buf, offset)| (offset, buf));
+    ring.write_batch(file.as_fd(), writes, &mut |index, result| {
+        results[index] = Some(result.map_err(|error| error.raw_os_error().unwrap()));
+    });
+    assert_eq!(results, [Some(Ok(PAGE)), Some(Err(libc::EINVAL)), Some(Ok(PAGE))]);
+}

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use mapwright::stores::{FileOptions, FileStore, MemoryStore, Read, Store, Version, conformance};
+use mapwright::stores::{FileOptions, FileStore, MemoryStore, Read, Store, Version, Write, conformance};
 use mapwright::{Error, Result};
 use mapwright_sys::buffer::Buffer;
 use mapwright_sys::testing;
@@ -209,6 +209,42 @@ fn a_batch_within_a_batch_works() {
 fn cached_pages(path: &Path) -> usize {
     let file = File::open(path).unwrap();
     testing::pages_in_kernel_cache(file.as_fd(), file.metadata().unwrap().len() as usize).unwrap()
+}
+
+/// A batch over bytes that are there goes around the kernel's cache; where there are holes it goes through it, and a sync
+/// clears it.
+#[test]
+fn batches_of_writes_leave_nothing_in_the_kernels_cache() {
+    const PAGES: usize = 64;
+    let directory = directory();
+    let path = file_in(&directory, &pattern(PAGES * 4096));
+    let store = FileStore::open(&path, &WRITE_DIRECT).unwrap();
+    store.sync().unwrap();
+    assert!(store.is_direct(), "the target directory's file system can do O_DIRECT");
+    rustix::fs::fadvise(&store, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    if cached_pages(&path) > 0 {
+        return eprintln!("skipped: this file system is a cache itself");
+    }
+    let mut memory = Buffer::zeroed(PAGES * 4096);
+    memory.copy_from_slice(&pattern(PAGES * 4096 + 1)[1..]);
+    let write = |store: &FileStore| {
+        let writes: Vec<Write<'_>> = (memory.chunks_exact(4096).enumerate())
+            .map(|(index, buf)| Write { offset: (index * 4096) as u64, buf })
+            .collect();
+        store.write_many(&writes, &mut |_, result| assert_eq!(result.unwrap(), 4096));
+    };
+    write(&store);
+    assert_eq!(cached_pages(&path), 0, "written directly");
+    assert!(std::fs::read(&path).unwrap() == memory[..]);
+
+    let path = directory.path().join("hollow");
+    File::create(&path).unwrap().set_len((PAGES * 4096) as u64).unwrap();
+    let store = FileStore::open(&path, &WRITE_DIRECT).unwrap();
+    write(&store);
+    assert_eq!(cached_pages(&path), PAGES, "holes are filled through the cache");
+    store.sync().unwrap();
+    assert_eq!(cached_pages(&path), 0, "and dropped from it");
+    assert!(std::fs::read(&path).unwrap() == memory[..]);
 }
 
 #[test]

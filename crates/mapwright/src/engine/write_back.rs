@@ -1,16 +1,23 @@
 //! Writing back: see docs/life-of-a-write-back.md.
 
+use std::collections::VecDeque;
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::block::{self, State};
+use super::budget::Lent;
 use super::file::{File, mapped_bit};
-use super::fill::{check_version, retried};
+use super::fill::{check_version, guarded, is_transient, retried};
 use super::request;
 use super::sabotage::{self, Sabotage};
 use super::{PAGE, lock};
 use crate::error::{Error, Result};
+use crate::stores::Write;
+
+/// Buffers under way to the store at once, at most: the second and later ones are taken only where they are free.
+const PARCELS: usize = 4;
 
 /// Makes everything in `bytes` durable that was written before the call; changes of length too.
 ///
@@ -182,24 +189,102 @@ fn take_dirty_pages(file: &File, pinned: &[u64], pages: &mut Vec<Range<u64>>) ->
     outcome
 }
 
-/// Copies pages out through their frames and writes them, as far as the file reaches.
-fn write_pages(file: &File, pages: Range<u64>) -> Result<()> {
-    let end = (pages.end * PAGE).min(file.len());
-    let mut at = pages.start * PAGE;
+/// Copies pages out through their frames and writes them, many at once, as far as the file reaches.
+fn write_pages(file: &File, pages: &[Range<u64>]) -> Result<()> {
+    let end = file.len();
+    let cut = |run: &Range<u64>| run.start * PAGE..(run.end * PAGE).min(end);
+    let mut runs: VecDeque<_> = pages.iter().map(cut).filter(|run| !run.is_empty()).collect();
+    let mut left: u64 = runs.iter().map(in_buffer).sum();
+    while left > 0 {
+        let mut parcels = Vec::new();
+        while left > 0 && parcels.len() < PARCELS {
+            let len = left.min(file.pager.buffers.max_run());
+            let buffer = match parcels.is_empty() {
+                true => Some(wait_for_buffer(file, &runs[0], len as usize)?),
+                false => file.try_take_buffer(len as usize),
+            };
+            let Some(buffer) = buffer else { break };
+            parcels.push(Parcel::pack(file, buffer, &mut runs)?);
+            left -= len;
+        }
+        write_parcels(file, &parcels)?;
+    }
+    Ok(())
+}
+
+fn wait_for_buffer(file: &File, first: &Range<u64>, len: usize) -> Result<Lent> {
+    let since = file.pager.now();
+    let buffer = file.take_buffer(len, since + file.deadline);
+    buffer.ok_or_else(|| file.timed_out(first.start..first.start + len as u64, file.pager.now() - since))
+}
+
+/// What a run takes of a buffer: whole pages, where the file's end cuts the last one too.
+fn in_buffer(run: &Range<u64>) -> u64 {
+    (run.end - run.start).next_multiple_of(PAGE)
+}
+
+/// Pages copied out of their frames, on their way to the store.
+struct Parcel {
+    buffer: Lent,
+    /// Byte ranges of the file, one behind the other in the buffer.
+    runs: Vec<Range<u64>>,
+}
+
+impl Parcel {
+    /// Fills a buffer with the first of some runs, and takes those off the list.
+    fn pack(file: &File, mut buffer: Lent, runs: &mut VecDeque<Range<u64>>) -> Result<Self> {
+        let mut packed = Vec::new();
+        let mut place = 0;
+        while place < buffer.len() as u64
+            && let Some(run) = runs.front_mut()
+        {
+            let part = run.start..run.end.min(run.start + buffer.len() as u64 - place);
+            let target = &mut buffer[place as usize..][..(part.end - part.start) as usize];
+            file.frames.load(part.start, target).map_err(|e| {
+                Error::io("load a frame", file.name.clone(), part.start, part.end - part.start, e)
+            })?;
+            place += in_buffer(&part);
+            run.start = part.end;
+            if run.is_empty() {
+                runs.pop_front();
+            }
+            packed.push(part);
+        }
+        Ok(Self { buffer, runs: packed })
+    }
+
+    fn writes(&self) -> impl Iterator<Item = Write<'_>> {
+        let mut place = 0;
+        self.runs.iter().map(move |run| {
+            let buf = &self.buffer[place..][..(run.end - run.start) as usize];
+            place += in_buffer(run) as usize;
+            Write { offset: run.start, buf }
+        })
+    }
+}
+
+/// Writes parcels. What the store did in part, or could not do just now, or did not report, is written on its own.
+fn write_parcels(file: &File, parcels: &[Parcel]) -> Result<()> {
+    let writes: Vec<Write<'_>> = parcels.iter().flat_map(Parcel::writes).collect();
+    let mut done = vec![0; writes.len()];
+    let mut outcome = Ok(());
+    let report = &mut |index: usize, result: io::Result<usize>| match (writes.get(index), result) {
+        (Some(write), Ok(written)) => done[index] = written.min(write.buf.len()),
+        (Some(write), Err(error)) if !is_transient(&error) && outcome.is_ok() => {
+            outcome = Err(Error::io("write", file.name.clone(), write.offset, write.buf.len() as u64, error));
+        }
+        _ => {}
+    };
+    let _ = guarded(|| {
+        file.store.write_many(&writes, report);
+        Ok(())
+    });
+    outcome?;
     let counters = &file.pager.counters;
-    while at < end {
-        let len = (end - at).min(file.pager.buffers.max_run()) as usize;
-        let since = file.pager.now();
-        let buffer = file.take_buffer(len, since + file.deadline);
-        let mut buffer =
-            buffer.ok_or_else(|| file.timed_out(at..at + len as u64, file.pager.now() - since))?;
-        file.frames
-            .load(at, &mut buffer)
-            .map_err(|e| Error::io("load a frame", file.name.clone(), at, len as u64, e))?;
-        write_all(file, at, &buffer)?;
+    for (write, done) in writes.iter().zip(done) {
+        write_all(file, write.offset + done as u64, &write.buf[done..])?;
         counters.write_backs.add(1);
-        counters.written_back_bytes.add(len as u64);
-        at += len as u64;
+        counters.written_back_bytes.add(write.buf.len() as u64);
     }
     Ok(())
 }
@@ -230,7 +315,7 @@ fn write_and_sync(file: &File, pages: &[Range<u64>]) -> Result<()> {
         // First: what is written past a cut by somebody else would extend the store again, and hide the cut.
         outcome = check_version(file, 0, deadline)
             .and_then(|()| settle_length(file))
-            .and_then(|()| pages.iter().try_for_each(|run| write_pages(file, run.clone())));
+            .and_then(|()| write_pages(file, pages));
         if outcome.is_err() {
             return Ok(());
         }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use mapwright_sys::PAGE_SIZE;
 use mapwright_sys::buffer::Buffer;
 
-use super::{Read, Store, Version};
+use super::{Read, Store, Version, Write};
 
 /// Lengths of the contents that reads are checked with: nothing, less than a page, whole pages, and a bit more.
 const LENGTHS: [usize; 7] = [0, 1, 4095, 4096, 4097, 3 * 4096, 37 * 4096 + 1234];
@@ -54,6 +54,13 @@ pub fn check(make: impl Fn(&[u8]) -> Box<dyn Store>) {
     check_sync(&*make(&contents), &contents);
     check_writes_past_the_end(&*make(&contents), &contents);
     check_lengths(&*make(&contents), &contents);
+    for count in [1, 7, 200] {
+        // Over nothing, over a part, and over bytes that are all there.
+        for len in [0, contents.len(), 600 * PAGE_SIZE] {
+            let contents = pattern(len, 1);
+            check_write_batch(2, &*make(&contents), &contents, count);
+        }
+    }
     check_versions(&*make(&contents), &contents);
     check_concurrent_writes(&*make(&contents), &contents);
     check_concurrent_growth(&*make(&[]));
@@ -196,6 +203,13 @@ fn check_read_only(store: &dyn Store, contents: &[u8]) {
             other => violated(9, &format!("{what} of a store that is not writable returned {other:?}")),
         }
     }
+    let memory = Buffer::zeroed(2 * PAGE_SIZE);
+    let write = |index: usize| Write { offset: (index * PAGE_SIZE) as u64, buf: &memory[..PAGE_SIZE] };
+    store.write_many(&[write(0), write(1)], &mut |_, result| {
+        clause(9, result.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied), || {
+            "write_many of a store that is not writable did not say PermissionDenied".to_owned()
+        });
+    });
     check_contents(9, store, contents, "after refused writes");
 }
 
@@ -220,6 +234,50 @@ fn check_writes(store: &dyn Store, contents: &[u8]) {
     let before = version(store).len;
     calmly(2, "write_at of nothing past the end", || store.write_at(before + 9000, &[]));
     check_contents(2, store, &model, "after all those writes");
+}
+
+/// Clause 2, many writes at a time: of one page and of two, with gaps, the last one past the end and not whole pages.
+fn check_write_batch(number: u8, store: &dyn Store, contents: &[u8], count: usize) {
+    const PLACE: usize = 3 * PAGE_SIZE;
+    let mut model = contents.to_vec();
+    let mut memory = Buffer::zeroed(count * PLACE);
+    memory.copy_from_slice(&pattern(count * PLACE, count as u8));
+    let ends_at = count * PLACE - PAGE_SIZE - 123;
+    let len = |index: usize| match index + 1 == count {
+        true => ends_at - index * PLACE,
+        false => PAGE_SIZE * (1 + index % 2),
+    };
+    let writes: Vec<Write<'_>> = (memory.chunks_exact(PLACE).enumerate().rev())
+        .map(|(index, buf)| Write { offset: (index * PLACE) as u64, buf: &buf[..len(index)] })
+        .collect();
+    let mut calls = vec![0; count];
+    let mut rest = Vec::new();
+    store.write_many(&writes, &mut |index, result| {
+        clause(number, index < count, || format!("write_many of {count} called done for write {index}"));
+        calls[index] += 1;
+        let Write { offset, buf } = writes[index];
+        let what = format!("write {index} of a batch of {count} (offset {offset}, {} bytes)", buf.len());
+        match result {
+            Ok(written) => {
+                clause(number, written > 0 && written <= buf.len(), || format!("{what} returned {written}"));
+                rest.push((index, written));
+            }
+            Err(error) if is_transient(&error) => rest.push((index, 0)),
+            Err(error) => violated(number, &format!("{what} failed: {error}")),
+        }
+    });
+    for (index, calls) in calls.into_iter().enumerate() {
+        clause(number, calls == 1, || {
+            format!("write_many called done {calls} times for write {index} of {count}")
+        });
+    }
+    for (index, done) in rest {
+        write_all(number, store, writes[index].offset + done as u64, &writes[index].buf[done..]);
+    }
+    for write in writes.iter().rev() {
+        model = written(&model, write.offset as usize, write.buf);
+    }
+    check_contents(number, store, &model, &format!("after a batch of {count} writes"));
 }
 
 /// Clause 4, for writes.

@@ -1,14 +1,17 @@
 //! Local files and block devices as stores.
 //!
 //! [`FileStore`] holds one open file through up to two descriptors: a *buffered* one, which can do everything, and for
-//! direct stores a second one opened with `O_DIRECT`, for aligned reads only. This file is the [`Store`] implementation;
-//! `open` decides what may be opened and how, `batch` keeps many reads in flight.
+//! direct stores a second one opened with `O_DIRECT`, for aligned reads and batches of aligned writes. This file is the
+//! [`Store`] implementation; `open` decides what may be opened and how, `batch` keeps many reads or writes in flight.
 //!
 //! # Invariants
 //! 1. Both descriptors are of the same inode. Neither changes while the store lives.
-//! 2. Every write goes through the buffered descriptor. A direct read sees it all the same: the kernel writes dirty pages
-//!    of the range out before it reads around the page cache (`kiocb_write_and_wait`).
-//! 3. A result of a direct read that the buffered descriptor could do better (`EINVAL`) is never shown to the caller.
+//! 2. A read sees what was written, whichever descriptors they take: the kernel writes dirty pages of the range out before it
+//!    reads around the page cache (`kiocb_write_and_wait`), and drops what it has of a range that it writes around it, before
+//!    and after (`kiocb_invalidate_pages`, `kiocb_invalidate_post_direct_write`).
+//! 3. A result of a direct read or write that the buffered descriptor could do better (`EINVAL`) is never shown to the caller.
+//! 4. Only bytes that a file has blocks for are written directly: where holes are filled, the kernel's delayed allocation
+//!    makes fewer fragments.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -20,10 +23,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{Advice, fadvise};
+use rustix::fs::{Advice, SeekFrom, fadvise};
 use rustix::io::Errno;
 
-use super::{Read, ReadDone, Store, Version};
+use super::{Read, ReadDone, Store, Version, Write, WriteDone};
 use crate::Result;
 
 mod batch;
@@ -57,7 +60,7 @@ pub struct FileStore {
     options: FileOptions,
     kind: open::Kind,
     is_local: bool,
-    /// Smallest range that covers all writes since the last successful sync; empty when there are none. Its lock is a leaf
+    /// Smallest range that covers all buffered writes since the last successful sync; empty when there are none. Its lock is a leaf
     /// and held for a few instructions.
     unsynced: Mutex<Range<u64>>,
     /// The process that opened the store: the only one that may lock it, because a forked child shares the open file
@@ -148,6 +151,13 @@ impl FileStore {
         Ok(read)
     }
 
+    /// The descriptor for direct writes to a range, if there is one and the file has blocks for all of the range.
+    fn direct_for_writes(&self, range: Range<u64>) -> Option<BorrowedFd<'_>> {
+        let direct = self.direct().filter(|_| self.options.write)?;
+        let hole = rustix::fs::seek(&self.buffered, SeekFrom::Hole(range.start)).ok()?;
+        (hole >= range.end).then_some(direct)
+    }
+
     /// After a buffered read in a store that wanted a direct one: the pager has its own copy now.
     fn drop_from_kernel_cache(&self, offset: u64, len: usize) {
         // The kernel drops whole folios only. Those that our own reads brought in are no larger than the read; what
@@ -227,6 +237,10 @@ impl Store for FileStore {
                 other => return Ok(other?),
             }
         }
+    }
+
+    fn write_many(&self, writes: &[Write<'_>], done: &mut WriteDone<'_>) {
+        batch::write_many(self, writes, done);
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

@@ -36,6 +36,18 @@ pub struct Read<'a> {
 /// Called once for each read of a batch as it ends: index of the read, its buffer, and the number of bytes read.
 pub type ReadDone<'a> = dyn FnMut(usize, &mut [u8], io::Result<usize>) + 'a;
 
+/// One write of a batch: see [`Store::write_many`].
+#[derive(Clone, Copy, Debug)]
+pub struct Write<'a> {
+    /// Where in the store to write, in bytes; a multiple of 4096.
+    pub offset: u64,
+    /// What to write. Its address is a multiple of 4096; so is its length, unless the store is to end with it.
+    pub buf: &'a [u8],
+}
+
+/// Called once for each write of a batch as it ends: index of the write, and the number of bytes written.
+pub type WriteDone<'a> = dyn FnMut(usize, io::Result<usize>) + 'a;
+
 /// A flat array of bytes that a pager can map.
 ///
 /// # Contract
@@ -44,7 +56,8 @@ pub type ReadDone<'a> = dyn FnMut(usize, &mut [u8], io::Result<usize>) + 'a;
 ///    or past the end. What the buffer holds after its first `n` bytes is not defined. `read_many` does the same for each
 ///    of its reads, and calls `done` once for each, with that read's buffer, before it returns.
 /// 2. *What was written is read.* After `write_at(o, b)` returned `Ok(n)`, every read that starts later sees `b[..n]`, in
-///    this process, synced or not.
+///    this process, synced or not. `write_many` does the same for each of its writes, and calls `done` once for each before it
+///    returns.
 /// 3. *Durability.* After `sync` returned `Ok`, all writes and length changes that returned before it began survive a crash
 ///    of the machine. After it returned `Err`, nothing is promised of writes since the last `Ok`: the caller writes again.
 /// 4. *Length.* `set_len(n)` cuts or extends; new bytes read as zeros. A write past the end extends; the gap reads as zeros.
@@ -96,6 +109,15 @@ pub trait Store: Send + Sync + 'static {
     /// Whatever the store meets; any part of the range may then have been written. The default: `PermissionDenied`.
     fn write_at(&self, _offset: u64, _buf: &[u8]) -> io::Result<usize> {
         Err(io::ErrorKind::PermissionDenied.into())
+    }
+
+    /// Writes a batch, no two of which overlap, with as much in flight at once as the store can; calls `done` once for each
+    /// write, in any order, as it ends, from the calling thread, and returns when all have ended. A panic of `done` is passed on,
+    /// but not before nobody reads any of the buffers. The default writes one after the other.
+    fn write_many(&self, writes: &[Write<'_>], done: &mut WriteDone<'_>) {
+        for (index, write) in writes.iter().enumerate() {
+            done(index, self.write_at(write.offset, write.buf));
+        }
     }
 
     /// Cuts or extends the store to `len` bytes.

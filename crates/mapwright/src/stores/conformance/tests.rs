@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::stores::{MemoryStore, ReadDone};
+use crate::stores::{MemoryStore, ReadDone, WriteDone};
 
 /// What is wrong with a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,10 @@ enum Fault {
     ClaimsMoreThanItWrote,
     ReadsAlignedFromBeforeTheWrite,
     ExtendsForAnEmptyWrite,
+    ForgetsTheLastWriteOfABatch,
+    ReportsAWriteTwice,
+    MixesUpWrites,
+    CutsABatchToWholePages,
     // Clause 3.
     SyncFails,
     SyncForgets,
@@ -236,6 +240,30 @@ impl Store for Faulty {
         }
     }
 
+    fn write_many(&self, writes: &[Write<'_>], done: &mut WriteDone<'_>) {
+        for (index, write) in writes.iter().enumerate() {
+            let other = match self.fault {
+                MixesUpWrites if writes.len() > 1 && index < 2 => index ^ 1,
+                _ => index,
+            };
+            let whole = write.buf.len() / 4096 * 4096;
+            let result = match self.fault {
+                CutsABatchToWholePages if whole > 0 => {
+                    self.write_at(write.offset, &write.buf[..whole]).map(|_| write.buf.len())
+                }
+                _ => self.write_at(writes[other].offset, write.buf),
+            };
+            match self.fault {
+                ForgetsTheLastWriteOfABatch if index + 1 == writes.len() => {}
+                ReportsAWriteTwice if index == 3 => {
+                    done(index, Ok(*result.as_ref().unwrap()));
+                    done(index, result);
+                }
+                _ => done(index, result),
+            }
+        }
+    }
+
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.stumble()?;
         match self.fault {
@@ -336,6 +364,10 @@ fn each_fault_is_caught_by_its_clause() {
                 ClaimsMoreThanItWrote,
                 ReadsAlignedFromBeforeTheWrite,
                 ExtendsForAnEmptyWrite,
+                ForgetsTheLastWriteOfABatch,
+                ReportsAWriteTwice,
+                MixesUpWrites,
+                CutsABatchToWholePages,
             ],
         ),
         (3, &[SyncFails, SyncForgets]),

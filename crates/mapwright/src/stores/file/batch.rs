@@ -1,4 +1,5 @@
-//! Many reads in flight: by io_uring where the kernel lets us, by a few threads where it doesn't.
+//! Many reads or writes in flight: by io_uring where the kernel lets us. Where it doesn't, a few threads read, and writes go
+//! through the page cache, from which the kernel writes many at once.
 //!
 //! Rings are leased from a pool of the process, because making one is dear and a descriptor each. A forked child throws
 //! the parent's rings away. Not for signal handlers.
@@ -12,9 +13,9 @@ use mapwright_sys::ring::Ring;
 use rustix::io::Errno;
 
 use super::{FileStore, clamp_to_file_range, is_aligned};
-use crate::stores::{Read, ReadDone};
+use crate::stores::{Read, ReadDone, Store, Write, WriteDone};
 
-/// Reads in flight on one ring. Four times what the fastest disks we measured gain from; a ring of this depth takes
+/// Reads or writes in flight on one ring. Four times what the fastest disks we measured gain from; a ring of this depth takes
 /// 20 KiB.
 const DEPTH: u32 = 128;
 
@@ -76,6 +77,43 @@ fn with_ring(store: &FileStore, ring: &mut Ring, reads: &mut [Read<'_>], done: &
         };
         done(index, buf, result);
     });
+}
+
+/// Writes directly what can be, if it is more than one write: a single one that waits for the disk, and then for the sync, is
+/// slower than one that only waits for the sync.
+pub(super) fn write_many(store: &FileStore, writes: &[Write<'_>], done: &mut WriteDone<'_>) {
+    let (aligned, others): (Vec<usize>, Vec<usize>) =
+        (0..writes.len()).partition(|&index| fits_direct(&writes[index]));
+    let of_aligned = || aligned.iter().map(|&index| &writes[index]);
+    let start = of_aligned().map(|write| write.offset).min().unwrap_or(0);
+    let end = of_aligned().map(|write| write.offset + write.buf.len() as u64).max().unwrap_or(0);
+    let way = (aligned.len() > 1).then(|| store.direct_for_writes(start..end)).flatten();
+    let others = match way.and_then(|direct| Some((direct, lease()?))) {
+        Some((direct, mut ring)) => {
+            let sources = of_aligned().map(|write| (write.offset, write.buf));
+            ring.write_batch(direct, sources, &mut |position, result| {
+                let index = aligned[position];
+                let result = match result {
+                    Err(error) if is_worth_another_way(&error) => {
+                        store.write_at(writes[index].offset, writes[index].buf)
+                    }
+                    other => other,
+                };
+                done(index, result);
+            });
+            give_back(ring);
+            others
+        }
+        None => (0..writes.len()).collect(),
+    };
+    for index in others {
+        done(index, store.write_at(writes[index].offset, writes[index].buf));
+    }
+}
+
+fn fits_direct(write: &Write<'_>) -> bool {
+    let is_bounded = clamp_to_file_range(write.offset, write.buf.len()) == Some(write.buf.len());
+    is_bounded && !write.buf.is_empty() && is_aligned(write.offset, write.buf)
 }
 
 fn is_worth_another_way(error: &io::Error) -> bool {

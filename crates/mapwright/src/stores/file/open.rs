@@ -70,7 +70,7 @@ pub(super) fn by_file(file: File, path: &Path, options: &FileOptions) -> Result<
 
 fn finish(buffered: OwnedFd, path: &Path, kind: Kind, options: &FileOptions) -> Result<Opened> {
     let is_local = is_local(buffered.as_fd()).map_err(|error| open_error(path, error))?;
-    let direct = if options.direct { open_direct(buffered.as_fd(), path, kind) } else { None };
+    let direct = if options.direct { open_direct(buffered.as_fd(), path, kind, options) } else { None };
     Ok(Opened { buffered, direct, kind, is_local })
 }
 
@@ -134,8 +134,8 @@ fn reopen(fd: BorrowedFd<'_>, path: &Path, flags: OFlags) -> rustix::io::Result<
     Ok(again)
 }
 
-/// A descriptor for direct reads aligned to [`DIRECT_ALIGNMENT`], or `None` where the file can't have one.
-fn open_direct(buffered: BorrowedFd<'_>, path: &Path, kind: Kind) -> Option<OwnedFd> {
+/// A descriptor for direct reads, and writes if there are to be any, aligned to [`DIRECT_ALIGNMENT`], or `None` where the file can't have one.
+fn open_direct(buffered: BorrowedFd<'_>, path: &Path, kind: Kind, options: &FileOptions) -> Option<OwnedFd> {
     let alignment = match direct_alignment(buffered) {
         // The kernel or the file system doesn't say; a device's sector size is known all the same. For the rest, the first
         // read that is refused settles it.
@@ -145,7 +145,7 @@ fn open_direct(buffered: BorrowedFd<'_>, path: &Path, kind: Kind) -> Option<Owne
     if alignment.is_some_and(|alignment| !DIRECT_ALIGNMENT.is_multiple_of(alignment)) {
         return None;
     }
-    reopen(buffered, path, OFlags::RDONLY | OFlags::DIRECT).ok()
+    reopen(buffered, path, access(options) | OFlags::DIRECT).ok()
 }
 
 /// The alignment that direct I/O wants of addresses and offsets; 0 where there is none. `STATX_DIOALIGN`, Linux 6.1.
