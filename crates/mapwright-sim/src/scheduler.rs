@@ -18,6 +18,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
+use mapwright::engine::locks;
+
 use crate::state::{Next, On, QueuedFault, State};
 use crate::{Failure, Options, Report};
 
@@ -110,8 +112,13 @@ impl Core {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A yield point: another thread may run here.
+    /// A yield point: another thread may run here. Every call of the engine into the kernel or a store is one, and every touch
+    /// of a slice; the rule is that the engine holds no lock there.
+    ///
+    /// # Panics
+    /// If the calling thread holds one.
     pub(crate) fn step(&self) {
+        assert!(locks::none_held(), "the engine holds a lock over a call or a touch");
         let me = self.me();
         let mut state = self.lock_for_step();
         let next = state.next(Some((me, self.options.stay_percent)), &self.options);
@@ -138,7 +145,11 @@ impl Core {
     }
 
     /// Blocks the calling thread until somebody wakes it or `timeout` has passed.
+    ///
+    /// # Panics
+    /// If the calling thread holds a lock of the engine.
     pub(crate) fn block(&self, on: On, timeout: Option<Duration>) {
+        assert!(locks::none_held(), "the engine waits and holds a lock");
         let me = self.me();
         let mut state = self.lock_for_step();
         state.block(me, on, timeout);

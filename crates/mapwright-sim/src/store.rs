@@ -9,7 +9,7 @@ use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use mapwright::stores::{Read, ReadDone, Store, Version};
+use mapwright::stores::{Read, ReadDone, Store, Version, Write, WriteDone};
 
 use crate::handle::SimHandle;
 use crate::page_cache::PageCache;
@@ -25,7 +25,7 @@ const ENOSPC: i32 = 28;
 pub enum Op {
     /// `read_at`, and each read of `read_many`.
     Read,
-    /// `write_at`.
+    /// `write_at`, and each write of `write_many`.
     Write,
     /// `sync`.
     Sync,
@@ -449,6 +449,21 @@ impl Store for SimStore {
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<usize> {
         let written = self.write_now(offset, buf);
         self.end("write", written)
+    }
+
+    /// The writes are done, and end, in random order.
+    fn write_many(&self, writes: &[Write<'_>], done: &mut WriteDone<'_>) {
+        let mut order: Vec<usize> = (0..writes.len()).collect();
+        self.core.lock().rng.shuffle(&mut order);
+        for index in order {
+            let Write { offset, buf } = writes[index];
+            let address = buf.as_ptr().addr();
+            assert!(
+                offset.is_multiple_of(4096) && address.is_multiple_of(4096),
+                "a write of a batch is not aligned: offset {offset:#x}, from {address:#x}"
+            );
+            done(index, self.write_at(offset, buf));
+        }
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

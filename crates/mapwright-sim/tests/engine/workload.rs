@@ -1,5 +1,6 @@
 //! Random work on one file, from several threads, held against the oracle.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -53,6 +54,9 @@ struct User {
     stripe: u64,
     budget: u64,
     hangs: bool,
+    /// How long the engine tries, and when this thread's operation began.
+    deadline: Duration,
+    began: Cell<Duration>,
 }
 
 fn plan(rng: &mut Rng, kind: Kind) -> Plan {
@@ -114,6 +118,8 @@ pub fn run(sim: &SimHandle, told: &AtomicU64, kind: Kind) {
             stripe: plan.stripe,
             budget: plan.budget,
             hangs: plan.hangs,
+            deadline: plan.opening.deadline,
+            began: Cell::new(sim.now()),
         };
         let users: Vec<_> = (0..plan.threads)
             .map(|number| {
@@ -243,6 +249,7 @@ impl User {
     }
 
     fn act(&self, rng: &mut Rng) {
+        self.began.set(self.sim.now());
         assert!(self.sim.resident_bytes() <= self.budget, "above the budget");
         let most = 3 * self.file.block_size();
         let operations = if self.kind.read_only { 7 } else { 12 };
@@ -479,8 +486,9 @@ impl User {
                 );
                 assert!(*offset <= self.file.capacity(), "{error}");
                 let errno = source.raw_os_error();
-                // What passes is an error once a call that hung has used up the time for trying again.
-                let passes = self.hangs && errno.is_none();
+                // What passes is an error once the time for trying again is used up, by a call that hung or by waiting for room.
+                let waited = self.sim.now() - self.began.get() >= self.deadline;
+                let passes = (self.hangs || waited) && errno.is_none();
                 let told = errno == Some(EIO) || errno == Some(ENOSPC) && *operation != "read";
                 assert!(told || passes, "{what}: {error}");
             }

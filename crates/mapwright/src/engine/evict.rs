@@ -14,7 +14,7 @@ use super::kernel::REGION;
 use super::policy::{Key, Policy, Seen, Victim};
 use super::sabotage::{self, Sabotage};
 use super::write_back;
-use super::{Engine, PAGE, lock};
+use super::{Engine, PAGE, lock, lock_policy};
 use crate::error::{Error, Result};
 
 /// Blocks handled together at most: enough to pay for the calls, few enough not to keep faults waiting.
@@ -162,7 +162,7 @@ pub(crate) fn run_evictor(engine: &Arc<Engine>) {
 /// Asks the policy for victims and claims them, sorted by file and place.
 fn choose(engine: &Engine, wanted: usize) -> Vec<Choice> {
     let mut choices: Vec<Choice> = Vec::new();
-    let mut policy = lock(&engine.policy);
+    let mut policy = lock_policy(&engine.policy);
     let mut files = KnownFiles { engine, known: Vec::new() };
     let mut stuck = None;
     let (mut bytes, enough) = (0, wanted as u64 * PAGE);
@@ -348,7 +348,7 @@ fn gave_up(file: &File, blocks: u64) -> u64 {
 }
 
 fn requeue(file: &File, blocks: &[u64]) {
-    let mut policy = lock(&file.pager.policy);
+    let mut policy = lock_policy(&file.pager.policy);
     for &block in blocks {
         if file.word(block).set(QUEUED) & QUEUED == 0 {
             policy.requeue(file.key_of(block));

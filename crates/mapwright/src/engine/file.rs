@@ -22,7 +22,7 @@ use super::pool::Kind;
 use super::read_ahead::{Advice, ReadAhead};
 use super::record::Reference;
 use super::sabotage::{self, Sabotage};
-use super::{Engine, Handle, PAGE, lock};
+use super::{Engine, Handle, PAGE, lock, lock_policy};
 use crate::error::{Error, Result};
 use crate::stores::{Store, Version};
 
@@ -526,7 +526,7 @@ impl File {
                 .map(|region| self.region_key(&region)),
         };
         if let Some(key) = key {
-            let mut policy = lock(&self.pager.policy);
+            let mut policy = lock_policy(&self.pager.policy);
             match self.word(block).set(QUEUED) & QUEUED == 0 {
                 true if ahead => policy.insert_once(key),
                 true => policy.insert(key),

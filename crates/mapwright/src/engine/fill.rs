@@ -15,6 +15,7 @@ use super::budget::Lent;
 use super::evict;
 use super::file::{CHUNK, File};
 use super::kernel::View;
+use super::sabotage::{self, Sabotage};
 use super::{Engine, PAGE, lock};
 use crate::error::{Change, Error, Result};
 use crate::stores::Read;
@@ -357,7 +358,9 @@ fn ended_early(file: &File, offset: u64, len: u64, deadline: Duration) -> Error 
 /// Whether the store is still what was opened.
 pub(crate) fn check_version(file: &File, offset: u64, deadline: Duration) -> Result<()> {
     // Before the look at the store: a write-back that cuts and extends it may be under way.
-    let backed = lock(&file.lengths).backed;
+    let lengths = lock(&file.lengths);
+    let backed = lengths.backed;
+    let _held = sabotage::is(Sabotage::LockOverCall).then_some(lengths);
     let now = retried(file, "check", offset, 0, deadline, || file.store.version())?;
     let opened = file.version();
     let changed = |change| Err(Error::Changed { path: file.name.clone(), offset, change });
@@ -504,7 +507,7 @@ pub(crate) fn patiently<T>(
     }
 }
 
-fn is_transient(error: &io::Error) -> bool {
+pub(crate) fn is_transient(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 

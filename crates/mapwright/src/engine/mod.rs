@@ -15,17 +15,12 @@
 //! | **evict** | | | | one claimant | pins exclude Evicting | waits for Evicting |
 //! | **write back** | | | | | the file's turn | the file's turn |
 //!
-//! Locks, all leaves but for the order given, none held over a call into the kernel or a store:
-//! `policy` → `files`; and each alone: a file's `dirty`, `lengths`, `read_ahead`, `wakers`, `latch`, `scopes`; the pool's and
-//! the buffers' state.
-//!
-//! Fault service may run in a signal handler of any thread that touches a slice. It takes these locks, allocates, and does
-//! I/O. That is sound because the signal is synchronous: the thread was executing a load or store of the program's, so it
-//! holds none of these locks (the engine never touches a slice while it holds one) and is not inside the allocator.
+//! The order of the locks is in [`locks`]. Fault service may run in a signal handler of any thread that touches a slice: what
+//! that asks of the engine and of programs is in docs/in-thread-faults.md.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
@@ -42,6 +37,7 @@ mod ghost;
 pub mod host;
 mod host_frames;
 pub mod kernel;
+pub mod locks;
 pub mod opened;
 mod page_set;
 pub mod policy;
@@ -60,6 +56,7 @@ pub mod write_back;
 use budget::{Budget, Buffers};
 use file::{File, FileSpec};
 use kernel::{Fault, FaultMode, FaultOutcome, FaultSink, Kernel, View};
+use locks::{lock, lock_policy, read_files, write_files};
 use policy::{Key, Policy};
 use pool::{Kind, Pool};
 use record::Recorder;
@@ -67,11 +64,6 @@ use stats::{Counters, Stats};
 
 /// Bytes in a page.
 pub const PAGE: u64 = mapwright_sys::PAGE_SIZE as u64;
-
-/// Locks, also after a panic of another holder: every critical section leaves its data consistent at each step.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// One pager.
 pub struct Engine {
@@ -193,13 +185,13 @@ impl Engine {
         if let Some(file) = handle.shareable(&spec, version)? {
             return Ok(file);
         }
-        let slot = handle.files.write().unwrap_or_else(PoisonError::into_inner).new_slot();
+        let slot = write_files(&handle.files).new_slot();
         let file = File::open(Arc::clone(handle), spec, slot, version)?;
         if file.mode == FaultMode::Thread {
             handle.serve_faults()?;
         }
         let address = file.frames.address(View::Plain)?;
-        let mut files = handle.files.write().unwrap_or_else(PoisonError::into_inner);
+        let mut files = write_files(&handle.files);
         // Upgraded files are let go after the lock: dropping the last hold of one takes it.
         let others: Vec<Arc<File>> = files.by_slot.values().filter_map(Weak::upgrade).collect();
         if others.iter().any(|other| other.identity() == file.identity() && (other.writable || file.writable))
@@ -215,7 +207,7 @@ impl Engine {
 
     fn shareable(&self, spec: &FileSpec, version: crate::stores::Version) -> Result<Option<Arc<File>>> {
         let candidates: Vec<Arc<File>> = {
-            let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+            let files = read_files(&self.files);
             files.by_slot.values().filter_map(Weak::upgrade).collect()
         };
         let same = |file: &&Arc<File>| file.identity() == version.identity;
@@ -236,14 +228,14 @@ impl Engine {
     pub(crate) fn register_checked(&self, file: &Arc<File>, address: usize) {
         let end = address + file.capacity as usize;
         let entry = (end, View::Checked, Arc::downgrade(file));
-        self.files.write().unwrap_or_else(PoisonError::into_inner).by_address.insert(address, entry);
+        write_files(&self.files).by_address.insert(address, entry);
     }
 
     /// Forgets a file that is being dropped, with up to `entries` entries in the policy.
     pub(crate) fn forget(&self, slot: u32, entries: u64) {
-        let most = MAX_STALE.max(lock(&self.policy).len() as u64 / 4);
+        let most = MAX_STALE.max(lock_policy(&self.policy).len() as u64 / 4);
         let dead = {
-            let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
+            let mut files = write_files(&self.files);
             files.by_slot.remove(&slot);
             files.by_address.retain(|_, (_, _, file)| file.strong_count() > 0);
             if entries > 0 {
@@ -256,17 +248,17 @@ impl Engine {
             files.stale = 0;
             std::mem::take(&mut files.dead)
         };
-        lock(&self.policy).forget_files(|slot| dead.contains(&slot));
+        lock_policy(&self.policy).forget_files(|slot| dead.contains(&slot));
     }
 
     /// The file in a slot.
     pub(crate) fn file(&self, slot: u32) -> Option<Arc<File>> {
-        self.files.read().unwrap_or_else(PoisonError::into_inner).by_slot.get(&slot)?.upgrade()
+        read_files(&self.files).by_slot.get(&slot)?.upgrade()
     }
 
     /// What is mapped at an address: file, view, byte offset in the file.
     pub(crate) fn locate(&self, address: usize) -> Option<(Arc<File>, View, u64)> {
-        let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+        let files = read_files(&self.files);
         let (start, (end, view, file)) = files.by_address.range(..=address).next_back()?;
         // Nothing may fail after the upgrade: dropping the last hold of a file takes this lock.
         (address < *end).then(|| file.upgrade().map(|file| (file, *view, (address - start) as u64)))?

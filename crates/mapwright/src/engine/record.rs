@@ -28,11 +28,11 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use super::PAGE;
+use super::{PAGE, lock};
 use crate::error::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"mwtrace\0";
@@ -108,7 +108,7 @@ impl Recorder {
 
     /// Notes a miss.
     pub fn missed(&self, missed: Reference) {
-        if let Some(state) = &mut *self.state.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(state) = &mut *lock(&self.state) {
             state.missed(missed);
         }
     }
@@ -118,7 +118,7 @@ impl Recorder {
     /// # Errors
     /// The first failure to write it; [`Error::Invalid`] if it was ended before.
     pub fn end(&self) -> Result<u64> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let state = lock(&self.state).take();
         let state = state.ok_or_else(|| {
             let what = format!("{}: the recording has ended", self.path.display());
             Error::invalid(what, "end a recording once")

@@ -30,7 +30,7 @@ use super::file::File;
 use super::kernel::Regions;
 use super::policy::{Key, Seen};
 use super::sabotage::{self, Sabotage};
-use super::{PAGE, lock};
+use super::{PAGE, lock_policy};
 use crate::error::{Error, Result};
 
 /// One frame for all blocks.
@@ -202,7 +202,7 @@ impl File {
         word.store(if split.is_ok() { 0 } else { now }, Ordering::Release);
         self.pager.kernel.wake(word);
         if split.is_ok() && !sabotage::is(Sabotage::ForgetSplit) {
-            let mut policy = lock(&self.pager.policy);
+            let mut policy = lock_policy(&self.pager.policy);
             for block in region.filter(|&block| state(self.word(block).bits()) != State::Absent) {
                 if self.word(block).set(QUEUED) & QUEUED == 0 {
                     policy.requeue(self.key_of(block));

@@ -31,6 +31,8 @@ pub enum Sabotage {
     HastyShow,
     /// A copy in the checked view is not charged.
     FreeCopy,
+    /// A lock is held over a call of the store.
+    LockOverCall,
 }
 
 static CHOSEN: AtomicU32 = AtomicU32::new(0);
