@@ -112,11 +112,12 @@ pub(crate) fn write_files<T>(files: &RwLock<T>) -> Held<RwLockWriteGuard<'_, T>>
     Held { guard: files.write().unwrap_or_else(PoisonError::into_inner), _note: note }
 }
 
-#[cfg(all(test, debug_assertions))]
+#[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(not(debug_assertions), ignore = "the order is checked with debug assertions")]
     fn the_order_is_kept() {
         let (policy, files, other, second) = (Mutex::new(1), RwLock::new(2), Mutex::new(3), Mutex::new(4));
         let fails = |work: &dyn Fn()| {
