@@ -195,7 +195,7 @@ impl Entry {
             (_, How::Ring { .. } | How::Fio) => "errors are values; no cache",
             (_, How::Pager(Way::Explicit, _)) => "errors are values; a changed file is an error",
             (_, How::Pager(..)) => "errors are values in checked(), else SIGBUS; a changed file is an error",
-            (_, How::Eventfd | How::Futex) => "",
+            (_, How::Eventfd | How::Futex | How::Signal) => "",
             (_, How::Peer(Peer::Lmdb)) => "snapshots; commits are synced; an I/O error is SIGBUS",
             (_, How::Peer(Peer::Redb)) => "snapshots; commits are synced and checksummed; errors are values",
             (_, How::Peer(Peer::Sqlite)) => "snapshots; commits are synced; errors are values",

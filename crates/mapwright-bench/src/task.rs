@@ -121,6 +121,8 @@ pub enum How {
     Eventfd,
     /// futex(2), through std's park.
     Futex,
+    /// A signal to oneself, with a handler that does next to nothing.
+    Signal,
     /// A database.
     Peer(Peer),
 }

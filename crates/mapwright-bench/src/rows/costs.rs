@@ -45,7 +45,8 @@ pub fn faults(sizes: &Sizes, materials: &mut Materials) -> Result<Vec<Case>> {
     let about = format!(
         "Touches of {} that are in memory and not mapped, one in every 64 KiB (the kernel maps the 16 pages around a fault on a \
          file) or in every page; and round trips between two threads that sleep until the other wakes them, by eventfd(2) and \
-         futex(2): the least that a fault served by another thread can cost here.",
+         futex(2): the least that a fault served by another thread can cost here. A signal is the least that a fault served in the \
+         thread can cost.",
         show(LEN)
     );
     let mut case = Case::new("Faults", about, Shown::Median);
@@ -63,6 +64,7 @@ pub fn faults(sizes: &Sizes, materials: &mut Materials) -> Result<Vec<Case>> {
     add(THREAD, narrow, pager(Way::Thread));
     add("eventfd, round trip", Work::Wake { count: sizes.scaled(50_000) }, How::Eventfd);
     add("futex, round trip", Work::Wake { count: sizes.scaled(50_000) }, How::Futex);
+    add("signal, delivered and returned from", Work::Wake { count: sizes.scaled(50_000) }, How::Signal);
     case.goal(in_thread, &[kernel], Figure::Median, Want::AtMost(1.5));
     case.goal(thread, &["eventfd, round trip"], Figure::Median, Want::AtMost(1.3));
     Ok(vec![case])

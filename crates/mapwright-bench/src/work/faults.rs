@@ -2,6 +2,7 @@
 
 use std::hint::black_box;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use mapwright::engine::Engine;
@@ -84,11 +85,12 @@ fn touch(bytes: &[u8], stride: u64, passes: u64, unmap: impl Fn() -> Result<()>)
 }
 
 /// Round trips between two threads, each of which sleeps until the other wakes it: what a fault served by another thread
-/// cannot do without.
+/// cannot do without. And a signal, what one served in the thread cannot do without.
 pub fn wake(task: &Task, count: u64) -> Result<Measured> {
     match task.how {
         How::Eventfd => eventfds(count),
         How::Futex => Ok(parks(count)),
+        How::Signal => signals(count),
         _ => Err(Failure::Unsupported(format!("{:?} wakes nobody", task.how))),
     }
 }
@@ -115,7 +117,6 @@ fn eventfds(count: u64) -> Result<Measured> {
 }
 
 fn parks(count: u64) -> Measured {
-    use std::sync::atomic::{AtomicU64, Ordering};
     let turns = AtomicU64::new(0);
     let mine = std::thread::current();
     let wait_for = |turn| {
@@ -142,4 +143,29 @@ fn parks(count: u64) -> Measured {
         }
         with_latencies(clock.stop(count, 0), &latencies)
     })
+}
+
+fn signals(count: u64) -> Result<Measured> {
+    let failed = |error: &dyn std::fmt::Display| Failure::Message(format!("SIGUSR1: {error}"));
+    let came = Arc::new(AtomicBool::new(false));
+    let registered = signal_hook::flag::register(signal_hook::consts::SIGUSR1, Arc::clone(&came))
+        .map_err(|error| failed(&error))?;
+    let process = rustix::process::getpid();
+    let mut latencies = Histogram::default();
+    let clock = Clock::start();
+    for _ in 0..count {
+        time(&mut latencies, || {
+            came.store(false, Ordering::Relaxed);
+            rustix::process::kill_process(process, rustix::process::Signal::USR1)
+                .map_err(|error| failed(&error))?;
+            // Delivered before kill(2) returns, if no other thread takes it.
+            while !came.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+            Ok(())
+        })?;
+    }
+    let measured = with_latencies(clock.stop(count, 0), &latencies);
+    signal_hook::low_level::unregister(registered);
+    Ok(measured)
 }
