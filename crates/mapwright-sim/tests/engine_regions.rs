@@ -11,7 +11,8 @@ use engine::readers::REGION;
 use engine::{Opening, PAGE, for_seeds, frame_limit, pager};
 use mapwright::engine::checked::Scope;
 use mapwright::engine::file::File;
-use mapwright::engine::kernel::{FaultMode, View};
+use mapwright::engine::kernel::{FaultMode, FrameKind, View};
+use mapwright::engine::read_ahead::Advice;
 use mapwright::engine::request::{Held, Request};
 use mapwright::engine::{Handle, evict};
 use mapwright_sim::{Options, SimHandle, SimStore, StoreOptions};
@@ -34,7 +35,9 @@ fn bench(sim: &SimHandle, told: &AtomicU64) -> Bench {
     let mode = if sim.seed().is_multiple_of(2) { FaultMode::Thread } else { FaultMode::InThread };
     let store = SimStore::new(sim, Oracle::pattern(LEN), StoreOptions::default());
     let pager = pager(sim, BUDGET);
-    let file = Opening { writable: false, mode, ..Opening::default() }.open(&pager, &store).expect("open");
+    let frames = FrameKind::Moved;
+    let file =
+        Opening { writable: false, mode, frames, ..Opening::default() }.open(&pager, &store).expect("open");
     Bench { sim: sim.clone(), pager, file }
 }
 
@@ -78,6 +81,45 @@ fn pins_all_over_leave_the_rest_to_be_evicted() {
         pinned.iter().for_each(|&block| bench.check(View::Plain, block..block + 1));
         assert_eq!(sim.fault_count(), faults, "what is pinned does not fault");
         drop((pins, rest));
+    });
+}
+
+#[test]
+fn blocks_that_came_one_by_one_collapse_under_readers() {
+    const COLLAPSING: u64 = 4;
+    regions("collapse", 300, |sim, told| {
+        let bench = bench(sim, told);
+        bench.file.advise(Advice::Random);
+        let mut blocks: Vec<_> = (0..COLLAPSING * BLOCKS).collect();
+        sim.rng(0).shuffle(&mut blocks);
+        blocks.iter().for_each(|&block| drop(bench.get(block..block + 1)));
+        let readers: Vec<_> = (1..3)
+            .map(|number| {
+                let (mut rng, file, sim) = (sim.rng(number), Arc::clone(&bench.file), sim.clone());
+                let reader = sim.clone();
+                sim.spawn("reader", move || {
+                    for _ in 0..60 {
+                        let at = (rng.below(COLLAPSING * BLOCKS) * PAGE) as usize;
+                        let address = file.frames().address(View::Plain).expect("it is there");
+                        let found = reader.read_slice(address + at, PAGE as usize).expect("a good store");
+                        assert!(found == Oracle::pattern(LEN)[at..at + PAGE as usize], "at {at:#x}");
+                    }
+                })
+            })
+            .collect();
+        readers.into_iter().for_each(|reader| reader.join());
+        sim.sleep(Duration::from_millis(100));
+        assert_eq!(bench.pager.stats().collapses, COLLAPSING, "nobody holds a block for long");
+        // They are dropped as one, and accounted for.
+        bench.check(View::Plain, 0..COLLAPSING * BLOCKS);
+        let scope = Scope::enter(&bench.file).expect("the view can be made");
+        bench.check(View::Checked, 0..2);
+        scope.end().expect("a good store");
+        sim.sleep(Duration::from_millis(100)); // whoever serves a fault a second time holds a pin
+        evict::drop_clean(&bench.file, 0..COLLAPSING * BLOCKS);
+        assert_eq!(bench.file.resident_bytes(), 0);
+        bench.fill_regions();
+        bench.check(View::Plain, 0..2 * REGIONS * BLOCKS);
     });
 }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::{MODES, PAGE, Rng, Watchdog, paged, pager, require_userfaultfd, scratch};
-use mapwright::{FaultMode, FrameKind, Map, Pager};
+use mapwright::{Advice, FaultMode, FrameKind, Map, Pager};
 
 const REGION: usize = 2 << 20;
 /// Not a whole number of regions, nor of pages.
@@ -82,6 +82,50 @@ fn a_scan_is_served_by_huge_pages() {
         assert!(most > (BUDGET >> 11) as usize, "{mode:?}: {most} KiB on huge pages");
         let faults = pager.stats().faults;
         assert!(faults < 3 * (LEN / PAGE) as u64 / 20, "{mode:?}: {faults} faults");
+    }
+}
+
+/// Pages that came one by one, in any order, are put on huge pages when all of a region are there.
+#[test]
+fn regions_filled_page_by_page_collapse() {
+    if !require_userfaultfd() || !huge_pages_are_there() {
+        return;
+    }
+    const REGIONS: usize = 8;
+    let dir = scratch();
+    let path = write_file(dir.path());
+    for mode in MODES {
+        let pager = pager(BUDGET);
+        let map = open(&pager, &path, mode);
+        map.advise(Advice::Random).unwrap();
+        let mut pages: Vec<usize> = (0..REGIONS * REGION / PAGE).collect();
+        let mut rng = Rng(7);
+        for end in (1..pages.len()).rev() {
+            pages.swap(end, rng.below(end as u64 + 1) as usize);
+        }
+        let ended = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let (map, ended) = (&map, &ended);
+            // Somebody reads all the time: what collapses under it shows the same bytes.
+            let reader = scope.spawn(move || {
+                let mut rng = Rng(8);
+                while !ended.load(Ordering::Relaxed) {
+                    let at = rng.below((REGIONS * REGION / PAGE) as u64) as usize * PAGE;
+                    check(&map[at..at + PAGE], at);
+                }
+            });
+            let _watchdog = Watchdog::new("collapse", Duration::from_secs(60));
+            pages.iter().for_each(|page| check(&map[page * PAGE..][..64], page * PAGE));
+            while pager.stats().collapses < REGIONS as u64 - 1 {
+                std::thread::sleep(Duration::from_millis(1)); // done in the background
+            }
+            ended.store(true, Ordering::Relaxed);
+            reader.join().unwrap();
+        });
+        check(&map[..REGIONS * REGION], 0);
+        // One may have been in use when its last page came.
+        let kib = on_huge_pages(map.as_ptr() as usize);
+        assert!(kib >= (REGIONS - 1) * REGION / 1024, "{mode:?}: {kib} KiB on huge pages");
     }
 }
 

@@ -164,10 +164,13 @@ fn choose(engine: &Engine, wanted: usize) -> Vec<Choice> {
     let mut choices: Vec<Choice> = Vec::new();
     let mut policy = lock_policy(&engine.policy);
     let mut files = KnownFiles { engine, known: Vec::new() };
-    let mut stuck = None;
+    let mut notes = Notes::default();
     let (mut bytes, enough) = (0, wanted as u64 * PAGE);
     for _ in 0..4 * wanted {
-        let Some(victim) = policy.next_victim(&mut |key| look(&mut files, key, &mut stuck)) else { break };
+        let victim = policy.next_victim(&mut |key| look(&mut files, key, &mut notes));
+        let renamed = !notes.renamed.is_empty();
+        notes.renamed.drain(..).for_each(|key| policy.requeue(key));
+        let Some(victim) = victim else { if renamed { continue } else { break } };
         let (Victim::Unmap(key) | Victim::Evict(key)) = victim;
         let Some(file) = files.get(key.slot()) else { continue };
         let index = choices.iter().position(|choice| choice.file.slot == file.slot).unwrap_or_else(|| {
@@ -181,7 +184,7 @@ fn choose(engine: &Engine, wanted: usize) -> Vec<Choice> {
     }
     drop(policy);
     if choices.iter().all(Choice::is_empty)
-        && let Some(key) = stuck
+        && let Some(key) = notes.stuck
         && let Some(file) = files.get(key.slot())
     {
         choices.extend(split(&file, file.region_of(key.block())));
@@ -231,21 +234,34 @@ fn give_back(choice: &mut Choice) {
     }
 }
 
-/// What the policy shall know of a block or a region. Runs under the policy's lock. Notes in `stuck` a
-/// region that is in use, but not all of it.
-fn look(files: &mut KnownFiles<'_>, key: Key, stuck: &mut Option<Key>) -> Seen {
+/// What was noticed while the policy looked.
+#[derive(Default)]
+struct Notes {
+    /// A region that is in use, but not all of it.
+    stuck: Option<Key>,
+    /// Entries of blocks that have become a region's, or the other way round, by the key that is right now.
+    renamed: Vec<Key>,
+}
+
+/// What the policy shall know of a block or a region. Runs under the policy's lock.
+fn look(files: &mut KnownFiles<'_>, key: Key, notes: &mut Notes) -> Seen {
     let Some(file) = files.get(key.slot()) else { return Seen::Gone };
     let word = file.word(key.block());
-    if file.is_whole(key.block()) {
-        let region = file.region_of(key.block());
-        if region.start != key.block() {
-            word.clear(QUEUED); // the region has an entry of its own
-            return Seen::Gone;
-        }
+    let whole = file.is_whole(key.block()).then(|| file.region_of(key.block()));
+    if whole.as_ref().is_some_and(|region| region.start != key.block()) {
+        word.clear(QUEUED); // the region has an entry of its own
+        return Seen::Gone;
+    }
+    let right = whole.as_ref().map_or_else(|| file.key_of(key.block()), |region| file.region_key(region));
+    if key != right && block::state(word.bits()) != State::Absent {
+        notes.renamed.push(right);
+        return Seen::Gone;
+    }
+    if let Some(region) = whole {
         let seen = file.look_at_region(region.clone());
-        if stuck.is_none() && seen == Seen::Busy && region.into_iter().any(|block| file.word(block).is_idle())
-        {
-            *stuck = Some(key);
+        let stuck = seen == Seen::Busy && region.into_iter().any(|block| file.word(block).is_idle());
+        if stuck && notes.stuck.is_none() {
+            notes.stuck = Some(key);
         }
         return seen;
     }
@@ -322,6 +338,7 @@ fn drop_stage(choice: &Choice, dirty: &mut Vec<(Arc<File>, Vec<u64>)>) -> u64 {
         // Punching holes fails only when the kernel is out of memory: what is gone then is gone, the rest would be read
         // again over whatever the frame still holds.
         debug_assert!(released.is_ok(), "release: {released:?}");
+        file.count_out(block);
         file.dropped(block);
     }
     let freed = freed + gave_up(file, clean.len() as u64);
@@ -337,7 +354,7 @@ fn drop_stage(choice: &Choice, dirty: &mut Vec<(Arc<File>, Vec<u64>)>) -> u64 {
 }
 
 /// Accounts for blocks that were dropped; their bytes.
-fn gave_up(file: &File, blocks: u64) -> u64 {
+pub(super) fn gave_up(file: &File, blocks: u64) -> u64 {
     let freed = blocks * file.block_charge();
     if freed > 0 {
         file.pager.counters.evictions.add(blocks);

@@ -517,14 +517,16 @@ impl File {
 
     /// Ends a successful fill of one block: it becomes resident, with `pins` pins and the bits `set`, and the policy learns
     /// of it. The fill does not count as a touch.
-    pub(crate) fn filled(&self, block: u64, pins: u32, set: u32, ahead: bool) {
+    pub(crate) fn filled(self: &Arc<Self>, block: u64, pins: u32, set: u32, ahead: bool) {
         self.charges.resident.fetch_add(1, Ordering::Relaxed);
-        let key = match self.is_whole(block) {
+        let whole = self.is_whole(block);
+        let key = match whole {
             false => Some(self.key_of(block)),
             true => Some(self.region_of(block))
                 .filter(|region| region.start == block)
                 .map(|region| self.region_key(&region)),
         };
+        let complete = !whole && self.count_in(block);
         if let Some(key) = key {
             let mut policy = lock_policy(&self.pager.policy);
             match self.word(block).set(QUEUED) & QUEUED == 0 {
@@ -534,6 +536,9 @@ impl File {
             }
         }
         self.settle(block, State::Resident, pins, set, 0);
+        if complete {
+            self.collapse_soon(self.region_of(block));
+        }
     }
 
     /// Ends the dropping of one block; the caller has released its frame.

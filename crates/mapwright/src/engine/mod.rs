@@ -18,7 +18,8 @@
 //! The order of the locks is in [`locks`]. Fault service may run in a signal handler of any thread that touches a slice: what
 //! that asks of the engine and of programs is in docs/in-thread-faults.md.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
 use std::time::Duration;
@@ -78,6 +79,8 @@ pub struct Engine {
     pub(crate) dropped: AtomicU32,
     evictor_runs: AtomicBool,
     serving: AtomicBool,
+    /// Regions whose blocks are all resident, to be put on one frame each. Not empty while `region::run_collapses` runs.
+    to_collapse: Mutex<Collapses>,
     /// Requests that could not get all their blocks at once go on one at a time.
     pub(crate) hungry: gate::Gate,
     pub(crate) watch: watch::Watch,
@@ -85,6 +88,9 @@ pub struct Engine {
     pub(crate) recorder: OnceLock<Recorder>,
     weak: Weak<Engine>,
 }
+
+/// Files and runs of blocks.
+type Collapses = VecDeque<(Weak<File>, Range<u64>)>;
 
 /// The files of a pager by every key they are looked up with.
 #[derive(Default)]
@@ -157,6 +163,7 @@ impl Engine {
             dropped: AtomicU32::new(0),
             evictor_runs: AtomicBool::new(false),
             serving: AtomicBool::new(false),
+            to_collapse: Mutex::default(),
             hungry: gate::Gate::default(),
             watch: watch::Watch::default(),
             recorder: OnceLock::new(),
@@ -279,10 +286,15 @@ impl Engine {
         Ok(())
     }
 
+    /// Whether little of the budget is left.
+    pub(crate) fn is_short_of_room(&self) -> bool {
+        self.budget.free() < self.budget.limit() / 64
+    }
+
     /// Makes room in the background when little is left.
     pub(crate) fn evict_ahead(&self) {
-        let low = self.budget.limit() / 64;
-        if low < 64 * PAGE || self.budget.free() >= low || self.evictor_runs.swap(true, Ordering::AcqRel) {
+        let is_small = self.budget.limit() / 64 < 64 * PAGE;
+        if is_small || !self.is_short_of_room() || self.evictor_runs.swap(true, Ordering::AcqRel) {
             return;
         }
         self.pool.submit(&self.this(), Kind::Ordinary, Box::new(evict::run_evictor));
@@ -316,6 +328,7 @@ impl Engine {
             retries: counters.retries.get(),
             evictions: counters.evictions.get(),
             refaults: counters.refaults.get(),
+            collapses: counters.collapses.get(),
             write_backs: counters.write_backs.get(),
             written_back_bytes: counters.written_back_bytes.get(),
             queue_depth: load(&counters.fills_in_flight),

@@ -5,11 +5,14 @@
 //! of them. So while a block is pinned its region stays where it is. Where that is in the way, because nothing else can be
 //! dropped, the region is *split*: its blocks go on as ordinary ones.
 //!
+//! Blocks that were filled one by one have a frame each. When the last one of a region has come they are *collapsed*: copied to
+//! a buffer on a huge page, which becomes the region's frame, and costs one address translation where there were hundreds.
+//!
 //! The word of a region:
 //!
 //! | from | to | by | who may |
 //! | --- | --- | --- | --- |
-//! | 0 | WHOLE, or WHOLE and ASIDE | [`File::fill_region`] | who has claimed all blocks to fill them |
+//! | 0 | WHOLE, or WHOLE and ASIDE | [`File::fill_region`] | who has claimed all blocks, to fill or to collapse them |
 //! | WHOLE, ASIDE | and BUSY | [`File::show_region`] | who has a pin on a block |
 //! | WHOLE, ASIDE, BUSY | WHOLE | `show_region`, done | the same |
 //! | WHOLE | WHOLE, ASIDE | [`File::unmap_region`] | who has claimed all blocks |
@@ -19,18 +22,23 @@
 //! | SPLIT | WHOLE | `split_region`, failed | the same |
 //!
 //! (ASIDE stays as it is through a split that fails.) While a region is being split nothing in it is mapped, unmapped or dropped.
+//! Of a region that is not whole the word counts the resident blocks, in steps of ONE_BLOCK; who has claimed a block counts.
 
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::block::{MAPPED, MAPPED_CHECKED, QUEUED, SHOWN, State, TOUCHED, TRIGGER, pins, state};
+use super::budget::Lent;
+use super::evict;
 use super::file::File;
-use super::kernel::Regions;
+use super::kernel::{Regions, View};
 use super::policy::{Key, Seen};
+use super::pool::Kind;
 use super::sabotage::{self, Sabotage};
-use super::{PAGE, lock_policy};
+use super::{Engine, PAGE, lock, lock_policy};
 use crate::error::{Error, Result};
 
 /// One frame for all blocks.
@@ -41,10 +49,43 @@ const ASIDE: u32 = 1 << 1;
 const BUSY: u32 = 1 << 2;
 /// Its frame is being made into pages.
 const SPLIT: u32 = 1 << 3;
+/// One resident block of a region that is not whole.
+const ONE_BLOCK: u32 = 1 << 16;
+/// Between tries to collapse a region: who has filled its last block holds that for a moment.
+const PAUSES: [Duration; 3] =
+    [Duration::from_micros(200), Duration::from_millis(2), Duration::from_millis(20)];
 /// Waiting for another thread that shows or splits a region: a moment, unless that thread has lost its processor.
 const MOMENT: Duration = Duration::from_millis(1);
 
+/// Collapses regions that are due, one at a time, until there are none.
+pub(super) fn run_collapses(engine: &Arc<Engine>) {
+    loop {
+        let next = lock(&engine.to_collapse).front().cloned();
+        let Some((file, region)) = next else { return };
+        if let Some(file) = file.upgrade() {
+            file.collapse(&region);
+        }
+        let mut due = lock(&engine.to_collapse);
+        due.pop_front();
+        if due.is_empty() {
+            return; // whoever notes the next one starts this again
+        }
+    }
+}
+
 impl File {
+    /// Notes that all blocks of a region have become resident, one by one.
+    pub(super) fn collapse_soon(self: &Arc<Self>, region: Range<u64>) {
+        let is_first = {
+            let mut due = lock(&self.pager.to_collapse);
+            due.push_back((Arc::downgrade(self), region));
+            due.len() == 1
+        };
+        if is_first {
+            self.pager.pool.submit(&self.pager, Kind::Ordinary, Box::new(run_collapses));
+        }
+    }
+
     /// Which region a block is in.
     fn region_index(&self, block: u64) -> usize {
         ((block << self.block_shift) / self.region_size) as usize
@@ -138,6 +179,72 @@ impl File {
         Ok(true)
     }
 
+    /// Counts a claimed block that becomes resident, and is not in a whole region; whether all of its region are now.
+    pub(super) fn count_in(&self, block: u64) -> bool {
+        let Some(blocks) = self.region_blocks().filter(|&blocks| blocks > 1) else { return false };
+        let before = self.regions[self.region_index(block)].fetch_add(ONE_BLOCK, Ordering::AcqRel);
+        u64::from(before / ONE_BLOCK) + 1 == blocks
+    }
+
+    /// Takes back a count: the block, claimed and not in a whole region, is about to be absent.
+    pub(super) fn count_out(&self, block: u64) {
+        if self.region_blocks().is_some_and(|blocks| blocks > 1) {
+            self.regions[self.region_index(block)].fetch_sub(ONE_BLOCK, Ordering::AcqRel);
+        }
+    }
+
+    /// Makes a region whole whose blocks are all resident, each on a frame of its own. Gives up where one stays in use, no buffer
+    /// comes free, or room is short: then the region would soon be evicted, or split.
+    fn collapse(&self, region: &Range<u64>) {
+        for pause in PAUSES {
+            if self.is_closed() || self.pager.is_short_of_room() || self.is_whole(region.start) {
+                return;
+            }
+            if let Some(buffer) = self.try_take_buffer(self.region_size as usize) {
+                let claims = region.clone().take_while(|&block| self.word(block).claim_eviction().is_some());
+                let claimed = region.start..region.start + claims.count() as u64;
+                if claimed == *region {
+                    return self.collapse_claimed(region, buffer);
+                }
+                claimed.for_each(|block| self.settle(block, State::Resident, 0, 0, 0));
+            }
+            self.pager.kernel.wait(&AtomicU32::new(0), 0, Some(pause));
+        }
+    }
+
+    fn collapse_claimed(&self, region: &Range<u64>, mut buffer: Lent) {
+        let give_back =
+            |clear| region.clone().for_each(|block| self.settle(block, State::Resident, 0, 0, clear));
+        let Some(regions) = self.frames.regions() else { return give_back(0) };
+        if self.is_whole(region.start) || self.show_singly(region).is_err() {
+            return give_back(0);
+        }
+        let bytes = self.bytes_of(region);
+        self.frames.copy_out(bytes.start, &mut buffer);
+        // From here on a touch is a fault, which waits for the claim to end.
+        let released = self.frames.release(std::slice::from_ref(&bytes));
+        debug_assert!(released.is_ok(), "release: {released:?}");
+        self.regions[self.region_index(region.start)].store(0, Ordering::Release);
+        match self.fill_region(regions, region, &mut buffer, true) {
+            Ok(()) => {
+                buffer.set_hollow(true);
+                self.pager.counters.collapses.add(1);
+                give_back(MAPPED_CHECKED);
+            }
+            Err(_) => {
+                let _ = self.frames.release(std::slice::from_ref(&bytes));
+                region.clone().for_each(|block| self.dropped(block));
+                evict::gave_up(self, region.end - region.start);
+            }
+        }
+    }
+
+    /// Shows what may be only stored of claimed blocks, so that all of them can be copied out.
+    fn show_singly(&self, blocks: &Range<u64>) -> Result<()> {
+        let stored = |&block: &u64| self.word(block).bits() & SHOWN == 0;
+        blocks.clone().filter(stored).try_for_each(|block| self.map(View::Plain, block..block + 1))
+    }
+
     fn mark(&self, blocks: &Range<u64>, bits: u32) {
         blocks.clone().for_each(|block| _ = self.word(block).set(bits));
     }
@@ -199,7 +306,10 @@ impl File {
         }
         let region = self.region_of(block);
         let split = regions.split(block << self.block_shift, now & ASIDE == 0);
-        word.store(if split.is_ok() { 0 } else { now }, Ordering::Release);
+        let blocks = (region.end - region.start) as u32;
+        let counted =
+            if self.region_blocks().is_some_and(|blocks| blocks > 1) { blocks * ONE_BLOCK } else { 0 };
+        word.store(if split.is_ok() { counted } else { now }, Ordering::Release);
         self.pager.kernel.wake(word);
         if split.is_ok() && !sabotage::is(Sabotage::ForgetSplit) {
             let mut policy = lock_policy(&self.pager.policy);

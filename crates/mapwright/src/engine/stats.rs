@@ -46,6 +46,7 @@ pub struct Counters {
     pub read_ahead_bytes: Counter,
     pub evictions: Counter,
     pub refaults: Counter,
+    pub collapses: Counter,
     pub write_backs: Counter,
     pub written_back_bytes: Counter,
     pub retries: Counter,
@@ -65,6 +66,7 @@ impl Default for Counters {
             read_ahead_bytes: Counter::default(),
             evictions: Counter::default(),
             refaults: Counter::default(),
+            collapses: Counter::default(),
             write_backs: Counter::default(),
             written_back_bytes: Counter::default(),
             retries: Counter::default(),
@@ -119,6 +121,8 @@ pub struct Stats {
     pub evictions: u64,
     /// Fills of blocks that had been evicted a short time before.
     pub refaults: u64,
+    /// Runs of 2 MiB, filled piece by piece, that were put on a huge page.
+    pub collapses: u64,
     /// Runs of pages written to stores.
     pub write_backs: u64,
     /// Bytes written to stores.
