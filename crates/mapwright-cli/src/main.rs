@@ -1,10 +1,13 @@
 //! The `mapwright` command: `compare` measures every way to read a file on this machine, `doctor` says what the machine
-//! allows. Exit codes: 0 success, 1 failure, 2 bad usage, 130 interrupted.
+//! allows, `cache` what the page cache holds. Exit codes: 0 success, 1 failure, 2 bad usage, 130 interrupted.
 
+mod cache;
 mod compare;
 mod doctor;
 mod methods;
 mod probe;
+mod text;
+mod wait;
 
 use std::process::ExitCode;
 
@@ -23,6 +26,7 @@ struct Arguments {
 enum Command {
     Compare(Box<compare::Options>),
     Doctor(doctor::Options),
+    Cache(Box<cache::Options>),
     /// One round of one method (started by compare)
     #[command(hide = true)]
     CompareWorker,
@@ -43,18 +47,22 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<bool> {
     match command {
         Command::Compare(options) => {
-            if let Err(why) = options.check() {
-                let mut command = Arguments::command();
-                command.build();
-                let compare = command.find_subcommand_mut("compare");
-                compare
-                    .map_or_else(Arguments::command, |compare| compare.clone())
-                    .error(ErrorKind::ArgumentConflict, why)
-                    .exit();
-            }
+            options.check().unwrap_or_else(|why| bad_usage("compare", &why));
             compare::compare(&options)
         }
         Command::Doctor(options) => doctor::doctor(&options).map(|()| true),
+        Command::Cache(options) => {
+            options.check().unwrap_or_else(|why| bad_usage("cache", &why));
+            cache::cache(&options)
+        }
         Command::CompareWorker => compare::worker::run().map(|()| true),
     }
+}
+
+/// Ends as clap itself does: the reason, how the command is called, exit code 2.
+fn bad_usage(name: &str, why: &str) -> ! {
+    let mut command = Arguments::command();
+    command.build();
+    let found = command.find_subcommand_mut(name).map(|found| found.clone());
+    found.unwrap_or_else(Arguments::command).error(ErrorKind::ArgumentConflict, why).exit()
 }

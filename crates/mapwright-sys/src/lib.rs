@@ -16,6 +16,7 @@ pub mod frames;
 pub mod futex;
 pub mod mapping;
 pub mod moved;
+pub mod page_cache;
 pub mod pagemap;
 pub mod ring;
 pub mod signals;

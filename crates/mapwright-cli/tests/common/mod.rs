@@ -1,0 +1,68 @@
+//! What the tests of the commands share: running the real binary, and saying loudly what was left out.
+#![allow(dead_code, reason = "not every test file uses every helper")]
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The binary with arguments, in a folder.
+pub fn mapwright(dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mapwright"));
+    command.args(arguments).current_dir(dir).env_remove("TMPDIR").stdin(Stdio::null());
+    command
+}
+
+/// Runs it to its end.
+pub fn run(dir: &Path, arguments: &[&str]) -> Output {
+    mapwright(dir, arguments).output().unwrap()
+}
+
+/// Runs it, expects an exit code, and gives stdout and stderr.
+#[track_caller]
+pub fn expect(dir: &Path, arguments: &[&str], code: i32) -> (String, String) {
+    let output = run(dir, arguments);
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}:\n{stdout}{stderr}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    (stdout, stderr)
+}
+
+/// Runs it with `--json` and gives what it printed.
+#[track_caller]
+pub fn json(dir: &Path, arguments: &[&str], code: i32) -> Value {
+    let arguments: Vec<&str> = arguments.iter().copied().chain(["--json"]).collect();
+    let (stdout, stderr) = expect(dir, &arguments, code);
+    serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error}: {stdout}{stderr}"))
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A folder of the build, on a real file system where the build is on one.
+pub fn folder() -> TempDir {
+    TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+/// Says that a part of a test was left out because this machine lacks something. Not in CI, which has everything.
+#[track_caller]
+pub fn skip(why: &str) {
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must not skip this test: {why}");
+    eprintln!("######## SKIPPED: {why} ########");
+}
+
+/// Runs a tool to compare with, if it is installed: what it prints. The comparison is left out loudly otherwise, also in
+/// CI, which need not have it.
+pub fn other_tool(dir: &Path, name: &str, arguments: &[&str]) -> Option<String> {
+    match Command::new(name).args(arguments).current_dir(dir).env("LC_ALL", "C").output() {
+        Ok(output) if output.status.success() => Some(text(&output.stdout)),
+        other => {
+            eprintln!(
+                "######## SKIPPED: the comparison with {name}, which does not run here: {other:?} ########"
+            );
+            None
+        }
+    }
+}
