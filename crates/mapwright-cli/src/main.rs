@@ -1,11 +1,14 @@
 //! The `mapwright` command: `compare` measures every way to read a file on this machine, `doctor` says what the machine
-//! allows, `cache` what the page cache holds. Exit codes: 0 success, 1 failure, 2 bad usage, 130 interrupted.
+//! allows, `cache` what the page cache holds, `map` what a process
+//! maps. Exit codes: 0 success, 1 failure, 2 bad usage, 130 interrupted.
 
 mod cache;
 mod compare;
 mod doctor;
+mod map;
 mod methods;
 mod probe;
+mod process;
 mod text;
 mod wait;
 
@@ -27,6 +30,7 @@ enum Command {
     Compare(Box<compare::Options>),
     Doctor(doctor::Options),
     Cache(Box<cache::Options>),
+    Map(Box<map::Options>),
     /// One round of one method (started by compare)
     #[command(hide = true)]
     CompareWorker,
@@ -54,6 +58,10 @@ fn run(command: Command) -> Result<bool> {
         Command::Cache(options) => {
             options.check().unwrap_or_else(|why| bad_usage("cache", &why));
             cache::cache(&options)
+        }
+        Command::Map(options) => {
+            options.check().unwrap_or_else(|why| bad_usage("map", &why));
+            map::map(&options)
         }
         Command::CompareWorker => compare::worker::run().map(|()| true),
     }
