@@ -1,10 +1,11 @@
 //! The `mapwright` command: `compare` measures every way to read a file on this machine, `doctor` says what the machine
 //! allows, `cache` what the page cache holds, `map` what a process
-//! maps. Exit codes: 0 success, 1 failure, 2 bad usage, 130 interrupted.
+//! maps, `explain` one address of it. Exit codes: 0 success, 1 failure, 2 bad usage, 130 interrupted.
 
 mod cache;
 mod compare;
 mod doctor;
+mod explain;
 mod map;
 mod methods;
 mod probe;
@@ -31,6 +32,7 @@ enum Command {
     Doctor(doctor::Options),
     Cache(Box<cache::Options>),
     Map(Box<map::Options>),
+    Explain(explain::Options),
     /// One round of one method (started by compare)
     #[command(hide = true)]
     CompareWorker,
@@ -63,6 +65,7 @@ fn run(command: Command) -> Result<bool> {
             options.check().unwrap_or_else(|why| bad_usage("map", &why));
             map::map(&options)
         }
+        Command::Explain(options) => explain::explain(&options).map(|()| true),
         Command::CompareWorker => compare::worker::run().map(|()| true),
     }
 }

@@ -17,6 +17,7 @@ pub mod futex;
 pub mod mapping;
 pub mod moved;
 pub mod page_cache;
+pub mod page_state;
 pub mod pagemap;
 pub mod ring;
 pub mod signals;

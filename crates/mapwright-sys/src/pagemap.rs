@@ -7,34 +7,34 @@ use std::os::fd::AsRawFd;
 
 use crate::{PAGE_SIZE, check};
 
-const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+pub(crate) const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
 const PAGE_IS_WRITTEN: u64 = 1 << 1;
 const PM_SCAN_WP_MATCHING: u64 = 1 << 0;
 /// Regions fetched a call. One call tells of this many runs of written pages.
 const REGIONS: usize = 256;
 
 #[repr(C)]
-struct ScanArgument {
-    size: u64,
-    flags: u64,
-    start: u64,
-    end: u64,
-    walk_end: u64,
-    vec: u64,
-    vec_len: u64,
-    max_pages: u64,
-    category_inverted: u64,
-    category_mask: u64,
-    category_anyof_mask: u64,
-    return_mask: u64,
+pub(crate) struct ScanArgument {
+    pub(crate) size: u64,
+    pub(crate) flags: u64,
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    pub(crate) walk_end: u64,
+    pub(crate) vec: u64,
+    pub(crate) vec_len: u64,
+    pub(crate) max_pages: u64,
+    pub(crate) category_inverted: u64,
+    pub(crate) category_mask: u64,
+    pub(crate) category_anyof_mask: u64,
+    pub(crate) return_mask: u64,
 }
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct Region {
+pub(crate) struct Region {
     start: u64,
     end: u64,
-    categories: u64,
+    pub(crate) categories: u64,
 }
 
 /// This process's page tables, as `/proc/self/pagemap` shows them.

@@ -23,11 +23,10 @@ use serde::Serialize;
 use crate::text;
 use crate::wait::Stopper;
 use act::Progress;
-use residency::{Method, Target, Want};
 use rows::{Column, DEFAULT_COLUMNS, Figures, Row, Style};
 use select::Selection;
 
-use residency::PAGE;
+pub use residency::{Method, PAGE, Target, Want};
 
 const EXAMPLES: &str = "\
 Examples:
