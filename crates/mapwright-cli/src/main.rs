@@ -1,6 +1,6 @@
 //! The `mapwright` command: `compare` measures every way to read a file on this machine, `doctor` says what the machine
-//! allows, `cache` what the page cache holds, `map` what a process
-//! maps, `explain` one address of it. Exit codes: 0 success, 1 failure, 2 bad usage, 130 interrupted.
+//! allows, `cache` what the page cache holds, `map` what a process maps, `explain` what one address of it is, `tour` what
+//! memory-mapped files do. Exit codes: 0 success, 1 failure, 2 bad usage, 130 interrupted.
 
 mod cache;
 mod compare;
@@ -11,6 +11,7 @@ mod methods;
 mod probe;
 mod process;
 mod text;
+mod tour;
 mod wait;
 
 use std::process::ExitCode;
@@ -33,9 +34,16 @@ enum Command {
     Cache(Box<cache::Options>),
     Map(Box<map::Options>),
     Explain(explain::Options),
+    Tour(tour::Options),
     /// One round of one method (started by compare)
     #[command(hide = true)]
     CompareWorker,
+    /// The other process of the tour (started by tour)
+    #[command(hide = true)]
+    TourWorker {
+        /// The file to map
+        file: std::path::PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -66,6 +74,8 @@ fn run(command: Command) -> Result<bool> {
             map::map(&options)
         }
         Command::Explain(options) => explain::explain(&options).map(|()| true),
+        Command::Tour(options) => tour::tour(&options),
+        Command::TourWorker { file } => tour::other::run(&file).map(|()| true),
         Command::CompareWorker => compare::worker::run().map(|()| true),
     }
 }
