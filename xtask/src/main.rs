@@ -22,6 +22,7 @@ usage: cargo xtask COMMAND
   tidy    check the rules of the source that no compiler knows
   links   check the links between the documents
   policies [--trace FILE]...   print docs/policies.md: eviction and read-ahead against the textbook's
+  man FOLDER   write the man pages of the command
   bench   measure, and write docs/benchmarks.md: see `cargo xtask bench --help`;
           `--features LIST`, first, adds databases: peers, peers-rocksdb
   help    print this";
@@ -33,7 +34,8 @@ fn main() -> ExitCode {
         ["ci"] => ci::run(),
         ["tidy"] => report(tidy::check),
         ["links"] => report(links::check),
-        ["policies", ..] => policies(&arguments[1..]),
+        ["policies", ..] => run_package("mapwright-policies", &arguments[1..]),
+        ["man", folder] => run_package("mapwright-cli", &["man-pages", folder]),
         ["bench", ref rest @ ..] => bench::run(rest),
         ["help" | "--help" | "-h"] => {
             println!("{HELP}");
@@ -46,10 +48,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the simulator of policies, which is a crate of its own: this one has no dependencies.
-fn policies(arguments: &[&str]) -> ExitCode {
+/// Runs a program of the workspace: this one has no dependencies.
+fn run_package(package: &str, arguments: &[&str]) -> ExitCode {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let run = ["run", "--quiet", "--release", "--package", "mapwright-policies", "--"];
+    let run = ["run", "--quiet", "--release", "--package", package, "--"];
     match std::process::Command::new(cargo).args(run).args(arguments).status() {
         Ok(status) => ExitCode::from(status.code().map_or(1, |code| code as u8)),
         Err(error) => {

@@ -9,8 +9,16 @@ use serde::Serialize;
 
 use crate::probe::{self, Finding, Probed, State};
 
+const EXAMPLES: &str = "\
+Examples:
+  mapwright doctor                 what this machine allows, and remedies
+  mapwright doctor --json          the same for a program
+
+Exit codes: 0 done, also where much is missing; 1 it could not be printed; 2 bad usage.";
+
 /// Say what this machine allows, and what to do about what it does not
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Options {
     /// Print JSON instead of text
     #[arg(long)]

@@ -8,6 +8,7 @@ mod doctor;
 mod explain;
 mod map;
 mod methods;
+mod pages;
 mod probe;
 mod process;
 mod text;
@@ -19,7 +20,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 use mapwright_measure::failure::{Failure, Result};
 
-/// Memory-mapped files in user space: compare ways to read a file, and see what this machine allows
+/// Memory-mapped files in user space: measure them, and see what is cached, what is mapped, and what this machine allows
 #[derive(Parser)]
 #[command(name = "mapwright", version)]
 struct Arguments {
@@ -35,6 +36,9 @@ enum Command {
     Map(Box<map::Options>),
     Explain(explain::Options),
     Tour(tour::Options),
+    Completions(pages::Completions),
+    #[command(hide = true)]
+    ManPages(pages::ManPages),
     /// One round of one method (started by compare)
     #[command(hide = true)]
     CompareWorker,
@@ -75,6 +79,8 @@ fn run(command: Command) -> Result<bool> {
         }
         Command::Explain(options) => explain::explain(&options).map(|()| true),
         Command::Tour(options) => tour::tour(&options),
+        Command::Completions(options) => pages::completions(&options, Arguments::command()).map(|()| true),
+        Command::ManPages(options) => pages::man_pages(&options, Arguments::command()).map(|()| true),
         Command::TourWorker { file } => tour::other::run(&file).map(|()| true),
         Command::CompareWorker => compare::worker::run().map(|()| true),
     }
