@@ -82,9 +82,10 @@ pub fn is_terminal() -> bool {
 
 /// Lines that take the place of what is on the terminal, cut to its size.
 pub fn in_place(lines: &[String]) -> String {
-    let size = rustix::termios::tcgetwinsize(io::stdout());
-    let (rows, columns) =
-        size.map_or((usize::MAX, usize::MAX), |size| (size.ws_row.into(), size.ws_col.into()));
+    let size = rustix::termios::tcgetwinsize(io::stdout()).map_or((0, 0), |size| (size.ws_row, size.ws_col));
+    // Terminals that know no size say 0.
+    let limit = |cells: u16| if cells == 0 { usize::MAX } else { cells.into() };
+    let (rows, columns) = (limit(size.0), limit(size.1));
     let mut text = "\x1b[H".to_owned();
     for (index, line) in lines.iter().take(rows).enumerate() {
         let line: String = line.chars().take(columns).collect();
@@ -169,6 +170,12 @@ mod tests {
         let path = Path::new(OsStr::from_bytes(b"a\x1b[2Jb\xff c\\\xc3\xa4"));
         assert_eq!(show_path(path), "a\\x1b[2Jb\\xff c\\x5c\u{e4}");
         assert!(path_bytes(path).is_some() && path_bytes(Path::new("a")).is_none());
+    }
+
+    #[test]
+    fn lines_are_drawn_in_place() {
+        let text = in_place(&["a".to_owned(), "b".to_owned()]);
+        assert!(text.starts_with("\x1b[Ha\x1b[K") && text.ends_with("\x1b[J"), "{text:?}");
     }
 
     #[test]

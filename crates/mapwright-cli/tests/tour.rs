@@ -55,6 +55,7 @@ fn every_step_comes_about_and_the_file_stays_as_it_was() {
     assert_eq!(found["size"], 3_000_001);
     let figures = figures(&found);
     assert_eq!(figures["map"]["present"], false);
+    assert_eq!(figures["map"]["pages_read"], 0);
     let first = &figures["first-touch"];
     assert!(first["minor_faults"].as_u64().unwrap() + first["major_faults"].as_u64().unwrap() > 0);
     assert_eq!(figures["second-touch"]["minor_faults"], 0);

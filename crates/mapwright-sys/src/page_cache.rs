@@ -189,17 +189,19 @@ mod tests {
     }
 
     #[test]
-    fn locked_pages_are_counted_by_the_kernel() {
-        let locked_kib = || {
-            let smaps = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
-            let line = smaps.lines().find(|line| line.starts_with("Locked:")).unwrap();
-            line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
-        };
+    fn locked_pages_are_locked_and_no_others() {
+        /// Whether the mapping that begins there has the flag `lo`; none where no mapping does.
+        fn is_locked(start: usize) -> Option<bool> {
+            let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let at = smaps.find(&format!("\n{start:x}-"))?;
+            let flags = smaps[at..].lines().find(|line| line.starts_with("VmFlags:"))?;
+            Some(flags.split_whitespace().any(|flag| flag == "lo"))
+        }
         let file = file(16 * PAGE_SIZE);
-        let before = locked_kib();
         let locked = LockedPages::new(file.as_fd(), 4, 8).unwrap();
-        assert_eq!(locked_kib() - before, 8 * 4);
-        drop(locked);
-        assert_eq!(locked_kib(), before);
+        assert_eq!(locked.0.len, 8 * PAGE_SIZE);
+        assert_eq!(is_locked(locked.0.start as usize), Some(true));
+        let untouched = Untouched::map(file.as_fd(), 0, 2).unwrap();
+        assert_ne!(is_locked(untouched.start as usize), Some(true));
     }
 }

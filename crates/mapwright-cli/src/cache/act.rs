@@ -34,6 +34,20 @@ impl Progress {
         Self(bar)
     }
 
+    /// Of so many files that are looked at.
+    pub fn of_files(quiet: bool, files: usize) -> Self {
+        let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let bar = ProgressBar::with_draw_target(Some(files as u64), target);
+        let style = "{bar:30} {pos}/{len} files, {eta} left: {msg}";
+        bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Self(bar)
+    }
+
+    /// One of them is done.
+    pub fn did_file(&self) {
+        self.0.inc(1);
+    }
+
     /// What is being done now.
     pub fn doing(&self, what: String) {
         self.0.set_message(what);

@@ -207,10 +207,16 @@ pub fn cache(options: &Options) -> Result<bool> {
 fn look(options: &Options, paths: &[PathBuf]) -> Result<Look> {
     let (bytes, want) = (options.bytes(), options.want());
     let mut files = Vec::new();
-    let has_failures = !each(paths, |target| {
+    // A watch draws in place and would be disturbed.
+    let progress = Progress::of_files(options.quiet || options.watch.is_some(), paths.len());
+    let looked = each(paths, |target| {
+        progress.doing(text::show_path(&target.path));
         files.push(Row::new(&target.path, target.len, target.residency(&bytes, want)?, want.runs));
+        progress.did_file();
         Ok(())
-    })?;
+    });
+    progress.end();
+    let has_failures = !looked?;
     Ok(Look {
         total: Figures::sum(files.iter().map(|row| &row.figures)),
         seen: files.len(),

@@ -282,7 +282,7 @@ fn parts(pages: &Range<u64>, count: u64) -> Box<dyn Iterator<Item = Range<u64>>>
 /// Errors by which kernels and file systems say that they have no cachestat(2); a seccomp profile says EPERM to it.
 fn may_lack(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw_os_error);
-    matches!(errno, Some(Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM | Errno::INVAL))
+    matches!(errno, Some(Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM))
 }
 
 /// Opens for reading without waiting for anybody, and without changing the time of last access where that is allowed.

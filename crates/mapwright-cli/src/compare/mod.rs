@@ -66,7 +66,7 @@ Examples:
   mapwright compare --write --limit 64M data.bin     also updates of a copy, with 64 MiB of memory
   mapwright compare --threads 1,4,16 --json out.json --svg out.svg data.bin
 
-Exit codes: 0 done, 1 a method failed or two disagreed on what they read, 2 bad usage, 130 interrupted.";
+Exit codes: 0 done, 1 a method failed, two disagreed on what they read, or a budget was not kept, 2 bad usage, 130 interrupted.";
 
 /// Compare every way to read (and with --write, update) a file on this machine
 ///

@@ -3,8 +3,9 @@
 
 mod columns;
 mod filter;
+mod json;
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -12,7 +13,6 @@ use clap::Args;
 use mapwright::Map;
 use mapwright_measure::failure::{Failure, Result};
 use mapwright_measure::size;
-use serde_json::{Value as Json, json};
 
 use crate::process::Process;
 use crate::process::smaps::{Area, Smaps};
@@ -124,7 +124,7 @@ pub fn map(options: &Options) -> Result<bool> {
             View::new(options, *process, smaps, notes)
         });
         match seen {
-            Ok(view) if options.json => all.push(view.json()),
+            Ok(view) if options.json => all.push(view),
             Ok(view) => {
                 let gap = if index > 0 && !options.quiet { "\n" } else { "" };
                 text::print(&format!("{gap}{}", view.table(options)))?;
@@ -136,7 +136,7 @@ pub fn map(options: &Options) -> Result<bool> {
         }
     }
     if options.json {
-        text::print(&text::json(&json!({ "processes": all }))?)?;
+        text::print(&text::json(&json::Output { processes: &all })?)?;
     }
     Ok(is_fine)
 }
@@ -258,53 +258,6 @@ impl View {
         };
         table.lines(!options.quiet).iter().fold(head, |text, line| text + line + "\n")
     }
-
-    fn json(&self) -> Json {
-        let by = self.columns.last().filter(|_| self.is_grouped);
-        let (key, list): (_, Vec<Json>) = match by {
-            Some(by) => ("groups", self.lines.iter().map(|line| self.group_json(line, by)).collect()),
-            None => ("mappings", self.lines.iter().map(|line| self.line_json(line)).collect()),
-        };
-        json!({
-            "pid": self.process.pid,
-            "command": self.process.command(),
-            "total": { "count": self.total.count, "fields": self.sums(&self.total) },
-            key: list,
-        })
-    }
-
-    fn line_json(&self, line: &Line) -> Json {
-        let area = &line.area;
-        let fields = self.smaps.fields.iter().zip(&area.values);
-        let fields: BTreeMap<_, _> = fields.map(|(field, value)| (field.name.as_str(), *value)).collect();
-        let mut object = json!({
-            "start": area.start,
-            "end": area.end,
-            "permissions": area.permissions,
-            "offset": area.offset,
-            "device": [area.device.0, area.device.1],
-            "inode": area.inode,
-            "kind": area.kind(),
-            "name": String::from_utf8_lossy(&area.name),
-            "flags": area.flags.split_whitespace().collect::<Vec<_>>(),
-            "fields": fields,
-        });
-        if !line.note.is_empty() {
-            object["note"] = line.note.as_str().into();
-        }
-        object
-    }
-
-    fn group_json(&self, line: &Line, by: &Column) -> Json {
-        let value = by.value(line, &self.smaps).show(by, Unit::Bytes);
-        json!({ "value": value, "count": line.count, "fields": self.sums(line) })
-    }
-
-    fn sums(&self, line: &Line) -> BTreeMap<&str, u64> {
-        let fields = self.smaps.fields.iter().zip(&line.area.values).enumerate();
-        let summed = fields.filter(|(at, _)| Column::Field(*at).is_summed(&self.smaps));
-        summed.map(|(_, (field, value))| (field.name.as_str(), *value)).collect()
-    }
 }
 
 fn choose(options: &Options, smaps: &Smaps, has_notes: bool) -> Result<Vec<Column>> {
@@ -327,7 +280,7 @@ fn choose(options: &Options, smaps: &Smaps, has_notes: bool) -> Result<Vec<Colum
 /// One line for each value of a column, in the order in which they first come.
 fn group(lines: Vec<Line>, by: &Column, smaps: &Smaps) -> Vec<Line> {
     let mut groups: Vec<Vec<Line>> = Vec::new();
-    let mut known: BTreeMap<String, usize> = BTreeMap::new();
+    let mut known: HashMap<String, usize> = HashMap::new();
     for line in lines {
         let key = by.value(&line, smaps).show(by, Unit::Bytes);
         let at = *known.entry(key).or_insert(groups.len());
