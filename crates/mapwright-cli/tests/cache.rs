@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::{expect, folder, json, mapwright, other_tool, run, skip, text};
+use common::{expect, folder, json, mapwright, not_root, other_tool, run, skip, text};
 use mapwright_sys::page_cache;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -98,6 +98,40 @@ fn what_is_shown_is_what_mincore_says() {
     }
 }
 
+/// Old kernels have no cachestat(2), seccomp profiles refuse it, and some file systems can't be mapped for mincore(2).
+#[test]
+fn either_system_call_will_do() {
+    const SYS_CACHESTAT: libc::c_long = 451;
+    let Some(dir) = cold(20_000) else { return };
+    let path = dir.path().join("data");
+    warm(&path, &[0, 1, 7, 8, 9, 16_383, 19_999]);
+    let truth = resident(&path);
+    let has_cachestat = page_cache::cachestat(File::open(&path).unwrap().as_fd(), 0..1).is_ok();
+    let refusals = [
+        (SYS_CACHESTAT, libc::ENOSYS, true),
+        (SYS_CACHESTAT, libc::EPERM, true),
+        (libc::SYS_mincore, libc::ENOSYS, has_cachestat),
+    ];
+    for (call, errno, is_told) in refusals {
+        let dir = dir.path().to_owned();
+        // The filter holds for the thread and what it starts.
+        let thread = std::thread::spawn(move || {
+            mapwright_sys::testing::refuse_system_calls(&[call], errno)
+                .map(|()| run(&dir, &["cache", "data", "--ranges", "--json"]))
+        });
+        let output = match thread.join().unwrap() {
+            Ok(output) => output,
+            Err(error) => return skip(&format!("no seccomp here: {error}")),
+        };
+        assert_eq!(output.status.success(), is_told, "{call} {errno}: {}", text(&output.stderr));
+        if is_told {
+            let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(pages_of(&found["files"][0]["ranges"], truth.len()), truth, "{call} {errno}");
+            assert_eq!(found["files"][0]["dirty_pages"].is_null(), call == SYS_CACHESTAT || !has_cachestat);
+        }
+    }
+}
+
 #[test]
 fn a_bar_shows_where() {
     let Some(dir) = cold(64) else { return };
@@ -135,6 +169,9 @@ fn a_sparse_tebibyte_is_no_trouble() {
 /// There cachestat(2) answers for an inode that has no pages.
 #[test]
 fn overlayfs_is_seen_through() {
+    if !rustix::process::geteuid().is_root() {
+        return not_root("mount overlayfs");
+    }
     let dir = folder();
     for name in ["lower", "upper", "work", "top"] {
         fs::create_dir(dir.path().join(name)).unwrap();
@@ -368,7 +405,7 @@ fn failures_are_named_and_the_others_go_on() {
 fn another_users_file_is_said_to_be_hidden() {
     let dir = TempDir::new().unwrap();
     if !rustix::process::geteuid().is_root() {
-        return skip("only root can become another user");
+        return not_root("become another user");
     }
     let path = dir.path().join("data");
     fs::write(&path, vec![1; 8192]).unwrap();

@@ -60,9 +60,6 @@ fn a_zero_page_is_copied_when_it_is_written() {
     let word = &table[1 << 23];
     assert_eq!(word.load(Ordering::Relaxed), 0);
     let found = explain(address_of(word));
-    if found["page"]["huge"] == true {
-        return skip("huge zero pages are on");
-    }
     assert_eq!(effects(&found)[1], "copy-on-write", "{found}");
     let (minor, _) = faults();
     word.store(1, Ordering::Relaxed);

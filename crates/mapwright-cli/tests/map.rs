@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use common::{expect, folder, json, other_tool, skip, text};
+use common::{expect, folder, json, not_root, other_tool, text};
 use serde_json::Value;
 
 /// A process that sleeps: its mappings stay as they are.
@@ -199,7 +199,7 @@ fn errors_say_what_to_do() {
 fn another_users_process_is_refused_with_a_remedy() {
     use std::os::unix::process::CommandExt;
     if !rustix::process::geteuid().is_root() {
-        return skip("only root can become another user");
+        return not_root("become another user");
     }
     let dir = tempfile::TempDir::new().unwrap();
     let binary = dir.path().join("mapwright");

@@ -53,14 +53,23 @@ pub fn skip(why: &str) {
     eprintln!("######## SKIPPED: {why} ########");
 }
 
-/// Runs a tool to compare with, if it is installed: what it prints. The comparison is left out loudly otherwise, also in
-/// CI, which need not have it.
+/// Says that a test was left out because it does not run as root, which CI need not either.
+pub fn not_root(why: &str) {
+    eprintln!("######## SKIPPED: only root can do this: {why} ########");
+}
+
+/// Runs a tool to compare with, if it is installed: what it prints; that it succeeds is part of the test. Where it is not
+/// installed the comparison is left out loudly, also in CI, which need not have it.
+#[track_caller]
 pub fn other_tool(dir: &Path, name: &str, arguments: &[&str]) -> Option<String> {
     match Command::new(name).args(arguments).current_dir(dir).env("LC_ALL", "C").output() {
-        Ok(output) if output.status.success() => Some(text(&output.stdout)),
-        other => {
+        Ok(output) => {
+            assert!(output.status.success(), "{name} {arguments:?}: {}", text(&output.stderr));
+            Some(text(&output.stdout))
+        }
+        Err(error) => {
             eprintln!(
-                "######## SKIPPED: the comparison with {name}, which does not run here: {other:?} ########"
+                "######## SKIPPED: the comparison with {name}, which does not run here: {error} ########"
             );
             None
         }
