@@ -158,7 +158,7 @@ fn break_a_page(dir: &std::path::Path) {
 #[test]
 fn faults_are_served_in_a_program_that_makes_it_hard() {
     const THREADS: u64 = 4;
-    const PAGES: usize = 4096;
+    const PAGES: usize = 32768;
     if role().is_none() {
         if require_userfaultfd() {
             run_ok(child("faults_are_served_in_a_program_that_makes_it_hard", "hard"));

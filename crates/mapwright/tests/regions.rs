@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::{MODES, PAGE, Rng, Watchdog, paged, pager, require_userfaultfd, scratch};
-use mapwright::{Advice, FaultMode, FrameKind, Map, Pager};
+use mapwright::{Advice, Error, FaultMode, FrameKind, Map, Pager};
 
 const REGION: usize = 2 << 20;
 /// Not a whole number of regions, nor of pages.
@@ -218,4 +218,17 @@ fn one_operation(map: &Map, thread: usize, rng: &mut Rng) {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
+}
+
+#[test]
+fn moved_frames_want_a_budget_that_has_room_for_copies() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let dir = scratch();
+    let path = write_file(dir.path());
+    let small = pager((16 << 20) - 1);
+    let refused = paged(&small, MODES[0]).frames(FrameKind::Moved).open(&path).unwrap_err();
+    assert!(matches!(refused, Error::Invalid { .. }) && refused.to_string().contains("16 MiB"), "{refused}");
+    assert!(paged(&small, MODES[0]).open(&path).is_ok(), "Auto has shared frames there");
 }

@@ -17,7 +17,7 @@ use super::map_mut::MapMut;
 use super::pager::Pager;
 use super::strategy::{Choice, Strategy};
 use crate::engine::Engine;
-use crate::engine::file::FileSpec;
+use crate::engine::file::{FileSpec, MOVED_BUDGET};
 use crate::engine::kernel::{FaultMode, FrameKind};
 use crate::engine::opened::Opened;
 use crate::engine::read_ahead::Advice;
@@ -100,7 +100,9 @@ impl MapOptions {
         self
     }
 
-    /// What the memory of resident blocks is like, for the pager strategy. Files opened for writing have shared frames.
+    /// What the memory of resident blocks is like, for the pager strategy. Files opened for writing have shared frames. Under a
+    /// pager's budget of less than 16 MiB, `Moved` is [`Error::Invalid`]: the copies that `checked` makes of such frames would
+    /// leave no room for what it reads.
     #[must_use]
     pub fn frames(mut self, kind: FrameKind) -> Self {
         self.frames = kind;
@@ -348,6 +350,12 @@ impl MapOptions {
         why: &'static str,
     ) -> Result<(Core, Arc<dyn AddressRange>)> {
         let pager = self.pager.clone().map_or_else(Pager::global, Ok)?;
+        if self.frames == FrameKind::Moved && pager.0.budget.total() < MOVED_BUDGET {
+            return Err(Error::invalid(
+                format!("moved frames under a budget of {} bytes", pager.0.budget.total()),
+                "raise Pager::builder().budget() to 16 MiB, or leave MapOptions::frames at Auto",
+            ));
+        }
         let len = version_len(&*store)?;
         let spec = FileSpec {
             store,

@@ -29,8 +29,8 @@ use crate::stores::{Store, Version};
 /// Words of the block table in a page of memory: the unit in which the table is charged to the budget and searched.
 pub const CHUNK: u64 = PAGE / size_of::<AtomicU32>() as u64;
 const MAX_BLOCK: u64 = 2 << 20;
-/// The least budget under which frames are moved unless that is asked for.
-const MOVED_BUDGET: u64 = 16 << 20;
+/// The least budget under which frames are moved.
+pub(crate) const MOVED_BUDGET: u64 = 16 << 20;
 /// The furthest that one stream is read ahead, in bytes.
 const MAX_READ_AHEAD: u64 = 4 << 20;
 /// The part of the budget by which all streams of a file are read ahead together: one of so many. The policy keeps a tenth for
