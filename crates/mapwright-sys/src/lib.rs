@@ -4,18 +4,21 @@
 //! knows system calls, addresses and buffers; it knows nothing of files, blocks, budgets or policies: that is `mapwright`.
 //!
 //! The rule on aliasing, which the rest relies on: memory that user code may see through a slice is turned into a Rust
-//! reference in one place only, [`window`], whose types make shared and exclusive access exclude each other. Everything
-//! else reaches it by system calls or by raw copies.
+//! reference in two places only: [`window`], for files behind a `Map`, and [`mmap`], for the kernel's own mappings; their types
+//! make shared and exclusive access exclude each other. Everything else reaches it by system calls or by raw copies.
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("mapwright runs on 64-bit Linux only");
 
 pub mod bare;
 pub mod buffer;
+pub mod cache;
+mod copy;
 pub mod file;
 pub mod frames;
 pub mod futex;
 pub mod mapping;
+pub mod mmap;
 pub mod moved;
 pub mod page_cache;
 pub mod page_state;

@@ -9,6 +9,10 @@ use crate::{PAGE_SIZE, check};
 
 pub(crate) const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
 const PAGE_IS_WRITTEN: u64 = 1 << 1;
+const PAGE_IS_FILE: u64 = 1 << 2;
+const PAGE_IS_PRESENT: u64 = 1 << 3;
+const PAGE_IS_SWAPPED: u64 = 1 << 4;
+const PAGE_IS_PFNZERO: u64 = 1 << 5;
 const PM_SCAN_WP_MATCHING: u64 = 1 << 0;
 /// Regions fetched a call. One call tells of this many runs of written pages.
 const REGIONS: usize = 256;
@@ -37,6 +41,20 @@ pub(crate) struct Region {
     pub(crate) categories: u64,
 }
 
+/// Which pages to report: those with all of some bits and any of others, after some are inverted.
+struct Categories {
+    inverted: u64,
+    all: u64,
+    any: u64,
+}
+
+const WRITTEN: Categories = Categories { inverted: 0, all: PAGE_IS_WRITTEN, any: 0 };
+const OWNED: Categories = Categories {
+    inverted: PAGE_IS_FILE | PAGE_IS_PFNZERO,
+    all: PAGE_IS_FILE | PAGE_IS_PFNZERO,
+    any: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+};
+
 /// This process's page tables, as `/proc/self/pagemap` shows them.
 #[derive(Debug)]
 pub struct Pagemap(File);
@@ -56,7 +74,7 @@ impl Pagemap {
     /// `ENOTTY` where it does not.
     pub fn probe(&self) -> io::Result<()> {
         let mut nothing = Vec::new();
-        self.scan(0..PAGE_SIZE, 0, &mut nothing)
+        self.scan(0..PAGE_SIZE, 0, &WRITTEN, &mut nothing)
     }
 
     /// Appends the address ranges inside `range` that were written since they were write-protected, merged where they
@@ -66,7 +84,7 @@ impl Pagemap {
     /// # Errors
     /// Whatever the kernel says: `ENOTTY` before Linux 6.7.
     pub fn written(&self, range: Range<usize>, out: &mut Vec<Range<usize>>) -> io::Result<()> {
-        self.scan(range, 0, out)
+        self.scan(range, 0, &WRITTEN, out)
     }
 
     /// As [`written`](Self::written), and write-protects what it reports in the same step: a write that is not in this
@@ -75,10 +93,19 @@ impl Pagemap {
     /// # Errors
     /// As for [`written`](Self::written).
     pub fn take_written(&self, range: Range<usize>, out: &mut Vec<Range<usize>>) -> io::Result<()> {
-        self.scan(range, PM_SCAN_WP_MATCHING, out)
+        self.scan(range, PM_SCAN_WP_MATCHING, &WRITTEN, out)
     }
 
-    fn scan(&self, range: Range<usize>, flags: u64, out: &mut Vec<Range<usize>>) -> io::Result<()> {
+    /// Appends the address ranges inside `range` whose pages are anonymous memory, in memory or swapped: neither a file's
+    /// nor the page of zeros.
+    ///
+    /// # Errors
+    /// As for [`written`](Self::written).
+    pub fn owned(&self, range: Range<usize>, out: &mut Vec<Range<usize>>) -> io::Result<()> {
+        self.scan(range, 0, &OWNED, out)
+    }
+
+    fn scan(&self, range: Range<usize>, flags: u64, look_for: &Categories, out: &mut Vec<Range<usize>>) -> io::Result<()> {
         let mut regions = [Region::default(); REGIONS];
         let mut start = range.start as u64;
         while start < range.end as u64 {
@@ -91,10 +118,10 @@ impl Pagemap {
                 vec: regions.as_mut_ptr() as u64,
                 vec_len: REGIONS as u64,
                 max_pages: 0,
-                category_inverted: 0,
-                category_mask: PAGE_IS_WRITTEN,
-                category_anyof_mask: 0,
-                return_mask: PAGE_IS_WRITTEN,
+                category_inverted: look_for.inverted,
+                category_mask: look_for.all,
+                category_anyof_mask: look_for.any,
+                return_mask: look_for.all | look_for.any,
             };
             // SAFETY: the argument has the kernel's layout and size, and `regions` has room for `vec_len` regions.
             let found = unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN, &mut argument) };

@@ -1,7 +1,7 @@
 //! One SIGBUS handler for the process, chained before whatever handled SIGBUS until then.
 //!
 //! It looks at faults of the kernel only (never at signals that were sent), at addresses inside ranges that asked for it
-//! ([`guard`]), and passes everything else on. It runs on the faulting thread's own stack, not on the alternate one, which
+//! ([`guard`]) or inside a copy that comes back ([`crate::copy`]), and passes everything else on. It runs on the faulting thread's own stack, not on the alternate one, which
 //! Rust makes too small to read files on; it keeps errno. A program that installs its own SIGBUS handler afterwards must
 //! call the old one, as it must for any library.
 
@@ -71,7 +71,8 @@ pub fn print_raw(message: &str) {
     }
 }
 
-fn install() -> io::Result<()> {
+/// Installs the handler, once for the process.
+pub(crate) fn install() -> io::Result<()> {
     static INSTALLING: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _one = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
     if PREVIOUS.get().is_some() {
@@ -99,7 +100,7 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context
     // SAFETY: for SIGBUS from the kernel, si_addr is the address that was touched; otherwise it is not used.
     let address = unsafe { details.si_addr() } as usize;
     let outcome = if from_kernel { ask_guard(address) } else { BusOutcome::Pass };
-    if outcome == BusOutcome::Pass {
+    if outcome == BusOutcome::Pass && !(from_kernel && crate::copy::recover(context, address)) {
         pass_on(signal, info, context, from_kernel);
     }
     set_errno(saved);

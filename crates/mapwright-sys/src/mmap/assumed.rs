@@ -1,0 +1,127 @@
+//! What the kernel can't say and a caller must promise: that nobody else changes a file while it is mapped.
+//!
+//! The unsafe functions are default methods here, because unsafe code lives in this crate alone; the types that offer them
+//! implement a safe method that takes the promise.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// Made by the unsafe functions of [`MapAssumed`] and [`MapAssumedWith`] only: the caller has promised what they ask.
+#[derive(Debug)]
+pub struct Promise(());
+
+/// Maps a file on the caller's promise that nobody else changes it. memmap2's `Mmap::map` and `MmapMut::map_mut`.
+pub trait MapAssumed: Sized {
+    /// The error type.
+    type Error;
+
+    #[doc(hidden)]
+    fn map_promised(file: BorrowedFd<'_>, promise: Promise) -> Result<Self, Self::Error>;
+
+    /// Maps the whole file, for slices of its bytes.
+    ///
+    /// # Safety
+    /// As for [`MapAssumedWith`].
+    ///
+    /// # Errors
+    /// As for the safe constructors.
+    unsafe fn map(file: impl AsFd) -> Result<Self, Self::Error> {
+        Self::map_promised(file.as_fd(), Promise(()))
+    }
+
+    /// As [`map`](Self::map), by memmap2's name for it on `MmapMut`.
+    ///
+    /// # Safety
+    /// As for [`MapAssumedWith`].
+    ///
+    /// # Errors
+    /// As for the safe constructors.
+    unsafe fn map_mut(file: impl AsFd) -> Result<Self, Self::Error> {
+        Self::map_promised(file.as_fd(), Promise(()))
+    }
+}
+
+/// Maps files by options on the caller's promise that nobody else changes them.
+///
+/// # Safety
+/// This is the contract of all its unsafe functions, and of [`MapAssumed`]'s. As long as the mapping lives, or what it is
+/// turned into or split up in:
+///
+/// - nobody changes the mapped bytes, in this process or another, by a mapping, by write(2) or otherwise, except through this
+///   mapping; for `map` and `map_copy_read_only`, other mappings that only read are fine;
+/// - what is mapped as writable and shared is not mapped elsewhere in this process, nor read while it is written;
+/// - the file is not made shorter than what is mapped of it; if it is, a touch raises SIGBUS, which is not undefined but ends
+///   the process;
+/// - for `map_exec`: the bytes are only jumped to if they are code for this machine.
+pub trait MapAssumedWith {
+    /// The read-only type.
+    type Read;
+    /// The writable type.
+    type Write;
+    /// The executable type.
+    type Exec;
+    /// The error type.
+    type Error;
+
+    #[doc(hidden)]
+    fn read_promised(&self, file: BorrowedFd<'_>, shared: bool, promise: Promise) -> Result<Self::Read, Self::Error>;
+    #[doc(hidden)]
+    fn write_promised(&self, file: BorrowedFd<'_>, shared: bool, promise: Promise)
+    -> Result<Self::Write, Self::Error>;
+    #[doc(hidden)]
+    fn exec_promised(&self, file: BorrowedFd<'_>, promise: Promise) -> Result<Self::Exec, Self::Error>;
+
+    /// Maps a file for reading, shared.
+    ///
+    /// # Safety
+    /// See the trait.
+    ///
+    /// # Errors
+    /// As for the safe constructors.
+    unsafe fn map(&self, file: impl AsFd) -> Result<Self::Read, Self::Error> {
+        self.read_promised(file.as_fd(), true, Promise(()))
+    }
+
+    /// Maps a file for reading and writing, shared: the file changes with the memory.
+    ///
+    /// # Safety
+    /// See the trait.
+    ///
+    /// # Errors
+    /// As for the safe constructors.
+    unsafe fn map_mut(&self, file: impl AsFd) -> Result<Self::Write, Self::Error> {
+        self.write_promised(file.as_fd(), true, Promise(()))
+    }
+
+    /// Maps a file copy-on-write: what is written stays in this mapping.
+    ///
+    /// # Safety
+    /// See the trait.
+    ///
+    /// # Errors
+    /// As for the safe constructors.
+    unsafe fn map_copy(&self, file: impl AsFd) -> Result<Self::Write, Self::Error> {
+        self.write_promised(file.as_fd(), false, Promise(()))
+    }
+
+    /// Maps a file privately for reading; it may be made writable later, as a copy.
+    ///
+    /// # Safety
+    /// See the trait.
+    ///
+    /// # Errors
+    /// As for the safe constructors.
+    unsafe fn map_copy_read_only(&self, file: impl AsFd) -> Result<Self::Read, Self::Error> {
+        self.read_promised(file.as_fd(), false, Promise(()))
+    }
+
+    /// Maps a file as code, privately.
+    ///
+    /// # Safety
+    /// See the trait.
+    ///
+    /// # Errors
+    /// As for the safe constructors.
+    unsafe fn map_exec(&self, file: impl AsFd) -> Result<Self::Exec, Self::Error> {
+        self.exec_promised(file.as_fd(), Promise(()))
+    }
+}

@@ -1,0 +1,68 @@
+//! Mappings of the kernel's, of every kind: mmap(2) and what belongs to it, behind functions that are safe to call.
+//!
+//! The rule on aliasing, before the code that rests on it. A [`Region`] owns its address range alone: no other value names
+//! an address in it, and it is never cloned.
+//!
+//! | what | borrows | so |
+//! | --- | --- | --- |
+//! | a slice, `&[u8]` or `&mut [u8]`, of a [`Slices`] kind | the region, shared or exclusively | it ends before the next two |
+//! | what changes or takes away bytes: discard, punch, resize | the region, exclusively | no slice is alive |
+//! | what changes the kind, the owner or the bounds: protection, split, seal, free, drop | the region itself | the same |
+//! | what keeps bytes: advice, residency, locks, flush | the region, shared | slices may be alive |
+//! | copies of a [`Copies`] kind | the region, shared | no reference to mapped memory ever exists |
+//!
+//! Slices need bytes that nobody else changes. Which those are, and who says so:
+//!
+//! | memory | why nobody else changes it |
+//! | --- | --- |
+//! | private anonymous | no other mapping of it exists; a child of fork gets copies |
+//! | a memfd with F_SEAL_WRITE and F_SEAL_SHRINK | the kernel refuses: [`SealedFd`] asks it |
+//! | a file | the caller promises, by an unsafe function: [`Promise`] |
+//!
+//! A page that can't be had (past the end of a file that was cut, or unreadable) raises SIGBUS under a slice, which ends the
+//! process; it is no undefined behaviour. Under a copy it is an error: [`crate::copy`].
+
+mod advise;
+mod assumed;
+mod change;
+mod kind;
+mod region;
+mod sealed_fd;
+mod space;
+
+pub use advise::{Advice, Freed};
+pub use assumed::{MapAssumed, MapAssumedWith, Promise};
+pub use change::{NumaPolicy, Sealed};
+pub use kind::{
+    Becomes, Copies, CopiesMut, Exec, Kind, NoAccess, Read, Slices, SlicesMut, Stable, Volatile, VolatileMut, Write,
+};
+pub use region::{GuardKind, Region, Request, Source};
+pub use sealed_fd::SealedFd;
+pub use space::AddressSpace;
+
+use std::io;
+
+/// The error that the kernel has for an argument it refuses.
+fn refused(errno: rustix::io::Errno) -> io::Error {
+    errno.into()
+}
+
+/// Lines of /proc/self/maps: the mappings that count against vm.max_map_count. Allocates nothing, because there may be no
+/// memory to be had.
+///
+/// # Errors
+/// When /proc is not mounted.
+pub fn count_mappings() -> io::Result<u64> {
+    use rustix::fs::{Mode, OFlags};
+    let maps = rustix::fs::open("/proc/self/maps", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut chunk = [0; 16 << 10];
+    let mut lines = 0;
+    loop {
+        match rustix::io::read(&maps, &mut chunk) {
+            Ok(0) => return Ok(lines),
+            Ok(n) => lines += chunk[..n].iter().filter(|byte| **byte == b'\n').count() as u64,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

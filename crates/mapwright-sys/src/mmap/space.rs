@@ -1,0 +1,110 @@
+//! A reserved range of addresses in which mappings are placed: the one way to say where a mapping shall be.
+//!
+//! Invariant: every byte of the range is mapped at all times, as inaccessible memory or as what was placed there, so that
+//! nobody else's mapping can come to lie inside. `taken` says which parts have an owner.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
+
+use super::refused;
+use crate::mapping::Reservation;
+
+/// Addresses of one's own.
+#[derive(Debug)]
+pub struct AddressSpace {
+    memory: Reservation,
+    /// Ends by start, as addresses. A leaf lock; mmap(2) over a part that is in here is called by its owner only.
+    taken: Mutex<BTreeMap<usize, usize>>,
+}
+
+impl AddressSpace {
+    /// Reserves `len` bytes, a multiple of the page size, at a multiple of `align`, a power of two of at least a page.
+    ///
+    /// # Errors
+    /// `ENOMEM` when there is no such range; `EINVAL` for sizes that are no multiples of a page.
+    pub fn new(len: usize, align: usize) -> io::Result<Self> {
+        let page = crate::PAGE_SIZE;
+        if len == 0 || !len.is_multiple_of(page) || !align.is_power_of_two() || align < page {
+            return Err(refused(Errno::INVAL));
+        }
+        let memory = if align == page { Reservation::new(len)? } else { Reservation::aligned(len, align)? };
+        Ok(Self { memory, taken: Mutex::default() })
+    }
+
+    /// The addresses.
+    #[must_use]
+    pub fn addresses(&self) -> Range<usize> {
+        self.memory.start()..self.memory.start() + self.memory.len()
+    }
+
+    /// The parts that are taken, as offsets from the start.
+    #[must_use]
+    pub fn taken(&self) -> Vec<Range<usize>> {
+        let base = self.memory.start();
+        self.lock().iter().map(|(start, end)| start - base..end - base).collect()
+    }
+
+    /// Takes a part, given as addresses.
+    ///
+    /// # Errors
+    /// `EEXIST` if some of it is taken, `ENOMEM` if it is not all inside.
+    pub(super) fn claim(&self, range: Range<usize>) -> io::Result<()> {
+        let all = self.addresses();
+        if range.start < all.start || range.end > all.end || range.is_empty() {
+            return Err(refused(Errno::NOMEM));
+        }
+        let mut taken = self.lock();
+        let before = taken.range(..range.end).next_back();
+        if before.is_some_and(|(_, end)| *end > range.start) {
+            return Err(refused(Errno::EXIST));
+        }
+        taken.insert(range.start, range.end);
+        Ok(())
+    }
+
+    /// Makes one part of two, the second of which lies behind the first.
+    pub(super) fn join(&self, first: Range<usize>, second: Range<usize>) {
+        let mut taken = self.lock();
+        taken.remove(&second.start);
+        taken.insert(first.start, second.end);
+    }
+
+    /// Makes two parts of one.
+    pub(super) fn split(&self, range: Range<usize>, at: usize) {
+        if at <= range.start || at >= range.end {
+            return;
+        }
+        let mut taken = self.lock();
+        taken.insert(range.start, at);
+        taken.insert(at, range.end);
+    }
+
+    /// Gives a part back: it is inaccessible again, and what was mapped there is gone.
+    ///
+    /// # Errors
+    /// `ENOMEM` at vm.max_map_count. The contents are dropped as far as they are memory, and the part stays taken.
+    pub(super) fn release(&self, range: Range<usize>) -> io::Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+        // SAFETY: the range was claimed by the caller, who owns what is mapped there and gives it up.
+        let reserved = unsafe { mmap_anonymous(range.start as *mut _, range.len(), ProtFlags::empty(), flags) };
+        if let Err(error) = reserved {
+            // SAFETY: as above; nobody reads these bytes any more.
+            let _ = unsafe { madvise(range.start as *mut _, range.len(), Advice::LinuxDontNeed) };
+            return Err(error.into());
+        }
+        self.lock().remove(&range.start);
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<usize, usize>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
