@@ -102,7 +102,12 @@ pub(crate) unsafe fn copy(
 /// # Safety
 /// As above.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-pub(crate) unsafe fn copy(to: *mut u8, from: *const u8, len: usize, _may_fault: Range<usize>) -> Result<(), usize> {
+pub(crate) unsafe fn copy(
+    to: *mut u8,
+    from: *const u8,
+    len: usize,
+    _may_fault: Range<usize>,
+) -> Result<(), usize> {
     for at in 0..len {
         // SAFETY: in bounds, by the caller.
         let source = unsafe { from.add(at) };

@@ -105,7 +105,13 @@ impl Pagemap {
         self.scan(range, 0, &OWNED, out)
     }
 
-    fn scan(&self, range: Range<usize>, flags: u64, look_for: &Categories, out: &mut Vec<Range<usize>>) -> io::Result<()> {
+    fn scan(
+        &self,
+        range: Range<usize>,
+        flags: u64,
+        look_for: &Categories,
+        out: &mut Vec<Range<usize>>,
+    ) -> io::Result<()> {
         let mut regions = [Region::default(); REGIONS];
         let mut start = range.start as u64;
         while start < range.end as u64 {

@@ -73,6 +73,17 @@ pub fn print_raw(message: &str) {
 
 /// Installs the handler, once for the process.
 pub(crate) fn install() -> io::Result<()> {
+    static INSTALLED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+    use std::sync::atomic::Ordering;
+    if INSTALLED.load(Ordering::Acquire) {
+        return Ok(());
+    }
+    install_once()?;
+    INSTALLED.store(true, Ordering::Release);
+    Ok(())
+}
+
+fn install_once() -> io::Result<()> {
     static INSTALLING: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _one = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
     if PREVIOUS.get().is_some() {

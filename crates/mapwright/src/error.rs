@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Result of a mapwright operation.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What another program did to a file while it was mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,6 +152,32 @@ pub enum Error {
         /// What to do instead.
         remedy: &'static str,
     },
+    /// Something that others prepared is not what it must be to be used.
+    #[error("{path}: refused: {what}: {remedy}")]
+    NotTrusted {
+        /// Its path or name.
+        path: String,
+        /// What is wrong with it, values included.
+        what: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A limit of the system or the process is met.
+    #[error("{path}: {operation}: the limit {limit} of {value} is reached: {remedy}")]
+    LimitReached {
+        /// What was being done: `"mmap"`, `"mlock"`, …
+        operation: &'static str,
+        /// What it was done to: a path, or a kind of memory.
+        path: String,
+        /// The limit's own name: `"vm.max_map_count"`, `"RLIMIT_MEMLOCK"`, …
+        limit: &'static str,
+        /// Its value, in its own unit: mappings, bytes, pages.
+        value: u64,
+        /// What to do.
+        remedy: &'static str,
+        /// What the kernel answered.
+        source: Arc<io::Error>,
+    },
     /// An earlier write-back or sync failed and was not acknowledged yet. Nothing was dropped: the pages are still dirty.
     #[error("{path}: an earlier write-back failed and is not acknowledged: {source}")]
     Latched {
@@ -188,10 +214,17 @@ impl Error {
         Self::Invalid { what: what.into(), remedy }
     }
 
+    /// An [`Error::Unsupported`].
+    pub(crate) fn unsupported(feature: &'static str, remedy: &'static str, source: io::Error) -> Self {
+        Self::Unsupported { feature, remedy, source: Arc::new(source) }
+    }
+
     /// The kernel's error number behind this error, where there is one.
     pub fn errno(&self) -> Option<i32> {
         match self {
-            Self::Io { source, .. } | Self::Unsupported { source, .. } => source.raw_os_error(),
+            Self::Io { source, .. }
+            | Self::Unsupported { source, .. }
+            | Self::LimitReached { source, .. } => source.raw_os_error(),
             Self::Latched { source, .. } => source.errno(),
             _ => None,
         }
@@ -201,13 +234,15 @@ impl Error {
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match &error {
-            Error::Io { source, .. } | Error::Unsupported { source, .. } => source.kind(),
+            Error::Io { source, .. }
+            | Error::Unsupported { source, .. }
+            | Error::LimitReached { source, .. } => source.kind(),
             Error::TimedOut { .. } => io::ErrorKind::TimedOut,
             Error::OutOfRange { .. } | Error::Invalid { .. } | Error::NotMappable { .. } => {
                 io::ErrorKind::InvalidInput
             }
             Error::Locked { .. } => io::ErrorKind::WouldBlock,
-            Error::ReadOnly { .. } => io::ErrorKind::PermissionDenied,
+            Error::ReadOnly { .. } | Error::NotTrusted { .. } => io::ErrorKind::PermissionDenied,
             Error::BudgetExhausted { .. } => io::ErrorKind::OutOfMemory,
             Error::Changed { .. } | Error::Latched { .. } => io::ErrorKind::Other,
         };

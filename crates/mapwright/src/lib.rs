@@ -34,6 +34,7 @@ mod error;
 
 #[doc(hidden)]
 pub mod engine;
+pub mod mmap;
 pub mod stores;
 
 pub use api::{

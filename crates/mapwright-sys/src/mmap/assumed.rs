@@ -63,10 +63,19 @@ pub trait MapAssumedWith {
     type Error;
 
     #[doc(hidden)]
-    fn read_promised(&self, file: BorrowedFd<'_>, shared: bool, promise: Promise) -> Result<Self::Read, Self::Error>;
+    fn read_promised(
+        &self,
+        file: BorrowedFd<'_>,
+        shared: bool,
+        promise: Promise,
+    ) -> Result<Self::Read, Self::Error>;
     #[doc(hidden)]
-    fn write_promised(&self, file: BorrowedFd<'_>, shared: bool, promise: Promise)
-    -> Result<Self::Write, Self::Error>;
+    fn write_promised(
+        &self,
+        file: BorrowedFd<'_>,
+        shared: bool,
+        promise: Promise,
+    ) -> Result<Self::Write, Self::Error>;
     #[doc(hidden)]
     fn exec_promised(&self, file: BorrowedFd<'_>, promise: Promise) -> Result<Self::Exec, Self::Error>;
 

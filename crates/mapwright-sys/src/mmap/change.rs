@@ -7,7 +7,8 @@ use std::os::fd::AsFd;
 
 use rustix::io::Errno;
 use rustix::mm::{
-    MapFlags, MlockFlags, MremapFlags, MsyncFlags, ProtFlags, mlock, mlock_with, mprotect, mremap, msync, munlock,
+    MapFlags, MlockFlags, MremapFlags, MsyncFlags, ProtFlags, mlock, mlock_with, mprotect, mremap, msync,
+    munlock,
 };
 
 use super::kind::{Becomes, Kind, Slices, SlicesMut, Stable, may_write, mprotection, protection};
@@ -64,7 +65,10 @@ impl<K: Kind> Region<K> {
     ///
     /// # Errors
     /// The region as it was, and `ENOSYS` before Linux 6.10; `EOPNOTSUPP` for a placed region.
-    pub fn seal(self) -> Result<Sealed<K>, (Self, io::Error)> {
+    pub fn seal(self) -> Result<Sealed<K>, (Self, io::Error)>
+    where
+        K: Stable,
+    {
         if self.inner.home.is_some() {
             return Err((self, refused(Errno::OPNOTSUPP)));
         }
@@ -154,7 +158,15 @@ impl<K: Kind> Region<K> {
         // SAFETY: the pages are this region's; the mask has as many bits as the call is told, less the one that the kernel
         // subtracts (mbind(2), NOTES). No bytes change.
         let bound = unsafe {
-            libc::syscall(libc::SYS_mbind, pages.start, pages.len(), mode, mask.as_ptr(), MASK_WORDS * 64 + 1, 0)
+            libc::syscall(
+                libc::SYS_mbind,
+                pages.start,
+                pages.len(),
+                mode,
+                mask.as_ptr(),
+                MASK_WORDS * 64 + 1,
+                0,
+            )
         };
         check(bound).map(drop)
     }
@@ -316,15 +328,7 @@ impl Inner {
 #[derive(Debug)]
 pub struct Sealed<K: Kind>(std::mem::ManuallyDrop<Region<K>>);
 
-impl<K: Kind> Sealed<K> {
-    /// The region, for what a seal allows.
-    #[must_use]
-    pub fn region(&self) -> &Region<K> {
-        &self.0
-    }
-}
-
-impl<K: Stable + Slices> Sealed<K> {
+impl<K: Slices> Sealed<K> {
     /// The bytes, for as long as the process lives.
     #[must_use]
     pub fn leak(self) -> &'static [u8] {
@@ -335,9 +339,15 @@ impl<K: Stable + Slices> Sealed<K> {
     }
 }
 
-impl<K: SlicesMut> Sealed<K> {
-    /// The bytes, to be written.
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
+impl<K: Slices> std::ops::Deref for Sealed<K> {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl<K: SlicesMut> std::ops::DerefMut for Sealed<K> {
+    fn deref_mut(&mut self) -> &mut [u8] {
         &mut self.0
     }
 }

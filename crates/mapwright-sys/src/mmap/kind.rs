@@ -25,6 +25,10 @@ pub trait Kind: sealed::Sealed + Send + Sync + 'static {
     const PROTECTION: u32;
     /// In words, for messages.
     const NAME: &'static str;
+    /// The kind for reading only.
+    type ReadOnly: Kind;
+    /// The kind for writing.
+    type Writable: Kind;
 }
 
 /// Bytes that nobody outside of this process changes.
@@ -37,7 +41,7 @@ pub trait SlicesMut: Slices {}
 pub trait Copies: Kind {}
 /// Bytes that others may change, and so may this process.
 pub trait CopiesMut: Copies {}
-/// A kind that another may become by a change of protection.
+/// A kind that may become `K` by a change of protection.
 pub trait Becomes<K: Kind>: Kind {}
 
 /// Readable; nobody writes.
@@ -60,11 +64,13 @@ pub enum Volatile {}
 pub enum VolatileMut {}
 
 macro_rules! kinds {
-    ($($kind:ident, $bits:expr, $name:literal, [$($other:ident),*];)*) => {$(
+    ($($kind:ident, $bits:expr, $name:literal, $read:ident, $write:ident, [$($other:ident),*];)*) => {$(
         impl sealed::Sealed for $kind {}
         impl Kind for $kind {
             const PROTECTION: u32 = $bits;
             const NAME: &'static str = $name;
+            type ReadOnly = $read;
+            type Writable = $write;
         }
         $(impl Becomes<$other> for $kind {})*
     )*};
@@ -75,12 +81,12 @@ const W: u32 = ProtFlags::WRITE.bits();
 const X: u32 = ProtFlags::EXEC.bits();
 
 kinds! {
-    Read, R, "read-only", [Write, Exec, NoAccess];
-    Write, R | W, "writable", [Read, Exec, NoAccess];
-    Exec, R | X, "executable", [Read, Write, NoAccess];
-    NoAccess, 0, "inaccessible", [Read, Write, Exec];
-    Volatile, R, "read-only", [VolatileMut];
-    VolatileMut, R | W, "writable", [Volatile];
+    Read, R, "read-only", Read, Write, [Read, Write, Exec, NoAccess];
+    Write, R | W, "writable", Read, Write, [Read, Write, Exec, NoAccess];
+    Exec, R | X, "executable", Read, Write, [Read, Write, Exec, NoAccess];
+    NoAccess, 0, "inaccessible", Read, Write, [Read, Write, Exec, NoAccess];
+    Volatile, R, "read-only", Volatile, VolatileMut, [Volatile, VolatileMut];
+    VolatileMut, R | W, "writable", Volatile, VolatileMut, [Volatile, VolatileMut];
 }
 
 impl Stable for Read {}

@@ -34,7 +34,8 @@ pub use advise::{Advice, Freed};
 pub use assumed::{MapAssumed, MapAssumedWith, Promise};
 pub use change::{NumaPolicy, Sealed};
 pub use kind::{
-    Becomes, Copies, CopiesMut, Exec, Kind, NoAccess, Read, Slices, SlicesMut, Stable, Volatile, VolatileMut, Write,
+    Becomes, Copies, CopiesMut, Exec, Kind, NoAccess, Read, Slices, SlicesMut, Stable, Volatile, VolatileMut,
+    Write,
 };
 pub use region::{GuardKind, Region, Request, Source};
 pub use sealed_fd::SealedFd;

@@ -268,7 +268,8 @@ impl Inner {
             .ok_or_else(overflow)?;
         // The kernel counts pages in a signed 64-bit offset.
         offset.checked_add(mapped as u64).filter(|end| *end <= i64::MAX as u64).ok_or_else(overflow)?;
-        let guards = request.guard_pages.checked_mul(page).filter(|len| *len <= 1 << 56).ok_or_else(overflow)?;
+        let guards =
+            request.guard_pages.checked_mul(page).filter(|len| *len <= 1 << 56).ok_or_else(overflow)?;
         let map = Map { request, protection, offset: offset - lead as u64, len: mapped, guards };
         let (outer, guard, home) = map.run()?;
         let start = outer.start + guards + lead;
@@ -462,7 +463,11 @@ impl<K: Copies> Region<K> {
     }
 
     fn locate(&self, at: usize, len: usize) -> usize {
-        assert!(at <= self.inner.len && len <= self.inner.len - at, "{len} bytes at {at} of {}", self.inner.len);
+        assert!(
+            at <= self.inner.len && len <= self.inner.len - at,
+            "{len} bytes at {at} of {}",
+            self.inner.len
+        );
         self.inner.start + at
     }
 }

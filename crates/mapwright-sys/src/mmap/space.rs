@@ -94,7 +94,8 @@ impl AddressSpace {
         }
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
         // SAFETY: the range was claimed by the caller, who owns what is mapped there and gives it up.
-        let reserved = unsafe { mmap_anonymous(range.start as *mut _, range.len(), ProtFlags::empty(), flags) };
+        let reserved =
+            unsafe { mmap_anonymous(range.start as *mut _, range.len(), ProtFlags::empty(), flags) };
         if let Err(error) = reserved {
             // SAFETY: as above; nobody reads these bytes any more.
             let _ = unsafe { madvise(range.start as *mut _, range.len(), Advice::LinuxDontNeed) };
