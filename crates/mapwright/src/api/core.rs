@@ -199,7 +199,7 @@ impl Core {
     pub(super) fn enter_checked(&self) -> Result<AnyScope> {
         Ok(match &self.behind {
             Behind::Pager(file) => AnyScope::Pager(Scope::enter(file)?),
-            Behind::Kernel(kernel) => AnyScope::Kernel(kernel.enter()),
+            Behind::Kernel(kernel) => AnyScope::Kernel(kernel.enter()?),
             Behind::Buffer { .. } => AnyScope::None,
         })
     }

@@ -178,10 +178,18 @@ impl KernelFile {
     }
 
     /// Enters a checked scope.
-    pub(super) fn enter(&self) -> KernelScope {
+    ///
+    /// # Errors
+    /// The error of a page that reads as zeros for scopes that have not ended: this one would see the zeros and return that
+    /// error. If it were let in all the same, threads that always overlap would keep the zeros for ever.
+    pub(super) fn enter(&self) -> Result<KernelScope> {
         let mut scopes = lock(&self.inner.scopes);
+        self.inner.heal(&mut scopes); // could not be done when the last scope ended, perhaps
+        if let Some(error) = &scopes.error {
+            return Err(error.clone());
+        }
         scopes.active += 1;
-        KernelScope { inner: Arc::clone(&self.inner), failures_before: scopes.failures, ended: false }
+        Ok(KernelScope { inner: Arc::clone(&self.inner), failures_before: scopes.failures, ended: false })
     }
 }
 
@@ -207,6 +215,13 @@ impl Inner {
     /// Fails for a file that has become shorter: a write past its end would extend it again, and hide that.
     fn check_length(&self, offset: u64) -> Result<()> {
         self.truncation(offset).map_or(Ok(()), Err)
+    }
+
+    /// Takes the zeros away when nobody touches the view: under the lock, so that no scope begins meanwhile.
+    fn heal(&self, scopes: &mut Scopes) {
+        if scopes.active == 0 && scopes.error.is_some() && self.mapping.restore(self.store.as_fd()).is_ok() {
+            scopes.error = None;
+        }
     }
 
     fn failure(&self, offset: u64) -> Error {
@@ -254,13 +269,7 @@ impl KernelScope {
         scopes.active -= 1;
         let failed = scopes.failures > self.failures_before || scopes.error.is_some();
         let outcome = scopes.error.clone().filter(|_| failed).map_or(Ok(()), Err);
-        // Under the lock, so that no scope begins while zeros are still shown. Nobody touches the view then.
-        if scopes.active == 0
-            && scopes.error.is_some()
-            && self.inner.mapping.restore(self.inner.store.as_fd()).is_ok()
-        {
-            scopes.error = None;
-        }
+        self.inner.heal(&mut scopes);
         outcome
     }
 }

@@ -153,7 +153,8 @@ fn read_in(map: &MmapRawRead) -> Result<()> {
     }
 }
 
-fn file_len(fd: BorrowedFd<'_>) -> Result<u64> {
+/// A file's length now, a block device's size.
+pub(super) fn file_len(fd: BorrowedFd<'_>) -> Result<u64> {
     let stat = fstat(fd).map_err(|error| Error::io("stat", "a file", 0, 0, error.into()))?;
     match mapwright_sys::file::block_device_len(fd) {
         Ok(len) => Ok(len),

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::ops::{Deref, DerefMut, Range, RangeBounds};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -199,7 +199,7 @@ impl<K: Copies> Mapping<K> {
         let Some(origin) = &self.origin else {
             return Error::io(operation, self.name(), offset, 1, Errno::FAULT.into());
         };
-        let now = origin.file.metadata().map_or(u64::MAX, |metadata| metadata.len());
+        let now = super::cache::file_len(origin.file.as_fd()).unwrap_or(u64::MAX);
         let page = self.page_size() as u64;
         match origin.len {
             Some(was) if now < was => {
@@ -276,7 +276,7 @@ impl Mapping<VolatileMut> {
     ///
     /// # Errors
     /// See [`MmapOptions::map_raw`].
-    pub fn map_raw(file: impl std::os::fd::AsFd) -> Result<Self> {
+    pub fn map_raw(file: impl AsFd) -> Result<Self> {
         MmapOptions::new().map_raw(file)
     }
 }

@@ -14,6 +14,7 @@ use super::fail::{Attempt, OrFailed};
 use super::mapping::{Mapping, Mmap, MmapExec, MmapMut, MmapNone, MmapRaw, MmapRawRead, Origin};
 use super::reservation::Reservation;
 use crate::error::{Error, Result};
+use crate::stores::is_made_up_size;
 
 /// A page where no huge pages are involved.
 const PAGE: usize = mapwright_sys::PAGE_SIZE;
@@ -384,6 +385,9 @@ impl MmapOptions {
             (None, Some(file_len)) if self.offset > file_len => {
                 let (offset, end) = (self.offset, self.offset);
                 return Err(Error::OutOfRange { path: name.to_owned(), offset, end, file_len });
+            }
+            (None, Some(_)) if is_made_up_size(fd, stat.st_size) => {
+                return Err(not_mappable(name, "a kernel file that does not know its own size"));
             }
             (None, Some(file_len)) => usize::try_from(file_len - self.offset)
                 .map_err(|_| Error::io("mmap", name, self.offset, file_len, Errno::OVERFLOW.into()))?,

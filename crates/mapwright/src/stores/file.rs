@@ -31,6 +31,7 @@ use crate::Result;
 
 mod batch;
 mod open;
+pub(crate) use open::is_made_up_size;
 
 /// What direct reads need of offset, length and address: what the contract of [`Read`] promises.
 const DIRECT_ALIGNMENT: u64 = 4096;

@@ -9,6 +9,7 @@ pub mod conformance;
 mod file;
 mod memory;
 
+pub(crate) use file::is_made_up_size;
 pub use file::{FileOptions, FileStore};
 pub use memory::MemoryStore;
 

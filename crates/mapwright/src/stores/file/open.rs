@@ -105,8 +105,8 @@ fn mappable_kind(fd: BorrowedFd<'_>, path: &Path) -> Result<Kind> {
     }
 }
 
-/// Files of the kernel's own file systems claim to be empty, or on sysfs a page long, whatever they contain.
-fn is_made_up_size(fd: BorrowedFd<'_>, size: i64) -> bool {
+/// Whether the size means nothing. Files of the kernel's own file systems claim to be empty, or on sysfs a page long, whatever they contain.
+pub(crate) fn is_made_up_size(fd: BorrowedFd<'_>, size: i64) -> bool {
     let Ok(magic) = magic(fd) else { return false };
     match magic {
         SYSFS => size == 0 || size == 4096,
