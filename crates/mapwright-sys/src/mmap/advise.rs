@@ -112,13 +112,13 @@ impl Advice {
     /// and can be relied on to probe for support" (madvise(2), VERSIONS).
     #[must_use]
     pub fn is_supported(self) -> bool {
-        is_supported(self.number())
+        is_advice_supported(self.number())
     }
 }
 
 /// Whether this kernel knows an advice by its number: see [`Advice::is_supported`].
 #[must_use]
-pub fn is_supported(advice: i32) -> bool {
+pub fn is_advice_supported(advice: i32) -> bool {
     // SAFETY: of no bytes at all.
     unsafe { libc::madvise(std::ptr::null_mut(), 0, advice) == 0 }
 }

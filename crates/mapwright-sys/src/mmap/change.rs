@@ -172,6 +172,20 @@ impl<K: Kind> Region<K> {
     }
 }
 
+/// Whether this kernel has mseal(2).
+#[must_use]
+pub fn is_mseal_supported() -> bool {
+    // SAFETY: of no bytes at all.
+    unsafe { libc::syscall(libc::SYS_mseal, 0, 0, 0) == 0 }
+}
+
+/// Whether this kernel has mbind(2).
+#[must_use]
+pub fn is_numa_supported() -> bool {
+    // SAFETY: asks for the policy of this thread, and wants no answer (get_mempolicy(2)).
+    unsafe { libc::syscall(libc::SYS_get_mempolicy, 0, 0, 0, 0, 0) == 0 }
+}
+
 /// Words in a mask of NUMA nodes: 1024 nodes, the most that kernels are built for.
 const MASK_WORDS: usize = 16;
 

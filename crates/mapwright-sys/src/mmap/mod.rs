@@ -30,14 +30,14 @@ mod region;
 mod sealed_fd;
 mod space;
 
-pub use advise::{Advice, Freed};
+pub use advise::{Advice, Freed, is_advice_supported};
 pub use assumed::{MapAssumed, MapAssumedWith, Promise};
-pub use change::{NumaPolicy, Sealed};
+pub use change::{NumaPolicy, Sealed, is_mseal_supported, is_numa_supported};
 pub use kind::{
     Becomes, Copies, CopiesMut, Exec, Kind, NoAccess, Read, Slices, SlicesMut, Stable, Volatile, VolatileMut,
     Write,
 };
-pub use region::{GuardKind, Region, Request, Source};
+pub use region::{GuardKind, Region, Request, Source, is_guard_supported};
 pub use sealed_fd::SealedFd;
 pub use space::AddressSpace;
 

@@ -23,6 +23,12 @@ use crate::{PAGE_SIZE, check, copy};
 
 const MADV_GUARD_INSTALL: libc::c_int = 102; // include/uapi/asm-generic/mman-common.h, Linux 6.13
 
+/// Whether guard pages need no mappings of their own.
+#[must_use]
+pub fn is_guard_supported() -> bool {
+    super::is_advice_supported(MADV_GUARD_INSTALL)
+}
+
 /// Where bytes come from.
 #[derive(Clone, Copy, Debug)]
 pub enum Source<'a> {

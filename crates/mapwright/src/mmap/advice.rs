@@ -92,7 +92,8 @@ impl<K: Kind> Mapping<K> {
     }
 
     fn not_for_this(&self, what: &str, range: &std::ops::Range<usize>, error: std::io::Error) -> Error {
-        if error.raw_os_error() != Some(Errno::INVAL.raw_os_error()) {
+        let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+        if !matches!(errno, Some(Errno::INVAL | Errno::ACCESS)) {
             return self.failed("madvise", range, error);
         }
         let sharing = if self.is_shared() { "shared" } else { "private" };

@@ -56,7 +56,8 @@ fn stat(fd: BorrowedFd<'_>, range: Range<u64>) -> Result<CacheStat> {
 }
 
 /// The runs of pages of a range of a file that are dirty: written, and not yet on the device. Found by halving, in a number of
-/// system calls that grows with the number of runs.
+/// system calls that grows with the number of runs. The kernel may keep one mark for several pages that lie together (a large
+/// folio): then all of them are dirty as soon as one is.
 ///
 /// # Errors
 /// As for [`cache_stat`].

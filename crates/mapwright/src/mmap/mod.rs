@@ -52,6 +52,7 @@ mod options;
 mod reservation;
 mod residency;
 mod shared_memory;
+mod support;
 
 pub use advice::Freed;
 pub use cache::{CacheStat, Restored, cache_stat, cached_ranges, dirty_ranges};
@@ -66,3 +67,4 @@ pub use options::MmapOptions;
 pub use reservation::Reservation;
 pub use residency::Residency;
 pub use shared_memory::{SharedMemory, SharedMemoryOptions};
+pub use support::Support;
