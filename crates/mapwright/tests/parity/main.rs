@@ -70,7 +70,7 @@ fn every_case_is_seen_alike_through_system_calls_and_through_mapwright() {
     for case in &cases {
         let is_page = case.page.starts_with("POSIX") || case.page.ends_with(')');
         assert!(
-            is_page && case.says.len() > 20 && case.says.ends_with(['.', ':']),
+            is_page && case.says.len() > 15 && case.says.ends_with(['.', ':']),
             "{}: {}",
             case.page,
             case.says
