@@ -3,6 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::path::Path;
 
+use mapwright::mmap::{Advice, Support};
 use mapwright_measure::{cgroup, machine, size};
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
@@ -109,6 +110,7 @@ pub fn findings(probed: Option<&Probed>) -> Vec<Finding> {
     let mut found = vec![kernel()];
     found.extend(userfaultfd(probed));
     found.extend(other_calls(probed));
+    found.extend(kernel_mappings(&Support::probe()));
     found.extend(huge_pages());
     found.push(memory_cgroup());
     found.extend(limits());
@@ -229,6 +231,41 @@ fn other_calls(probed: Option<&Probed>) -> Vec<Finding> {
             "allow io_uring_setup(2) in the seccomp profile; without it threads read with pread(2)",
         ),
         sysctl,
+    ]
+}
+
+/// What `mapwright::mmap` finds in this kernel.
+fn kernel_mappings(support: &Support) -> Vec<Finding> {
+    const SECTION: &str = "kernel mappings";
+    let (known, unknown): (Vec<_>, Vec<_>) = support.advice.iter().partition(|(_, is_known)| *is_known);
+    let names = |advice: &[&(Advice, bool)]| {
+        advice.iter().map(|(advice, _)| format!("{advice:?}")).collect::<Vec<_>>().join(" ")
+    };
+    let mut advice = Finding::new(
+        SECTION,
+        "advice",
+        if unknown.is_empty() { "all".to_owned() } else { names(&known) },
+        if unknown.is_empty() { State::Good } else { State::Limited },
+    );
+    if !unknown.is_empty() {
+        let missing = names(&unknown);
+        advice = advice.remedy(&format!("a newer kernel, or one that is built with it, has {missing}"));
+    }
+    let has = |name: &str, there: bool, remedy: &str| {
+        let state = if there { State::Good } else { State::Limited };
+        let finding = Finding::new(SECTION, name, if there { "yes" } else { "no" }, state);
+        if there { finding } else { finding.remedy(remedy) }
+    };
+    vec![
+        advice,
+        has("mseal", support.mseal, "Linux 6.10: mappings that nobody can change or unmap"),
+        has("cachestat", support.cachestat, "Linux 6.5: dirty pages of a file are counted without a mapping"),
+        has(
+            "guard markers",
+            support.guard_markers,
+            "Linux 6.13: guard pages that are no mappings of their own",
+        ),
+        has("NUMA policies", support.numa, "a kernel with NUMA"),
     ]
 }
 
@@ -368,6 +405,18 @@ mod tests {
         assert_eq!(version("5.4.0"), Some((5, 4)));
         assert_eq!(version("6.8-rc1"), Some((6, 8)));
         assert_eq!(version("next"), None);
+    }
+
+    #[test]
+    fn what_the_kernel_lacks_of_mappings_has_a_remedy() {
+        let mut support = Support::probe();
+        support.advice = vec![(Advice::Normal, true), (Advice::Collapse, false)];
+        (support.mseal, support.cachestat) = (false, true);
+        let found = kernel_mappings(&support);
+        assert_eq!((found[0].value.as_str(), found[0].state), ("Normal", State::Limited));
+        assert!(found[0].remedy.as_ref().is_some_and(|remedy| remedy.contains("Collapse")));
+        assert!(found[1].remedy.as_ref().is_some_and(|remedy| remedy.contains("6.10")));
+        assert_eq!((found[2].state, &found[2].remedy), (State::Good, &None));
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! Advice that keeps contents, what takes them away, and what is in memory.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::single_range_in_vec_init)]
 
 mod common;
 

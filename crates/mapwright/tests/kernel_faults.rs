@@ -206,7 +206,7 @@ fn a_slice_made_by_promise_dies_by_sigbus_as_with_memmap2() {
     let (path, _) = file_of(dir.path(), 8 * PAGE);
     let raw = MmapRaw::map_raw(File::options().read(true).write(true).open(&path).unwrap()).unwrap();
     // SAFETY: the promise is broken below on purpose; the process ends by it.
-    let map = unsafe { Mmap::map(&File::open(&path).unwrap()) }.unwrap();
+    let map = unsafe { Mmap::map(File::open(&path).unwrap()) }.unwrap();
     set_len(&path, 1);
     assert!(raw.read_at(5 * PAGE, &mut [0]).is_err(), "a copy comes back");
     std::fs::remove_dir_all(dir.path()).unwrap(); // this process will not come to its end

@@ -1,5 +1,5 @@
 //! The kinds of kernel mappings: what can be made, what each shows to whom, and how one becomes another.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::single_range_in_vec_init)]
 
 mod common;
 
@@ -103,7 +103,7 @@ fn empty_files_and_empty_memory_are_empty() {
     memory.discard(..).unwrap();
     assert!(memory.make_exec().unwrap().make_none().unwrap().is_empty());
     // SAFETY: nobody changes the file.
-    assert!(unsafe { Mmap::map(&read_write(&path)) }.unwrap().is_empty());
+    assert!(unsafe { Mmap::map(read_write(&path)) }.unwrap().is_empty());
 }
 
 #[test]

@@ -141,7 +141,7 @@ fn what_somebody_planted_is_refused() {
     refused(&name, &SharedMemoryOptions::new().max_len(1 << 30), "1099511627776 bytes");
 
     let name = Name::new("fifo");
-    rustix::fs::mknodat(rustix::fs::CWD, &name.path(), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, name.path(), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
     let error = SharedMemory::open(&name.0).unwrap_err();
     assert!(matches!(error, Error::NotTrusted { .. }), "{error}");
     let name = Name::new("dir");

@@ -22,6 +22,15 @@ fn advised(s: &mut dyn crate::side::Side, advice: Advice) -> Result<String, Stri
     s.read(map, PAGE - 2, 4).map(text)
 }
 
+/// KSM is there or not.
+fn without_ksm(seen: Result<String, String>) -> Result<String, String> {
+    match seen {
+        Ok(seen) if seen == "kept" => Ok("kept, or EINVAL without KSM".into()),
+        Err(error) if error == "EINVAL" => Ok("kept, or EINVAL without KSM".into()),
+        other => other,
+    }
+}
+
 pub const CASES: &[Case] = &[
     Case::new(MADVISE, "MADV_NORMAL No special treatment.", "kept", |s| advised(s, Advice::Normal)),
     Case::new(MADVISE, "MADV_RANDOM Expect page references in random order.", "kept", |s| {
@@ -418,6 +427,102 @@ pub const CASES: &[Case] = &[
             let file = file(s, b"short");
             let map = s.map(Of::Shared(&file), 0, 3 * PAGE, Prot::Read)?;
             s.lock(map, false).map(|()| "locked".into())
+        },
+    ),
+    Case::new(
+        MADVISE,
+        "Enable Kernel Samepage Merging (KSM) for the pages in the range specified by addr and length.",
+        "kept, or EINVAL without KSM",
+        |s| without_ksm(advised(s, Advice::Mergeable)),
+    ),
+    Case::new(
+        MADVISE,
+        "EINVAL advice is MADV_MERGEABLE or MADV_UNMERGEABLE, but the kernel was not configured with CONFIG_KSM.",
+        "kept, or EINVAL without KSM",
+        |s| without_ksm(advised(s, Advice::Unmergeable)),
+    ),
+    Case::new(
+        MADVISE,
+        "Enable Transparent Huge Pages (THP) for pages in the range specified by addr and length.",
+        "kept",
+        |s| advised(s, Advice::HugePage),
+    ),
+    Case::new(
+        MADVISE,
+        "Perform a best-effort synchronous collapse of the native pages mapped by the memory range into Transparent Huge Pages \
+         (THPs).",
+        "kept",
+        |s| {
+            let map = s.map(Of::Anon, 0, 6 << 20, Prot::Write)?;
+            s.write(map, 3 << 20, b"kept")?;
+            let _ = s.advise(map, 0..6 << 20, Advice::Collapse); // no huge page need be to be had
+            s.read(map, 3 << 20, 4).map(text)
+        },
+    ),
+    Case::new(MADVISE, "This flag cannot be applied to locked pages, or VM_PFNMAP pages.", "EINVAL", |s| {
+        let memory = s.memfd("locked", PAGE as u64)?;
+        let map = s.map(Of::Shared(&memory), 0, PAGE, Prot::Write)?;
+        s.lock(map, false)?;
+        s.remove(map, 0..PAGE).map(|()| "done".into())
+    }),
+    Case::new(
+        MADVISE,
+        "EINVAL advice is MADV_FREE or MADV_WIPEONFORK but the specified address range includes file, Huge TLB, MAP_SHARED, or \
+         VM_PFNMAP ranges.",
+        "EINVAL",
+        |s| {
+            let map = s.map(Of::AnonShared, 0, PAGE, Prot::Write)?;
+            s.free_and_write(map).map(|()| "done".into())
+        },
+    ),
+    Case::new(
+        MADVISE,
+        "One example use case is preallocating memory, breaking any CoW (Copy on Write).",
+        "aaaa",
+        |s| {
+            let file = file(s, &letters(1));
+            let map = s.map(Of::Private(&file), 0, PAGE, Prot::Write)?;
+            s.advise(map, 0..PAGE, Advice::PopulateWrite)?;
+            std::os::unix::fs::FileExt::write_all_at(&file, b"late", 0).unwrap();
+            s.read(map, 0, 4).map(text)
+        },
+    ),
+    Case::new(MADVISE, "files with holes will preallocate blocks.", "0 blocks before, some after", |s| {
+        let memory = s.memfd("holes", 4 * PAGE as u64)?;
+        let blocks = || std::os::unix::fs::MetadataExt::blocks(&memory.metadata().unwrap());
+        let before = blocks();
+        let map = s.map(Of::Shared(&memory), 0, 4 * PAGE, Prot::Write)?;
+        s.advise(map, 0..4 * PAGE, Advice::PopulateWrite)?;
+        let after = if blocks() >= 4 * PAGE as u64 / 512 { "some" } else { "too few" };
+        Ok(format!("{before} blocks before, {after} after"))
+    }),
+    Case::new(
+        MADVISE,
+        "In contrast to MAP_POPULATE, MADV_POPULATE_READ does not hide errors, can be applied to (parts of) existing mappings \
+         and will always populate (prefault) page tables readable.",
+        "-x--",
+        |s| {
+            let map = s.map(Of::Anon, 0, 4 * PAGE, Prot::Write)?;
+            s.advise(map, PAGE + 9..PAGE + 10, Advice::PopulateRead)?;
+            s.resident(map, 0..4 * PAGE).map(|pages| marks(&pages))
+        },
+    ),
+    Case::new(MLOCK, "Memory locking and unlocking are performed in units of whole pages.", "4 KiB", |s| {
+        let before = locked_kib();
+        let map = s.map(Of::Anon, 0, 1, Prot::Write)?;
+        s.lock(map, false)?;
+        Ok(format!("{} KiB", locked_kib() - before))
+    }),
+    Case::new(
+        MLOCK,
+        "The memory lock on an address range is automatically removed if the address range is unmapped via munmap(2).",
+        "0 KiB",
+        |s| {
+            let before = locked_kib();
+            let map = s.map(Of::Anon, 0, 3 * PAGE, Prot::Write)?;
+            s.lock(map, true)?;
+            s.unmap(map, 0..3 * PAGE)?;
+            Ok(format!("{} KiB", locked_kib() - before))
         },
     ),
 ];

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use crate::Case;
-use crate::side::{Of, PAGE, Prot, file, in_child, letters, on_disk, peek, poke, text};
+use crate::side::{Extra, Of, PAGE, Prot, file, in_child, letters, locked_kib, on_disk, peek, poke, text};
 
 const MMAP: &str = "mmap(2)";
 const POSIX: &str = "POSIX mmap";
@@ -412,4 +412,49 @@ pub const CASES: &[Case] = &[
         let [below, above] = [address - 1, address + 2 * PAGE].map(|at| peek(at, 1).unwrap_err());
         Ok(format!("{}, {below}, {above}", text(s.read(map, 2 * PAGE - 1, 1)?)))
     }),
+    Case::new(MMAP, "Populate (prefault) page tables for a mapping.", "4 of 4", |s| {
+        let map = s.map_with(4 * PAGE, Extra::Populate)?;
+        Ok(format!("{} of 4", s.resident(map, 0..4 * PAGE)?.into_iter().filter(|page| *page).count()))
+    }),
+    Case::new(MMAP, "Do not reserve swap space for this mapping.", "0", |s| {
+        let map = s.map_with(1 << 40, Extra::NoReserve)?; // more than any swap space
+        s.read(map, (1 << 40) - 1, 1).map(text)
+    }),
+    Case::new(
+        MMAP,
+        "Allocate the mapping at an address suitable for a process or thread stack.",
+        "deep",
+        |s| {
+            let map = s.map_with(256 << 10, Extra::Stack)?;
+            s.write(map, (256 << 10) - 4, b"deep")?;
+            s.read(map, (256 << 10) - 4, 4).map(text)
+        },
+    ),
+    Case::new(MMAP, "Mark the mapped region to be locked in the same way as mlock(2).", "8 KiB", |s| {
+        let before = locked_kib();
+        s.map_with(2 * PAGE, Extra::Locked)?;
+        Ok(format!("{} KiB", locked_kib() - before))
+    }),
+    Case::new(MMAP, "Allocate the mapping using \"huge\" pages.", "huge, or ENOMEM for want of them", |s| {
+        match s.map_with(2 << 20, Extra::Huge) {
+            Ok(map) => s.write(map, (2 << 20) - 1, b"x").map(|()| "huge, or ENOMEM for want of them".into()),
+            Err(error) if error == "ENOMEM" => Ok("huge, or ENOMEM for want of them".into()),
+            Err(error) => Err(error),
+        }
+    }),
+    Case::new(
+        MMAP,
+        "It is unspecified whether changes made to the file after the mmap() call are visible in the mapped region.",
+        "new, then mine",
+        |s| {
+            // On Linux they are, until the page is the mapping's own.
+            let file = file(s, &letters(1));
+            let map = s.map(Of::Private(&file), 0, PAGE, Prot::Write)?;
+            file.write_all_at(b"new!", 0).unwrap();
+            let before = text(s.read(map, 0, 3)?);
+            s.write(map, 0, b"mine")?;
+            file.write_all_at(b"late", 0).unwrap();
+            Ok(format!("{before}, then {}", text(s.read(map, 0, 4)?)))
+        },
+    ),
 ];

@@ -12,7 +12,7 @@ use mapwright::mmap::{
     Refused, Reservation, Resize, SharedMemory, SharedMemoryOptions,
 };
 
-use crate::side::{Of, Outcome, Prot, Shm, Side, name_of, peek, poke};
+use crate::side::{Extra, Of, Outcome, Prot, Shm, Side, name_of, peek, poke};
 
 enum Any {
     Read(Mmap),
@@ -130,6 +130,19 @@ impl Side for Ours {
             }
         };
         Ok(self.add(map))
+    }
+
+    fn map_with(&mut self, len: usize, extra: Extra) -> Outcome<usize> {
+        let options = MmapOptions::new().len(len);
+        let options = match extra {
+            Extra::Populate => options.populate(true),
+            Extra::NoReserve => options.no_reserve(true),
+            Extra::Stack => options.stack(true),
+            Extra::Locked => options.locked(true),
+            Extra::Huge => options.huge(None),
+        };
+        let map = done(options.map_anon())?;
+        Ok(self.add(Any::Mut(map)))
     }
 
     fn guarded(&mut self, len: usize) -> Outcome<usize> {

@@ -13,7 +13,7 @@ use rustix::mm::{
     mmap_anonymous, mprotect, mremap, msync, munlock, munmap,
 };
 
-use crate::side::{Of, Outcome, PAGE, Prot, Shm, Side, errno, name_of, peek, poke};
+use crate::side::{Extra, Of, Outcome, PAGE, Prot, Shm, Side, errno, name_of, peek, poke};
 
 pub struct Raw {
     dir: tempfile::TempDir,
@@ -89,6 +89,19 @@ impl Side for Raw {
             Some(fd) => unsafe { mmap(null_mut(), whole, flags(prot), sharing, fd, offset - lead as u64) },
         };
         start.map(|start| self.add(start, lead, len)).map_err(errno)
+    }
+
+    fn map_with(&mut self, len: usize, extra: Extra) -> Outcome<usize> {
+        let extra = match extra {
+            Extra::Populate => MapFlags::POPULATE,
+            Extra::NoReserve => MapFlags::NORESERVE,
+            Extra::Stack => MapFlags::STACK,
+            Extra::Locked => MapFlags::LOCKED,
+            Extra::Huge => MapFlags::HUGETLB | MapFlags::HUGE_2MB,
+        };
+        // SAFETY: as in `map`.
+        let start = unsafe { mmap_anonymous(null_mut(), len, flags(Prot::Write), MapFlags::PRIVATE | extra) };
+        start.map(|start| self.add(start, 0, len)).map_err(errno)
     }
 
     fn guarded(&mut self, len: usize) -> Outcome<usize> {

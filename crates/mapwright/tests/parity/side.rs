@@ -33,12 +33,24 @@ pub enum Shm {
     OpenReadOnly,
 }
 
+/// What anonymous memory can be asked to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extra {
+    Populate,
+    NoReserve,
+    Stack,
+    Locked,
+    Huge,
+}
+
 /// Mappings by number, and the operations on them. Errors are names of error numbers; an access that a signal would answer
 /// is `"no access"`.
 pub trait Side {
     fn dir(&self) -> &Path;
     fn map(&mut self, of: Of<'_>, offset: u64, len: usize, prot: Prot) -> Outcome<usize>;
-    /// As `map`, of everything that is there.
+    /// Private anonymous memory with an option.
+    fn map_with(&mut self, len: usize, extra: Extra) -> Outcome<usize>;
+    /// Private anonymous memory between inaccessible pages.
     fn guarded(&mut self, len: usize) -> Outcome<usize>;
     fn address(&self, map: usize) -> usize;
     fn read(&self, map: usize, at: usize, len: usize) -> Outcome<Vec<u8>>;
@@ -105,18 +117,18 @@ fn vectors(bytes: *mut u8, address: usize, len: usize) -> [libc::iovec; 2] {
 pub fn peek(address: usize, len: usize) -> Outcome<Vec<u8>> {
     let mut bytes = vec![0; len];
     let [local, remote] = vectors(bytes.as_mut_ptr(), address, len);
+    let own = std::process::id() as i32;
     // SAFETY: the local vector is `bytes`; the kernel checks the remote one.
-    let copied =
-        unsafe { libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0) };
+    let copied = unsafe { libc::process_vm_readv(own, &raw const local, 1, &raw const remote, 1, 0) };
     if copied == len as isize { Ok(bytes) } else { Err("no access".to_owned()) }
 }
 
 /// Writes as the program would, likewise.
 pub fn poke(address: usize, bytes: &[u8]) -> Outcome {
     let [local, remote] = vectors(bytes.as_ptr().cast_mut(), address, bytes.len());
+    let own = std::process::id() as i32;
     // SAFETY: the kernel only reads the local vector, and checks the remote one, which is memory of the case's own.
-    let copied =
-        unsafe { libc::process_vm_writev(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0) };
+    let copied = unsafe { libc::process_vm_writev(own, &raw const local, 1, &raw const remote, 1, 0) };
     if copied == bytes.len() as isize { Ok(()) } else { Err("no access".to_owned()) }
 }
 
