@@ -155,6 +155,16 @@ fn a_promise_to_read_is_no_leave_to_write() {
     let private = unsafe { MmapOptions::new().map_copy_read_only(&file) }.unwrap();
     private.make_mut().unwrap()[0] = 1;
     assert!(std::fs::read(&path).unwrap() == bytes);
+    // SAFETY: nobody changes the first bytes of the file.
+    let mut part = unsafe { MmapOptions::new().len(100).map(&file) }.unwrap();
+    assert!(
+        matches!(part.resize(101, Resize::MayMove), Err(Error::Invalid { .. })),
+        "nothing was promised of the rest"
+    );
+    part.resize(50, Resize::InPlace).unwrap();
+    assert!(matches!(part.resize(100, Resize::InPlace), Err(Error::Invalid { .. })));
+    assert!(part[..] == bytes[..50]);
+    drop(part);
     let read = MmapOptions::new().open(&path).unwrap();
     let refused = read.make_mut().unwrap_err();
     assert!(matches!(*refused.error, Error::ReadOnly { .. }), "{}", refused.error);
@@ -284,6 +294,38 @@ fn reservations_keep_their_addresses() {
     map.resize(5 * PAGE - 5, Resize::InPlace).unwrap();
     assert_eq!(map.as_ptr(), address);
     assert!(map.to_vec(..).unwrap() == contents(6 * PAGE)[PAGE + 5..]);
+}
+
+#[test]
+fn a_place_in_a_reservation_is_taken_by_one_thread() {
+    let space = Reservation::new(64 * PAGE).unwrap();
+    let taken: Vec<usize> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..16_u8)
+            .map(|thread| {
+                let space = &space;
+                scope.spawn(move || {
+                    let mut rng = common::Rng(u64::from(thread));
+                    let mut taken = 0;
+                    for _ in 0..500 {
+                        let (at, len) = (rng.below(60) as usize * PAGE, (1 + rng.below(4) as usize) * PAGE);
+                        match MmapOptions::new().len(len).place(space, at).map_anon() {
+                            Ok(mut map) => {
+                                assert!(map.iter().all(|byte| *byte == 0), "somebody else's");
+                                map.fill(thread + 1);
+                                std::thread::yield_now();
+                                assert!(map.iter().all(|byte| *byte == thread + 1), "somebody else's");
+                                taken += 1;
+                            }
+                            Err(error) => assert_eq!(error.errno(), Some(libc::EEXIST), "{error}"),
+                        }
+                    }
+                    taken
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(taken.iter().all(|count| *count > 0) && space.taken().is_empty(), "{taken:?}");
 }
 
 #[test]

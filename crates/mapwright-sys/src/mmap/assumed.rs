@@ -5,9 +5,18 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-/// Made by the unsafe functions of [`MapAssumed`] and [`MapAssumedWith`] only: the caller has promised what they ask.
+/// What a caller has promised of one file, by the unsafe functions of [`MapAssumed`] and [`MapAssumedWith`], which alone
+/// make it.
 #[derive(Debug)]
-pub struct Promise(());
+pub struct Promise<'f>(BorrowedFd<'f>);
+
+impl<'f> Promise<'f> {
+    /// The file.
+    #[must_use]
+    pub fn file(&self) -> BorrowedFd<'f> {
+        self.0
+    }
+}
 
 /// Maps a file on the caller's promise that nobody else changes it. memmap2's `Mmap::map` and `MmapMut::map_mut`.
 pub trait MapAssumed: Sized {
@@ -15,7 +24,7 @@ pub trait MapAssumed: Sized {
     type Error;
 
     #[doc(hidden)]
-    fn map_promised(file: BorrowedFd<'_>, promise: Promise) -> Result<Self, Self::Error>;
+    fn map_promised(promise: Promise<'_>) -> Result<Self, Self::Error>;
 
     /// Maps the whole file, for slices of its bytes.
     ///
@@ -25,7 +34,7 @@ pub trait MapAssumed: Sized {
     /// # Errors
     /// As for the safe constructors.
     unsafe fn map(file: impl AsFd) -> Result<Self, Self::Error> {
-        Self::map_promised(file.as_fd(), Promise(()))
+        Self::map_promised(Promise(file.as_fd()))
     }
 
     /// As [`map`](Self::map), by memmap2's name for it on `MmapMut`.
@@ -36,7 +45,7 @@ pub trait MapAssumed: Sized {
     /// # Errors
     /// As for the safe constructors.
     unsafe fn map_mut(file: impl AsFd) -> Result<Self, Self::Error> {
-        Self::map_promised(file.as_fd(), Promise(()))
+        Self::map_promised(Promise(file.as_fd()))
     }
 }
 
@@ -63,21 +72,11 @@ pub trait MapAssumedWith {
     type Error;
 
     #[doc(hidden)]
-    fn read_promised(
-        &self,
-        file: BorrowedFd<'_>,
-        shared: bool,
-        promise: Promise,
-    ) -> Result<Self::Read, Self::Error>;
+    fn read_promised(&self, shared: bool, promise: Promise<'_>) -> Result<Self::Read, Self::Error>;
     #[doc(hidden)]
-    fn write_promised(
-        &self,
-        file: BorrowedFd<'_>,
-        shared: bool,
-        promise: Promise,
-    ) -> Result<Self::Write, Self::Error>;
+    fn write_promised(&self, shared: bool, promise: Promise<'_>) -> Result<Self::Write, Self::Error>;
     #[doc(hidden)]
-    fn exec_promised(&self, file: BorrowedFd<'_>, promise: Promise) -> Result<Self::Exec, Self::Error>;
+    fn exec_promised(&self, promise: Promise<'_>) -> Result<Self::Exec, Self::Error>;
 
     /// Maps a file for reading, shared.
     ///
@@ -87,7 +86,7 @@ pub trait MapAssumedWith {
     /// # Errors
     /// As for the safe constructors.
     unsafe fn map(&self, file: impl AsFd) -> Result<Self::Read, Self::Error> {
-        self.read_promised(file.as_fd(), true, Promise(()))
+        self.read_promised(true, Promise(file.as_fd()))
     }
 
     /// Maps a file for reading and writing, shared: the file changes with the memory.
@@ -98,7 +97,7 @@ pub trait MapAssumedWith {
     /// # Errors
     /// As for the safe constructors.
     unsafe fn map_mut(&self, file: impl AsFd) -> Result<Self::Write, Self::Error> {
-        self.write_promised(file.as_fd(), true, Promise(()))
+        self.write_promised(true, Promise(file.as_fd()))
     }
 
     /// Maps a file copy-on-write: what is written stays in this mapping.
@@ -109,7 +108,7 @@ pub trait MapAssumedWith {
     /// # Errors
     /// As for the safe constructors.
     unsafe fn map_copy(&self, file: impl AsFd) -> Result<Self::Write, Self::Error> {
-        self.write_promised(file.as_fd(), false, Promise(()))
+        self.write_promised(false, Promise(file.as_fd()))
     }
 
     /// Maps a file privately for reading; it may be made writable later, as a copy.
@@ -120,7 +119,7 @@ pub trait MapAssumedWith {
     /// # Errors
     /// As for the safe constructors.
     unsafe fn map_copy_read_only(&self, file: impl AsFd) -> Result<Self::Read, Self::Error> {
-        self.read_promised(file.as_fd(), false, Promise(()))
+        self.read_promised(false, Promise(file.as_fd()))
     }
 
     /// Maps a file as code, privately.
@@ -131,6 +130,6 @@ pub trait MapAssumedWith {
     /// # Errors
     /// As for the safe constructors.
     unsafe fn map_exec(&self, file: impl AsFd) -> Result<Self::Exec, Self::Error> {
-        self.exec_promised(file.as_fd(), Promise(()))
+        self.exec_promised(Promise(file.as_fd()))
     }
 }

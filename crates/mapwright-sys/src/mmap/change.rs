@@ -55,7 +55,7 @@ impl<K: Kind> Region<K> {
     ///
     /// # Errors
     /// `ENOMEM` if there is no room: in place unless `may_move`, in its address space if it was placed. `EEXIST` if
-    /// something else was placed behind it. `EOPNOTSUPP` for regions with guards, for shared anonymous memory, which can't
+    /// something else was placed behind it. `EPERM` for growing a file mapped by promise or a sealed one. `EOPNOTSUPP` for regions with guards, for shared anonymous memory, which can't
     /// grow, and for empty ones.
     pub fn resize(&mut self, len: usize, may_move: bool) -> io::Result<()> {
         self.inner.resize(len, may_move, protection::<K>())
@@ -266,6 +266,9 @@ impl Inner {
     fn resize(&mut self, len: usize, may_move: bool, protection: ProtFlags) -> io::Result<()> {
         if len == self.len {
             return Ok(());
+        }
+        if len > self.len && !self.facts.may_grow {
+            return Err(refused(Errno::PERM));
         }
         if self.len == 0 || self.facts.guard != GuardKind::None {
             return Err(refused(Errno::OPNOTSUPP));

@@ -7,7 +7,7 @@
 use std::io;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -99,6 +99,13 @@ pub enum GuardKind {
     Mappings,
 }
 
+/// What may be made of a region later.
+#[derive(Clone, Copy)]
+struct Leave {
+    write: bool,
+    grow: bool,
+}
+
 /// What a region is, apart from its kind.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Facts {
@@ -107,6 +114,8 @@ pub(super) struct Facts {
     pub(super) shared: bool,
     /// Whether it may become writable and remain [`Stable`].
     pub(super) may_write: bool,
+    /// Whether it may show more of its file than now: a promise was for the bytes that were asked for.
+    pub(super) may_grow: bool,
     /// Offset in the file of the first byte.
     pub(super) offset: u64,
     pub(super) guard: GuardKind,
@@ -144,7 +153,7 @@ impl<K: Stable> Region<K> {
     /// What mmap(2) says; `EINVAL` for another source.
     pub fn anonymous(request: &Request<'_>) -> io::Result<Self> {
         match request.source {
-            Source::Anonymous => Self::create(request, true),
+            Source::Anonymous => Self::create(request, Leave { write: true, grow: true }),
             Source::AnonymousShared | Source::File { .. } => Err(refused(Errno::INVAL)),
         }
     }
@@ -153,10 +162,15 @@ impl<K: Stable> Region<K> {
     /// may have been made on the same promise.
     ///
     /// # Errors
-    /// What mmap(2) says; `EINVAL` for another source.
-    pub fn promised(request: &Request<'_>, _promise: Promise) -> io::Result<Self> {
+    /// What mmap(2) says; `EINVAL` for another source than the file that the promise is about.
+    pub fn promised(request: &Request<'_>, promise: Promise<'_>) -> io::Result<Self> {
         match request.source {
-            Source::File { shared, .. } => Self::create(request, !shared || may_write::<K>()),
+            Source::File { fd, .. } if fd.as_raw_fd() != promise.file().as_raw_fd() => {
+                Err(refused(Errno::INVAL))
+            }
+            Source::File { shared, .. } => {
+                Self::create(request, Leave { write: !shared || may_write::<K>(), grow: false })
+            }
             Source::Anonymous | Source::AnonymousShared => Err(refused(Errno::INVAL)),
         }
     }
@@ -172,7 +186,7 @@ impl Region<Read> {
             return Err(refused(Errno::NXIO));
         }
         let source = Source::File { fd: fd.as_fd(), offset, shared: true };
-        Self::create(&Request { page, ..Request::new(source, len) }, false)
+        Self::create(&Request { page, ..Request::new(source, len) }, Leave { write: false, grow: false })
     }
 }
 
@@ -183,13 +197,13 @@ impl<K: Copies> Region<K> {
     /// What mmap(2) says.
     pub fn volatile(request: &Request<'_>) -> io::Result<Self> {
         crate::signals::install()?;
-        Self::create(request, true)
+        Self::create(request, Leave { write: true, grow: true })
     }
 }
 
 impl<K: Kind> Region<K> {
-    fn create(request: &Request<'_>, may_write: bool) -> io::Result<Self> {
-        let inner = Inner::create(request, protection::<K>(), may_write)?;
+    fn create(request: &Request<'_>, leave: Leave) -> io::Result<Self> {
+        let inner = Inner::create(request, protection::<K>(), leave)?;
         Ok(Self { inner, kind: PhantomData })
     }
 
@@ -252,7 +266,7 @@ impl<K: Kind> Region<K> {
 }
 
 impl Inner {
-    fn create(request: &Request<'_>, protection: ProtFlags, may_write: bool) -> io::Result<Self> {
+    fn create(request: &Request<'_>, protection: ProtFlags, leave: Leave) -> io::Result<Self> {
         let page = request.page;
         let (offset, anonymous, shared) = match request.source {
             Source::Anonymous => (0, true, false),
@@ -261,7 +275,8 @@ impl Inner {
         };
         let (huge, no_reserve) = (request.huge, request.no_reserve);
         let guard = GuardKind::None;
-        let facts = Facts { page, anonymous, shared, may_write, offset, guard, huge, no_reserve };
+        let Leave { write: may_write, grow: may_grow } = leave;
+        let facts = Facts { page, anonymous, shared, may_write, may_grow, offset, guard, huge, no_reserve };
         if request.len == 0 {
             return Ok(Self { outer: 0..0, start: page, len: 0, facts, home: None });
         }

@@ -205,22 +205,31 @@ impl<K: Kind> Mapping<K> {
     /// # Errors
     /// [`Io`](Error::Io) with `ENOMEM` where it can't grow in place and must not move; with `EEXIST` where something was
     /// placed behind it. [`Invalid`](Error::Invalid) for mappings that don't resize: empty ones, those with guard pages,
-    /// shared anonymous memory (use a [`MemoryFile`](super::MemoryFile)). It is unchanged then.
+    /// shared anonymous memory (use a [`MemoryFile`](super::MemoryFile)); and for growing a slice of a file: it was promised that
+    /// nobody changes what was mapped, and nothing of the rest. It is unchanged then. [`LimitReached`](Error::LimitReached)
+    /// when shrinking splits a mapping at vm.max_map_count: it is shorter then, and the addresses stay in use.
     pub fn resize(&mut self, len: usize, how: Resize) -> Result<()> {
         let range = 0..len;
-        match self.region.resize(len, how == Resize::MayMove) {
-            Ok(()) => Ok(()),
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::OPNOTSUPP.raw_os_error()) => {
-                Err(Error::invalid(
+        self.region.resize(len, how == Resize::MayMove).map_err(|error| {
+            use rustix::io::Errno;
+            match error.raw_os_error().map(Errno::from_raw_os_error) {
+                Some(Errno::OPNOTSUPP) => Error::invalid(
                     format!(
                         "{}: resizing a mapping that is empty, guarded, or shared and anonymous",
                         self.name()
                     ),
                     "map it anew; a MemoryFile is shared memory that grows",
-                ))
+                ),
+                Some(Errno::PERM) => Error::invalid(
+                    format!(
+                        "{}: growing a mapping of a file that was made by promise, or is sealed",
+                        self.name()
+                    ),
+                    "map it anew: the promise was for the bytes that are mapped",
+                ),
+                _ => self.failed("mremap", &range, error),
             }
-            Err(error) => Err(self.failed("mremap", &range, error)),
-        }
+        })
     }
 
     /// Never lets the address range change again, whoever asks: its protection, its place, that it is mapped (mseal(2),

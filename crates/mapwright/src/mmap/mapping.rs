@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::ops::{Deref, DerefMut, Range, RangeBounds};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -284,15 +284,15 @@ impl Mapping<VolatileMut> {
 impl MapAssumed for Mapping<Read> {
     type Error = Error;
 
-    fn map_promised(file: BorrowedFd<'_>, promise: Promise) -> Result<Self> {
-        MmapOptions::new().read_promised(file, true, promise)
+    fn map_promised(promise: Promise<'_>) -> Result<Self> {
+        MmapOptions::new().read_promised(true, promise)
     }
 }
 
 impl MapAssumed for Mapping<Write> {
     type Error = Error;
 
-    fn map_promised(file: BorrowedFd<'_>, promise: Promise) -> Result<Self> {
-        MmapOptions::new().write_promised(file, true, promise)
+    fn map_promised(promise: Promise<'_>) -> Result<Self> {
+        MmapOptions::new().write_promised(true, promise)
     }
 }

@@ -269,10 +269,10 @@ impl MmapOptions {
 
     fn promised<K: mapwright_sys::mmap::Stable>(
         &self,
-        fd: BorrowedFd<'_>,
         shared: bool,
-        promise: Promise,
+        promise: Promise<'_>,
     ) -> Result<Mapping<K>> {
+        let fd = promise.file();
         let name = "a file";
         let shape = self.shape(fd, name)?;
         let end = self.offset.saturating_add(shape.len as u64);
@@ -422,15 +422,15 @@ impl MapAssumedWith for MmapOptions {
     type Exec = MmapExec;
     type Error = Error;
 
-    fn read_promised(&self, file: BorrowedFd<'_>, shared: bool, promise: Promise) -> Result<Mmap> {
-        self.promised(file, shared, promise)
+    fn read_promised(&self, shared: bool, promise: Promise<'_>) -> Result<Mmap> {
+        self.promised(shared, promise)
     }
 
-    fn write_promised(&self, file: BorrowedFd<'_>, shared: bool, promise: Promise) -> Result<MmapMut> {
-        self.promised(file, shared, promise)
+    fn write_promised(&self, shared: bool, promise: Promise<'_>) -> Result<MmapMut> {
+        self.promised(shared, promise)
     }
 
-    fn exec_promised(&self, file: BorrowedFd<'_>, promise: Promise) -> Result<MmapExec> {
-        self.promised(file, false, promise)
+    fn exec_promised(&self, promise: Promise<'_>) -> Result<MmapExec> {
+        self.promised(false, promise)
     }
 }

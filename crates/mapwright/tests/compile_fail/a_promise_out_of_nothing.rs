@@ -1,4 +1,7 @@
 //! A promise is given by an unsafe function only.
+use std::os::fd::AsFd;
+
 fn main() {
-    let _ = mapwright::mmap::Promise(());
+    let file = std::fs::File::open("file").unwrap();
+    let _ = mapwright::mmap::Promise(file.as_fd());
 }
