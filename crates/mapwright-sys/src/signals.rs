@@ -1,7 +1,7 @@
 //! One SIGBUS handler for the process, chained before whatever handled SIGBUS until then.
 //!
 //! It looks at faults of the kernel only (never at signals that were sent), at addresses inside ranges that asked for it
-//! ([`guard`]) or inside a copy that comes back ([`crate::copy`]), and passes everything else on. It runs on the faulting thread's own stack, not on the alternate one, which
+//! ([`guard`]) or inside a copy that comes back (`copy.rs`), and passes everything else on. It runs on the faulting thread's own stack, not on the alternate one, which
 //! Rust makes too small to read files on; it keeps errno. A program that installs its own SIGBUS handler afterwards must
 //! call the old one, as it must for any library.
 

@@ -20,7 +20,7 @@
 //! | a file | the caller promises, by an unsafe function: [`Promise`] |
 //!
 //! A page that can't be had (past the end of a file that was cut, or unreadable) raises SIGBUS under a slice, which ends the
-//! process; it is no undefined behaviour. Under a copy it is an error: [`crate::copy`].
+//! process; it is no undefined behaviour. Under a copy it is an error: `copy.rs`.
 
 mod advise;
 mod assumed;
