@@ -185,7 +185,7 @@ impl Reader {
     }
 
     fn checked(&self, book: &Book, bytes: &Range<u64>) {
-        let scope = Scope::enter(&book.file).expect("the view can be made");
+        let Some(scope) = self.expect("checked", Scope::enter(&book.file)) else { return };
         let found = book.touch(&self.sim, View::Checked, bytes).expect("no SIGBUS in a checked scope");
         if self.expect("checked", scope.end()).is_some() {
             book.check(&found, bytes.start, "checked");

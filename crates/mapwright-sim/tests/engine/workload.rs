@@ -343,7 +343,10 @@ impl User {
 
     fn checked(&self, rng: &mut Rng, most: u64) {
         let range = self.any_range(rng, most);
-        let scope = Scope::enter(&self.file).expect("the view can be made");
+        let scope = match Scope::enter(&self.file) {
+            Ok(scope) => scope,
+            Err(error) => return self.check_error("checked", &error),
+        };
         let before = self.oracle.before(range.clone());
         let address = self.address(View::Checked) + range.start as usize;
         let found = self.sim.read_slice(address, (range.end - range.start) as usize);
@@ -378,7 +381,10 @@ impl User {
         } else {
             pick(rng, &[View::Plain, View::Plain, View::Checked])
         };
-        let scope = (view == View::Checked).then(|| Scope::enter(&self.file).expect("the view can be made"));
+        let scope = match (view == View::Checked).then(|| Scope::enter(&self.file)).transpose() {
+            Ok(scope) => scope,
+            Err(error) => return self.check_error("checked", &error),
+        };
         let address = self.address(view) + range.start as usize;
         let written = self.expect_bus(self.sim.write_slice(address, &bytes));
         if let Some(scope) = scope {

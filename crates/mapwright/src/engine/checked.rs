@@ -47,7 +47,8 @@ impl Scope {
     /// Enters a scope.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if the view can't be made.
+    /// [`Error::Unsupported`] if the view can't be made. The error of a page that reads as zeros for scopes that have not ended:
+    /// this one would return it in any case, and scopes that always overlap would keep the zeros for ever.
     pub fn enter(file: &Arc<File>) -> Result<Self> {
         if !lock(&file.scopes).view_exists {
             let address = file.frames.address(View::Checked)?;
@@ -58,6 +59,12 @@ impl Scope {
             {
                 let mut scopes = lock(&file.scopes);
                 scopes.view_exists = true;
+                if scopes.active > 0
+                    && !scopes.zeroed.is_empty()
+                    && let Some(error) = scopes.error.clone()
+                {
+                    return Err(error);
+                }
                 if !scopes.restoring && (scopes.active > 0 || scopes.zeroing == 0) {
                     scopes.active += 1;
                     let failures_before = scopes.failures;
