@@ -34,6 +34,8 @@ mod error;
 
 #[doc(hidden)]
 pub mod engine;
+#[doc(hidden)]
+pub mod journal;
 pub mod mmap;
 pub mod stores;
 

@@ -1,0 +1,746 @@
+//! The protocol of commits over one file and its journal: docs/decisions/0010-atomic-commit.md, whose invariants are
+//! meant where a comment names one by number.
+//!
+//! The pager's engine decides what is dirty and when; this module decides what is written, where and in which order. It holds
+//! no pages: what a batch is given is on its way to the journal, and what is asked for is read from the journal or the file.
+//!
+//! # Concurrency
+//! | | batch, rollback, resize | checkpoint | read, snapshot |
+//! | --- | --- | --- | --- |
+//! | **batch, rollback, resize** | the caller's turn (asserted) | side by side: a checkpoint writes durable commits only | side by side |
+//! | **checkpoint** | | one at a time (asserted) | the index has what the file may lack |
+//!
+//! One lock, `AtomicFile::state`, held for no I/O (12).
+//!
+//! # States of a commit
+//! | state | → | by |
+//! | --- | --- | --- |
+//! | collected | written | [`Batch::put`], [`Batch::commit`] |
+//! | written | durable: acknowledged, in the index | the journal's sync |
+//! | written | in doubt | a write or sync that failed |
+//! | in doubt | gone | a later batch that became durable, or [`AtomicFile::rollback`] |
+//! | durable | in the file | [`Checkpoint::finish`] |
+//! | in the file | forgotten, space free | the sync after an anchor was written |
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::disk::{self, Place};
+use super::error::Result;
+use super::format::{Anchor, Entry, HEAD, Header, Kind, PAGE, RECORD, Record, UNIT};
+use super::index::{Index, Piece, RecordAt};
+use super::recover::{self, Accept, Found};
+use super::replay::{Replay, Replayed, read_piece};
+use super::sabotage::{self, Sabotage};
+use super::space::{Space, Tip};
+use crate::stores::Store;
+
+/// How large things may get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes in a unit of the journal: a power of two from 512 to 65,536.
+    pub unit: u32,
+    /// Bytes of an entry: what a batch has in memory at most.
+    pub entry: usize,
+    /// Live bytes of the journal from which on a checkpoint is due. It keeps to twice this where transactions and
+    /// snapshots let it.
+    pub checkpoint: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { unit: UNIT, entry: 1 << 20, checkpoint: 32 << 20 }
+    }
+}
+
+/// A place in the chain of entries.
+#[derive(Clone, Copy, Debug)]
+struct Point {
+    /// Number of the entry before it.
+    sequence: u64,
+    tip: Tip,
+}
+
+/// A durable commit.
+#[derive(Clone, Copy, Debug)]
+struct Committed {
+    at: Point,
+    file_len: u64,
+}
+
+/// What to lay over a page.
+struct Layer {
+    range: Range<u64>,
+    /// From here on what is below is zeros.
+    zeros_from: u64,
+    /// Bytes, oldest first.
+    pieces: Vec<Piece>,
+}
+
+struct State {
+    /// The last durable commit.
+    committed: Committed,
+    /// The last durable entry: the commit's, or that of a spill after it.
+    durable: Point,
+    /// The number the next entry gets (6).
+    next_sequence: u64,
+    space: Space,
+    /// What durable commits changed and the file may lack.
+    index: Index,
+    /// What the transaction under way has spilled, durably.
+    pending: Index,
+    /// Changes of length of the transaction under way that are not durable in the journal.
+    unlogged: Vec<u64>,
+    /// Length with the transaction under way, and as far as that is durable in the journal.
+    len: u64,
+    logged_len: u64,
+    /// A commit failed after its last entry may have reached the disk.
+    in_doubt: bool,
+    /// The anchor that is durable, and the one to be written with the next batch.
+    anchor: Anchor,
+    due: Option<(Anchor, Tip)>,
+    /// Commits after the one that the file is known to have, oldest first.
+    recent: VecDeque<Committed>,
+    /// Commits that somebody looks at, with how many do.
+    snapshots: BTreeMap<u64, usize>,
+    /// How often space was freed: what a reader found in the index may be gone if it changed.
+    epoch: u64,
+}
+
+/// A file whose changes become durable all together.
+pub struct AtomicFile {
+    file: Arc<dyn Store>,
+    journal: Arc<dyn Store>,
+    place: Arc<dyn Place>,
+    header: Header,
+    limits: Limits,
+    state: Mutex<State>,
+    /// A batch, rollback or resize is under way.
+    busy: AtomicBool,
+    /// A checkpoint is under way.
+    checkpointing: AtomicBool,
+}
+
+impl AtomicFile {
+    /// Recovers the file if its journal is there, makes its bytes durable as they are, and starts a journal. The caller holds
+    /// the file's lock. Says what was recovered.
+    ///
+    /// # Errors
+    /// Every refusal of [`JournalError`], with nothing changed; [`JournalError::Io`].
+    pub fn open(
+        place: Arc<dyn Place>,
+        file: Arc<dyn Store>,
+        limits: Limits,
+    ) -> Result<(Self, Option<Found>)> {
+        let recovered = recover::recover(&*place, &*file, Accept::Own)?;
+        if !sabotage::is(Sabotage::NoBaseSync) {
+            disk::sync(&*file)?;
+        }
+        let file_len = disk::len(&*file)?;
+        let header = Header { unit: limits.unit, salt: place.salt()?, identity: place.identity()? };
+        let anchor = Anchor { counter: 1, start: header.base(), sequence: 0, file_len };
+        let journal = start_journal(&*place, &header, &anchor)?;
+        let unit = u64::from(header.unit);
+        let space = Space::new(unit, header.base(), header.base() + 2 * limits.checkpoint);
+        let at = Point { sequence: 0, tip: space.tip() };
+        let state = State {
+            committed: Committed { at, file_len },
+            durable: at,
+            next_sequence: 1,
+            space,
+            index: Index::default(),
+            pending: Index::default(),
+            unlogged: Vec::new(),
+            len: file_len,
+            logged_len: file_len,
+            in_doubt: false,
+            anchor,
+            due: None,
+            recent: VecDeque::new(),
+            snapshots: BTreeMap::new(),
+            epoch: 0,
+        };
+        let (busy, checkpointing) = (AtomicBool::new(false), AtomicBool::new(false));
+        let atomic =
+            Self { file, journal, place, header, limits, state: Mutex::new(state), busy, checkpointing };
+        Ok((atomic, recovered))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Length in bytes, with the transaction under way.
+    pub fn len(&self) -> u64 {
+        self.lock().len
+    }
+
+    /// Whether the file has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of the journal that are needed until the next checkpoint.
+    pub fn live_bytes(&self) -> u64 {
+        self.lock().space.live()
+    }
+
+    /// Whether a checkpoint should be made soon.
+    pub fn wants_checkpoint(&self) -> bool {
+        self.live_bytes() >= self.limits.checkpoint
+    }
+
+    /// Whether a commit failed of which a crash now may show all or nothing.
+    pub fn is_in_doubt(&self) -> bool {
+        self.lock().in_doubt
+    }
+
+    /// Changes the length, as part of the transaction under way.
+    ///
+    /// # Panics
+    /// When a batch is under way: our mistake.
+    pub fn set_len(&self, len: u64) {
+        let _turn = Flag::raise(&self.busy, "resize beside a batch");
+        let mut state = self.lock();
+        if len != state.len {
+            state.unlogged.push(len);
+            state.len = len;
+        }
+    }
+
+    /// Begins to append to the journal.
+    ///
+    /// # Panics
+    /// When another batch is under way: our mistake.
+    pub fn begin(&self) -> Batch<'_> {
+        let turn = Flag::raise(&self.busy, "two batches at a time");
+        let mut state = self.lock();
+        // What an earlier batch has left unfinished is written over, under new numbers.
+        let durable = state.durable;
+        state.space.rewind(durable.tip);
+        let mut batch = Batch {
+            atomic: self,
+            _turn: turn,
+            buffer: Vec::with_capacity(HEAD),
+            sequence: 0,
+            chain: durable,
+            written: Vec::new(),
+            buffered: Vec::new(),
+            len: state.len,
+        };
+        batch.take_number(&mut state);
+        let lengths = if sabotage::is(Sabotage::ForgetCut) {
+            state.unlogged.last().copied().into_iter().collect()
+        } else {
+            state.unlogged.clone()
+        };
+        drop(state);
+        lengths.into_iter().for_each(|len| batch.push(Record::Length(len), &[]));
+        batch
+    }
+
+    /// Drops everything since the last commit. Where that commit's successor is in doubt, makes sure that it never comes
+    /// back.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`] if it is in doubt still. What was changed is dropped all the same.
+    ///
+    /// # Panics
+    /// When a batch is under way: our mistake.
+    pub fn rollback(&self) -> Result<()> {
+        let in_doubt = {
+            let _turn = Flag::raise(&self.busy, "rollback beside a batch");
+            let mut state = self.lock();
+            state.pending = Index::default();
+            state.unlogged.clear();
+            (state.len, state.logged_len) = (state.committed.file_len, state.committed.file_len);
+            state.durable = state.committed.at;
+            let tip = state.durable.tip;
+            state.space.rewind(tip);
+            state.in_doubt
+        };
+        if !in_doubt || sabotage::is(Sabotage::ForgetDoubt) {
+            self.lock().in_doubt = false;
+            return Ok(());
+        }
+        let mut batch = self.begin();
+        batch.write(Kind::Part)?;
+        self.sync_journal()?;
+        drop(batch);
+        self.lock().in_doubt = false;
+        Ok(())
+    }
+
+    /// The bytes at `offset`, with what the transaction under way has spilled; bytes read, fewer only at the end of the file.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]; [`JournalError::Damaged`] if a record is not what was written.
+    pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
+        self.read_view(offset, into, None)
+    }
+
+    fn read_view(&self, offset: u64, into: &mut [u8], commit: Option<Committed>) -> Result<usize> {
+        loop {
+            let (layers, len, epoch) = self.layers(offset, into.len(), commit);
+            let n = len.saturating_sub(offset).min(into.len() as u64) as usize;
+            let outcome = self.lay(&layers, offset, &mut into[..n]);
+            // A record may have been written over since it was looked up: then the file has what it held.
+            if outcome.is_ok() || self.lock().epoch == epoch {
+                return outcome.map(|()| n);
+            }
+        }
+    }
+
+    /// What to lay over the file's bytes, oldest first, with the length of the view and the epoch.
+    fn layers(&self, offset: u64, len: usize, commit: Option<Committed>) -> (Vec<Layer>, u64, u64) {
+        let state = self.lock();
+        let upto = commit.map_or(u64::MAX, |commit| commit.at.sequence);
+        let mut layers = Vec::new();
+        let mut lay = |page: u64, (zeros_from, pieces)| {
+            layers.push(Layer { range: page * PAGE..(page + 1) * PAGE, zeros_from, pieces });
+        };
+        for page in offset / PAGE..(offset + len as u64).div_ceil(PAGE) {
+            lay(page, state.index.page(page, upto));
+            if commit.is_none() {
+                lay(page, state.pending.page(page, u64::MAX));
+                // Cuts that are not in the journal yet.
+                state.unlogged.iter().for_each(|len| lay(page, (*len, Vec::new())));
+            }
+        }
+        (layers, commit.map_or(state.len, |commit| commit.file_len), state.epoch)
+    }
+
+    fn lay(&self, layers: &[Layer], offset: u64, into: &mut [u8]) -> Result<()> {
+        let got = disk::read(&*self.file, offset, into)?;
+        into[got..].fill(0);
+        let end = offset + into.len() as u64;
+        let inside = |range: &Range<u64>| range.start.clamp(offset, end)..range.end.clamp(offset, end);
+        let mut data = Vec::new();
+        for Layer { range, zeros_from, pieces } in layers {
+            let zeros = inside(&(range.start.max(*zeros_from)..range.end));
+            if zeros.start < zeros.end {
+                into[(zeros.start - offset) as usize..(zeros.end - offset) as usize].fill(0);
+            }
+            for piece in pieces {
+                let (range, part) = (piece.range(), inside(&piece.range()));
+                if part.is_empty() {
+                    continue;
+                }
+                data.clear();
+                read_piece(&*self.journal, &self.header.salt, piece, &mut data)?;
+                let data = &data[(part.start - range.start) as usize..(part.end - range.start) as usize];
+                into[(part.start - offset) as usize..(part.end - offset) as usize].copy_from_slice(data);
+            }
+        }
+        Ok(())
+    }
+
+    /// A view of the last commit that stays what it is.
+    pub fn snapshot(self: &Arc<Self>) -> Snapshot {
+        let mut state = self.lock();
+        let commit = state.committed;
+        *state.snapshots.entry(commit.at.sequence).or_default() += 1;
+        Snapshot { atomic: Arc::clone(self), commit }
+    }
+
+    /// Begins to bring the file to the last commit, or as near as snapshots allow. `None` if there is nothing to do.
+    ///
+    /// # Panics
+    /// When another checkpoint is under way: our mistake.
+    pub fn begin_checkpoint(&self) -> Option<Checkpoint<'_>> {
+        let turn = Flag::raise(&self.checkpointing, "two checkpoints at a time");
+        let state = self.lock();
+        let oldest = state.snapshots.keys().next().copied().unwrap_or(u64::MAX);
+        let target = state.recent.iter().copied().rfind(|commit| commit.at.sequence <= oldest)?;
+        let mut plan = state.index.plan(target.at.sequence);
+        if sabotage::is(Sabotage::CheckpointUncommitted) {
+            plan.pieces.extend(state.pending.plan(u64::MAX).pieces);
+        }
+        drop(state);
+        Some(Checkpoint { atomic: self, _turn: turn, target, replay: Replay::new(plan, target.file_len) })
+    }
+
+    /// A whole checkpoint; what it wrote.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]: nothing is lost, the next checkpoint writes all of it again.
+    pub fn checkpoint(&self) -> Result<Replayed> {
+        let Some(mut checkpoint) = self.begin_checkpoint() else { return Ok(Replayed::default()) };
+        while !checkpoint.step()? {}
+        checkpoint.finish()
+    }
+
+    /// Drops what is not committed, brings the file to the last commit, and removes the journal.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]: file and journal are left for the next open.
+    ///
+    /// # Panics
+    /// When a snapshot is left: our mistake.
+    pub fn close(self) -> Result<()> {
+        assert!(self.lock().snapshots.is_empty(), "closed beside a snapshot");
+        self.rollback()?;
+        self.checkpoint()?;
+        recover::retire(&*self.place)
+    }
+
+    /// Writes the anchor that is due, syncs the journal, and takes note of what is durable now.
+    fn sync_journal(&self) -> Result<()> {
+        let due = self.lock().due;
+        if let Some((anchor, _)) = due {
+            let mut at = anchor;
+            if sabotage::is(Sabotage::OneAnchor) {
+                at.counter = 1;
+            }
+            disk::write(&*self.journal, at.position(&self.header), &anchor.encode(&self.header.salt))?;
+        }
+        disk::sync(&*self.journal)?;
+        let mut state = self.lock();
+        if let Some((anchor, tip)) = due {
+            state.anchor = anchor;
+            // A newer one may be due by now, under the same counter: it goes to the other place next time.
+            state.due = state
+                .due
+                .filter(|(newer, _)| newer.sequence != anchor.sequence)
+                .map(|(newer, tip)| (Anchor { counter: anchor.counter + 1, ..newer }, tip));
+            if !sabotage::is(Sabotage::EarlyReuse) {
+                state.space.free_before(tip);
+            }
+            state.epoch += 1;
+            drop(state);
+            self.trim();
+        }
+        Ok(())
+    }
+
+    /// Cuts the journal back when little of it is needed after a large transaction.
+    fn trim(&self) {
+        let high = self.lock().space.high().max(self.header.base() + 2 * self.limits.checkpoint);
+        if disk::len(&*self.journal).is_ok_and(|len| len > high) {
+            // Nothing depends on it: a journal that stays long is long.
+            let _ = disk::set_len(&*self.journal, high);
+        }
+    }
+}
+
+impl std::fmt::Debug for AtomicFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AtomicFile").field("file", &self.file.name()).finish_non_exhaustive()
+    }
+}
+
+/// Writes a new journal and gives it its name, in the order of (8) and (9).
+fn start_journal(place: &dyn Place, header: &Header, anchor: &Anchor) -> Result<Arc<dyn Store>> {
+    let journal = place.create()?;
+    let unit = header.unit as usize;
+    let mut bytes = vec![0; 3 * unit];
+    bytes[..HEAD].copy_from_slice(&header.encode());
+    bytes[unit..unit + HEAD].copy_from_slice(&anchor.encode(&header.salt));
+    disk::write(&*journal, 0, &bytes)?;
+    if sabotage::is(Sabotage::RenameFirst) {
+        place.publish()?;
+        place.sync()?;
+        disk::sync(&*journal)?;
+        return Ok(journal);
+    }
+    disk::sync(&*journal)?;
+    place.publish()?;
+    if !sabotage::is(Sabotage::NoNameSync) {
+        place.sync()?;
+    }
+    Ok(journal)
+}
+
+/// Entries on their way to the journal. Dropped without [`commit`](Self::commit) or [`spill`](Self::spill), nothing has
+/// happened: the next batch writes over it.
+pub struct Batch<'a> {
+    atomic: &'a AtomicFile,
+    _turn: Flag<'a>,
+    /// The entry being filled: room for its head, then records.
+    buffer: Vec<u8>,
+    /// Its number.
+    sequence: u64,
+    /// Where the chain ends, with what this batch has written.
+    chain: Point,
+    /// Changes in entries that were written, and in the buffer; positions of the latter count from its beginning.
+    written: Vec<Change>,
+    buffered: Vec<Change>,
+    /// Length of the file with the transaction under way.
+    len: u64,
+}
+
+#[derive(Clone, Copy)]
+enum Change {
+    Data(Piece),
+    Length(u64),
+}
+
+impl Batch<'_> {
+    /// Adds bytes that were changed. Where two runs of a batch overlap, the later one counts.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]: the batch has failed, and nothing has happened.
+    ///
+    /// # Panics
+    /// Past the end of the file: our mistake.
+    pub fn put(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        assert!(offset + bytes.len() as u64 <= self.len, "bytes past the end of the file");
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = offset + done as u64;
+            let len = ((PAGE - at % PAGE) as usize).min(bytes.len() - done);
+            if self.buffer.len() + RECORD + len > self.atomic.limits.entry.max(HEAD + RECORD + len) {
+                self.write(Kind::Part)?;
+            }
+            self.push(Record::Data { offset: at, len: len as u32 }, &bytes[done..done + len]);
+            done += len;
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, record: Record, data: &[u8]) {
+        let position = self.buffer.len() as u64;
+        record.append(&mut self.buffer, data, self.sequence, &self.atomic.header.salt);
+        self.buffered.push(match record {
+            Record::Length(len) => Change::Length(len),
+            Record::Data { offset, len } => {
+                let at = RecordAt { position, sequence: self.sequence, data_len: len };
+                Change::Data(Piece { offset, len, at })
+            }
+        });
+    }
+
+    /// Gives the buffer to a new entry. Numbers are given out two at a time: the one before is for a jump, of which nobody
+    /// knows yet whether it is needed, while the records' checksums need the entry's own.
+    fn take_number(&mut self, state: &mut State) {
+        self.sequence = state.next_sequence + 1;
+        state.next_sequence += 2;
+        if sabotage::is(Sabotage::ReuseSequence) {
+            self.sequence = self.chain.sequence + 2;
+        }
+        self.buffer.clear();
+        self.buffer.resize(HEAD, 0);
+    }
+
+    /// Writes the entry, and a jump before it if it needs one. Not synced.
+    fn write(&mut self, kind: Kind) -> Result<()> {
+        let header = &self.atomic.header;
+        let size = (self.buffer.len() as u64).next_multiple_of(u64::from(header.unit));
+        let (placed, tip, mut durable_commit) = {
+            let mut state = self.atomic.lock();
+            let placed = state.space.place(size);
+            (placed, state.space.tip(), state.committed.at.sequence)
+        };
+        if sabotage::is(Sabotage::EarlyClaim) && matches!(kind, Kind::Commit { .. }) {
+            durable_commit = self.sequence;
+        }
+        let mut previous = self.chain.sequence;
+        if let Some(position) = placed.jump {
+            let kind = Kind::Jump { to: placed.position };
+            let sequence = self.sequence - 1;
+            let jump = Entry { kind, position, sequence, previous, durable_commit, records: 0 };
+            disk::write(&*self.atomic.journal, position, &jump.encode(&header.salt))?;
+            previous = sequence;
+        }
+        let records = (self.buffer.len() - HEAD) as u32;
+        let entry = Entry {
+            kind,
+            position: placed.position,
+            sequence: self.sequence,
+            previous,
+            durable_commit,
+            records,
+        };
+        self.buffer[..HEAD].copy_from_slice(&entry.encode(&header.salt));
+        self.buffer.resize(size as usize, 0);
+        disk::write(&*self.atomic.journal, placed.position, &self.buffer)?;
+        self.chain = Point { sequence: self.sequence, tip };
+        for change in self.buffered.drain(..) {
+            self.written.push(match change {
+                Change::Data(mut piece) => {
+                    piece.at.position += placed.position;
+                    Change::Data(piece)
+                }
+                length => length,
+            });
+        }
+        let atomic = self.atomic;
+        self.take_number(&mut atomic.lock());
+        Ok(())
+    }
+
+    /// Makes everything since the last commit durable, with what is in this batch: all of it, or, where it fails, none or all.
+    /// The commit's number; that of the last one, without any I/O, if nothing was changed.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]: not committed, and in doubt until the next batch that succeeds, or a rollback.
+    pub fn commit(mut self) -> Result<u64> {
+        let last = {
+            let state = self.atomic.lock();
+            let nothing = self.written.is_empty() && self.buffered.is_empty();
+            let unspilled = state.durable.sequence == state.committed.at.sequence;
+            (nothing && unspilled).then_some(state.committed.at.sequence)
+        };
+        if let Some(last) = last {
+            return Ok(last);
+        }
+        let durable = self.write(Kind::Commit { file_len: self.len }).and_then(|()| self.sync());
+        if durable.is_err() {
+            self.atomic.lock().in_doubt = true;
+        }
+        durable?;
+        let sequence = self.chain.sequence;
+        self.publish(true);
+        Ok(sequence)
+    }
+
+    /// Makes what is in this batch durable in the journal, without committing it. After it, [`AtomicFile::read`] gives it.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]: not spilled.
+    pub fn spill(mut self) -> Result<()> {
+        if self.written.is_empty() && self.buffered.is_empty() {
+            return Ok(());
+        }
+        self.write(Kind::Part)?;
+        if !sabotage::is(Sabotage::NoSpillSync) {
+            self.sync()?;
+        }
+        self.publish(false);
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<()> {
+        if sabotage::is(Sabotage::NoCommitSync) {
+            return Ok(());
+        }
+        let synced = self.atomic.sync_journal();
+        if synced.is_err() && sabotage::is(Sabotage::SyncAgainOnly) {
+            self.atomic.sync_journal()
+        } else {
+            synced
+        }
+    }
+
+    /// Takes note of what is durable now.
+    fn publish(self, is_commit: bool) {
+        let mut state = self.atomic.lock();
+        let state = &mut *state;
+        for change in &self.written {
+            match *change {
+                Change::Data(piece) => state.pending.data(piece, u64::MAX),
+                Change::Length(len) => {
+                    if len < state.logged_len {
+                        state.pending.cut(len, u64::MAX);
+                    }
+                    state.logged_len = len;
+                }
+            }
+        }
+        state.unlogged.clear();
+        state.durable = self.chain;
+        state.in_doubt = false;
+        if is_commit {
+            let pending = std::mem::take(&mut state.pending);
+            let hides = state.snapshots.is_empty();
+            state.index.absorb(pending, self.chain.sequence, hides);
+            state.committed = Committed { at: self.chain, file_len: self.len };
+            state.recent.push_back(state.committed);
+        }
+    }
+}
+
+/// The last commit at some time: what is read through it does not change.
+pub struct Snapshot {
+    atomic: Arc<AtomicFile>,
+    commit: Committed,
+}
+
+impl Snapshot {
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        self.commit.file_len
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The bytes at `offset`; bytes read, fewer only at the end.
+    ///
+    /// # Errors
+    /// As for [`AtomicFile::read`].
+    pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
+        self.atomic.read_view(offset, into, Some(self.commit))
+    }
+}
+
+impl Drop for Snapshot {
+    fn drop(&mut self) {
+        let mut state = self.atomic.lock();
+        if let Some(count) = state.snapshots.get_mut(&self.commit.at.sequence) {
+            *count -= 1;
+            if *count == 0 {
+                state.snapshots.remove(&self.commit.at.sequence);
+            }
+        }
+    }
+}
+
+/// A checkpoint on its way. Dropped before its end, it has changed nothing that counts.
+pub struct Checkpoint<'a> {
+    atomic: &'a AtomicFile,
+    _turn: Flag<'a>,
+    target: Committed,
+    replay: Replay,
+}
+
+impl Checkpoint<'_> {
+    /// Writes a part to the file, about a megabyte; `true` when all is written.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]; [`JournalError::Damaged`] if a record is not what was written.
+    pub fn step(&mut self) -> Result<bool> {
+        self.replay.step(&*self.atomic.file, &*self.atomic.journal, &self.atomic.header.salt)
+    }
+
+    /// Syncs the file, and lets the journal forget what it has. What was written in all.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]: the journal keeps everything.
+    pub fn finish(self) -> Result<Replayed> {
+        if !sabotage::is(Sabotage::NoFileSync) {
+            disk::sync(&*self.atomic.file)?;
+        }
+        let Committed { at, file_len } = self.target;
+        let mut state = self.atomic.lock();
+        state.index.forget(at.sequence);
+        state.recent.retain(|commit| commit.at.sequence > at.sequence);
+        let counter = state.anchor.counter + 1;
+        let anchor = Anchor { counter, start: at.tip.position, sequence: at.sequence, file_len };
+        state.due = Some((anchor, at.tip));
+        if sabotage::is(Sabotage::EarlyReuse) {
+            state.space.free_before(at.tip);
+        }
+        Ok(self.replay.size())
+    }
+}
+
+/// One at a time, by agreement.
+struct Flag<'a>(&'a AtomicBool);
+
+impl<'a> Flag<'a> {
+    fn raise(flag: &'a AtomicBool, what: &str) -> Self {
+        assert!(!flag.swap(true, Ordering::AcqRel), "{what}");
+        Self(flag)
+    }
+}
+
+impl Drop for Flag<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}

@@ -1,0 +1,243 @@
+//! A journal's place on a file system: beside the file, under the file's name.
+//!
+//! The file's own directory is opened once, through the path the kernel has for the file (/proc/self/fd), so that a symbolic
+//! link to the file leads to the same journal; everything after that is relative to the directory's descriptor. Names are never
+//! followed where they are links. What is found under the journal's name is trusted only if nobody could have put it there or
+//! written to it who may not write the file.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Stat, StatxFlags, Uid};
+use rustix::io::Errno;
+
+use super::disk::Place;
+use super::error::{JournalError, Result};
+use super::format::{Identity, Salt};
+use crate::stores::{FileOptions, FileStore, Store};
+
+/// What a journal's name ends with.
+pub const SUFFIX: &str = ".mapwright-journal";
+/// What is added while it is not complete.
+const UNFINISHED: &str = ".new";
+
+/// The place of one file's journal.
+#[derive(Debug)]
+pub struct Directory {
+    directory: OwnedFd,
+    file: OwnedFd,
+    path: PathBuf,
+    name: OsString,
+}
+
+impl Directory {
+    /// The place of the journal of `file`, which is open; `path` is for messages.
+    ///
+    /// # Errors
+    /// [`JournalError::Refused`] for what is no regular file, has no name any more, or several; [`JournalError::Io`].
+    pub fn of(file: BorrowedFd<'_>, path: &Path) -> Result<Self> {
+        let refused = |why: &str, remedy| JournalError::Refused {
+            path: path.display().to_string(),
+            why: why.to_owned(),
+            remedy,
+        };
+        let failed = |operation, error: Errno| {
+            JournalError::io(operation, path.display().to_string(), 0, error.into())
+        };
+        let stat = rustix::fs::fstat(file).map_err(|error| failed("stat", error))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(refused("only a regular file can have a journal", "use Durability::Flush"));
+        }
+        match stat.st_nlink {
+            0 => return Err(refused("the file has no name any more", "name a file that exists")),
+            1 => {}
+            _ => {
+                let why = "the file has several names, and its journal would be found by one of them only";
+                return Err(refused(why, "copy it to a file of its own"));
+            }
+        }
+        let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let real =
+            rustix::fs::readlink(&link, Vec::new()).map_err(|error| failed("find the path of", error))?;
+        let real = PathBuf::from(OsStr::from_bytes(real.to_bytes()));
+        let (Some(parent), Some(name)) = (real.parent(), real.file_name()) else {
+            return Err(refused("the file has no directory", "name a file in a directory"));
+        };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(parent, flags, Mode::empty())
+            .map_err(|error| failed("open the directory of", error))?;
+        let there = rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|error| failed("find the name of", error))?;
+        if (there.st_dev, there.st_ino) != (stat.st_dev, stat.st_ino) {
+            return Err(refused("another file has its name now", "open it again"));
+        }
+        let file = file.try_clone_to_owned().map_err(|error| {
+            JournalError::io("duplicate the descriptor of", path.display().to_string(), 0, error)
+        })?;
+        let mut journal = name.to_owned();
+        journal.push(SUFFIX);
+        Ok(Self { directory, file, path: parent.join(&journal), name: journal })
+    }
+
+    /// Where the journal is, or would be.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn unfinished(&self) -> OsString {
+        let mut name = self.name.clone();
+        name.push(UNFINISHED);
+        name
+    }
+
+    fn failed(&self, operation: &'static str, error: impl Into<io::Error>) -> JournalError {
+        JournalError::io(operation, self.name(), 0, error.into())
+    }
+
+    fn stat_file(&self) -> Result<Stat> {
+        rustix::fs::fstat(&self.file).map_err(|error| self.failed("stat the file of", error))
+    }
+
+    fn store(&self, journal: OwnedFd) -> Result<Arc<dyn Store>> {
+        let options = FileOptions { write: true, direct: false };
+        let store = FileStore::from_file(File::from(journal), &self.path, &options)
+            .map_err(|error| self.failed("open", io::Error::from(error)))?;
+        Ok(Arc::new(store))
+    }
+
+    /// Whether what lies under the journal's name may be believed.
+    fn trust(&self, journal: &Stat) -> std::result::Result<(), String> {
+        let Ok(file) = self.stat_file() else { return Err("the file cannot be looked at".to_owned()) };
+        if FileType::from_raw_mode(journal.st_mode) != FileType::RegularFile {
+            return Err("not a regular file".to_owned());
+        }
+        if journal.st_nlink != 1 {
+            return Err(format!("it has {} names", journal.st_nlink));
+        }
+        let trusted = [file.st_uid, rustix::process::geteuid().as_raw(), 0];
+        if !trusted.contains(&journal.st_uid) {
+            return Err(format!("owned by user {}, the file by user {}", journal.st_uid, file.st_uid));
+        }
+        let writers = journal.st_mode & 0o022;
+        if writers & !file.st_mode != 0 || (writers & 0o020 != 0 && journal.st_gid != file.st_gid) {
+            return Err(format!(
+                "mode {:o} lets those write it who may not write the file",
+                journal.st_mode & 0o7777
+            ));
+        }
+        Ok(())
+    }
+
+    /// Gives a new journal owner and group of the file where that is allowed, and at most its permissions.
+    fn take_after_file(&self, journal: BorrowedFd<'_>) -> Result<()> {
+        let file = self.stat_file()?;
+        let made = rustix::fs::fstat(journal).map_err(|error| self.failed("stat", error))?;
+        if (made.st_uid, made.st_gid) != (file.st_uid, file.st_gid) {
+            // May be refused: then the journal stays ours, and the group's permissions are left out below.
+            let owner = Some(Uid::from_raw(file.st_uid));
+            let group = Some(Gid::from_raw(file.st_gid));
+            if rustix::fs::fchown(journal, owner, group).is_err() {
+                let _ = rustix::fs::fchown(journal, None, group);
+            }
+        }
+        let made = rustix::fs::fstat(journal).map_err(|error| self.failed("stat", error))?;
+        let kept = if made.st_gid == file.st_gid { 0o666 } else { 0o606 };
+        let mode = Mode::from_raw_mode(file.st_mode & kept);
+        rustix::fs::fchmod(journal, mode).map_err(|error| self.failed("set the permissions of", error))
+    }
+}
+
+impl Place for Directory {
+    fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn identity(&self) -> Result<Identity> {
+        let wanted = StatxFlags::INO | StatxFlags::BTIME;
+        let stat = rustix::fs::statx(&self.file, "", AtFlags::EMPTY_PATH, wanted)
+            .map_err(|error| self.failed("stat the file of", error))?;
+        let is_known = stat.stx_mask & StatxFlags::BTIME.bits() != 0;
+        let born = stat.stx_btime.tv_sec.saturating_mul(1_000_000_000) + i64::from(stat.stx_btime.tv_nsec);
+        Ok(Identity { inode: stat.stx_ino, born_ns: if is_known { born } else { 0 } })
+    }
+
+    fn salt(&self) -> Result<Salt> {
+        let mut salt = [0; 16];
+        let mut filled = 0;
+        while filled < salt.len() {
+            match rustix::rand::getrandom(&mut salt[filled..], rustix::rand::GetRandomFlags::empty()) {
+                Ok(n) => filled += n,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(self.failed("draw a salt for", error)),
+            }
+        }
+        Ok(Salt(salt))
+    }
+
+    fn open(&self) -> Result<Option<Arc<dyn Store>>> {
+        // O_NONBLOCK: a pipe in its place must not make us wait.
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let refused = |why: String| JournalError::Refused {
+            path: self.name(),
+            why,
+            remedy: "look who put it there; move it away if it is not this file's journal",
+        };
+        let journal = match rustix::fs::openat(&self.directory, &self.name, flags, Mode::empty()) {
+            Ok(journal) => journal,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::LOOP) => return Err(refused("a symbolic link".to_owned())),
+            Err(Errno::ISDIR | Errno::NXIO) => return Err(refused("not a regular file".to_owned())),
+            Err(error) => return Err(self.failed("open", error)),
+        };
+        let stat = rustix::fs::fstat(&journal).map_err(|error| self.failed("stat", error))?;
+        self.trust(&stat).map_err(refused)?;
+        self.store(journal).map(Some)
+    }
+
+    fn create(&self) -> Result<Arc<dyn Store>> {
+        let name = self.unfinished();
+        match rustix::fs::unlinkat(&self.directory, &name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(self.failed("remove an unfinished", error)),
+        }
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let journal = rustix::fs::openat(&self.directory, &name, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|error| self.failed("create", error))?;
+        self.take_after_file(journal.as_fd())?;
+        self.store(journal)
+    }
+
+    fn publish(&self) -> Result<()> {
+        let (from, directory) = (self.unfinished(), self.directory.as_fd());
+        match rustix::fs::renameat_with(directory, &from, directory, &self.name, RenameFlags::NOREPLACE) {
+            Ok(()) => Ok(()),
+            Err(Errno::EXIST) => Err(JournalError::Exists { path: self.name() }),
+            // File systems without NOREPLACE: link(2) does not replace either.
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                match rustix::fs::linkat(directory, &from, directory, &self.name, AtFlags::empty()) {
+                    Ok(()) => rustix::fs::unlinkat(directory, &from, AtFlags::empty())
+                        .map_err(|error| self.failed("rename", error)),
+                    Err(Errno::EXIST) => Err(JournalError::Exists { path: self.name() }),
+                    Err(error) => Err(self.failed("rename", error)),
+                }
+            }
+            Err(error) => Err(self.failed("rename", error)),
+        }
+    }
+
+    fn remove(&self) -> Result<()> {
+        match rustix::fs::unlinkat(&self.directory, &self.name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(self.failed("remove", error)),
+        }
+    }
+
+    fn sync(&self) -> Result<()> {
+        rustix::fs::fsync(&self.directory).map_err(|error| self.failed("sync the directory of", error))
+    }
+}

@@ -1,0 +1,191 @@
+//! Where in the journal the next entry goes.
+//!
+//! What is still needed is a list of *runs*, in the order of the chain; inside a run entries lie one behind the other, and from
+//! the end of a run a jump leads to the next. Everything else is free. Behind every run one unit stays free, so that a jump
+//! always has its place.
+//!
+//! An entry goes behind the last one where that is free and below the soft limit; else to the beginning of the journal; else
+//! behind everything: a journal grows only when its live part leaves no room.
+
+use std::collections::VecDeque;
+
+/// A run of entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    start: u64,
+    end: u64,
+}
+
+/// A place between two entries of the chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tip {
+    /// Number of the run, counted since the journal was made.
+    run: u64,
+    /// Position in bytes.
+    pub position: u64,
+}
+
+/// Where an entry goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// Position of the jump that is needed first, if one is.
+    pub jump: Option<u64>,
+    /// Position of the entry.
+    pub position: u64,
+}
+
+/// The space of a journal.
+#[derive(Clone, Debug)]
+pub struct Space {
+    unit: u64,
+    base: u64,
+    soft_end: u64,
+    first: u64,
+    runs: VecDeque<Run>,
+}
+
+impl Space {
+    /// The space of an empty journal, whose entries begin at `base` and should end before `soft_end`.
+    pub fn new(unit: u64, base: u64, soft_end: u64) -> Self {
+        Self { unit, base, soft_end, first: 0, runs: VecDeque::from([Run { start: base, end: base }]) }
+    }
+
+    fn last(&self) -> Run {
+        self.runs.back().copied().unwrap_or(Run { start: self.base, end: self.base })
+    }
+
+    /// Where the chain ends.
+    pub fn tip(&self) -> Tip {
+        Tip { run: self.first + self.runs.len() as u64 - 1, position: self.last().end }
+    }
+
+    /// Bytes that can't be reused now.
+    pub fn live(&self) -> u64 {
+        self.runs.iter().map(|run| run.end - run.start).sum()
+    }
+
+    /// The end of everything live.
+    pub fn high(&self) -> u64 {
+        self.runs.iter().map(|run| run.end).max().unwrap_or(self.base)
+    }
+
+    /// Takes the place for an entry of `size` bytes, a multiple of the unit.
+    pub fn place(&mut self, size: u64) -> Placed {
+        let end = self.last().end;
+        let above =
+            self.runs.iter().map(|run| run.start).filter(|start| *start >= end && *start > self.last().start);
+        let above = above.min().unwrap_or(u64::MAX);
+        let lowest = self.runs.iter().map(|run| run.start).min().unwrap_or(self.base);
+        let fits_here = end + size + self.unit <= above;
+        let fits_low = self.base + size + self.unit <= lowest;
+        if fits_here && (above != u64::MAX || end + size <= self.soft_end || !fits_low) {
+            self.extend(size);
+            return Placed { jump: None, position: end };
+        }
+        self.extend(self.unit);
+        let position = if fits_low { self.base } else { self.high() };
+        self.runs.push_back(Run { start: position, end: position + size });
+        Placed { jump: Some(end), position }
+    }
+
+    fn extend(&mut self, size: u64) {
+        if let Some(run) = self.runs.back_mut() {
+            run.end += size;
+        }
+    }
+
+    /// Gives back what was taken after `tip`.
+    ///
+    /// # Panics
+    /// When `tip` is not in the live part.
+    pub fn rewind(&mut self, tip: Tip) {
+        assert!(tip.run >= self.first, "a tip that was freed");
+        self.runs.truncate((tip.run - self.first + 1) as usize);
+        let run = self.runs.back_mut().expect("the run of a tip is live");
+        assert!((run.start..=run.end).contains(&tip.position), "a tip outside its run");
+        run.end = tip.position;
+    }
+
+    /// Frees what lies before `tip` in the chain.
+    ///
+    /// # Panics
+    /// When `tip` is not in the live part.
+    pub fn free_before(&mut self, tip: Tip) {
+        assert!(tip.run >= self.first, "freed twice");
+        self.runs.drain(..(tip.run - self.first) as usize);
+        self.first = tip.run;
+        let run = self.runs.front_mut().expect("the run of a tip is live");
+        assert!((run.start..=run.end).contains(&tip.position), "a tip outside its run");
+        run.start = tip.position;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UNIT: u64 = 8;
+
+    /// Live entries never overlap, whatever is placed, rewound and freed; every jump has its unit.
+    #[test]
+    fn live_entries_never_overlap() {
+        let mut seed = 5u64;
+        let mut random = |bound: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % bound
+        };
+        let mut wrapped = 0;
+        for _ in 0..200 {
+            let mut space = Space::new(UNIT, 24, 24 + 20 * UNIT);
+            // Entries with the tip after each.
+            let mut live: VecDeque<(Tip, Vec<(u64, u64)>)> = VecDeque::new();
+            let mut start = space.tip();
+            for _ in 0..200 {
+                match random(8) {
+                    0 if !live.is_empty() => {
+                        let keep = random(live.len() as u64 + 1) as usize;
+                        live.truncate(keep);
+                        space.rewind(live.back().map_or(start, |(tip, _)| *tip));
+                    }
+                    1 | 2 if !live.is_empty() => {
+                        let gone = random(live.len() as u64) as usize;
+                        start = live[gone].0;
+                        live.drain(..=gone);
+                        space.free_before(start);
+                    }
+                    _ => {
+                        let size = (1 + random(6)) * UNIT;
+                        let placed = space.place(size);
+                        let mut taken = vec![(placed.position, placed.position + size)];
+                        taken.extend(placed.jump.map(|jump| (jump, jump + UNIT)));
+                        wrapped += u64::from(placed.jump.is_some() && placed.position == 24);
+                        for (from, to) in &taken {
+                            assert!(*from >= 24);
+                            let mut others = live.iter().flat_map(|(_, taken)| taken);
+                            assert!(
+                                others.all(|(other, end)| to <= other || from >= end),
+                                "{taken:?} {live:?}"
+                            );
+                        }
+                        live.push_back((space.tip(), taken));
+                    }
+                }
+                let taken: u64 = live.iter().flat_map(|(_, taken)| taken).map(|(from, to)| to - from).sum();
+                assert!(space.live() >= taken);
+            }
+        }
+        assert!(wrapped > 100, "{wrapped}");
+    }
+
+    #[test]
+    fn the_beginning_is_used_again_before_the_journal_grows() {
+        let mut space = Space::new(UNIT, 24, 24 + 4 * UNIT);
+        for _ in 0..4 {
+            assert_eq!(space.place(UNIT).jump, None);
+        }
+        let tip = space.tip();
+        assert_eq!(space.place(UNIT), Placed { jump: None, position: 24 + 4 * UNIT });
+        space.free_before(tip);
+        assert_eq!(space.place(UNIT), Placed { jump: Some(24 + 5 * UNIT), position: 24 });
+    }
+}

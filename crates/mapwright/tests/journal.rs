@@ -1,0 +1,462 @@
+//! Commits, recovery and refusals over real files: what the journal promises where there is no power failure to simulate.
+
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use mapwright::journal::format::{Entry, HEAD, Header, Kind, UNIT};
+use mapwright::journal::place::Directory;
+use mapwright::journal::scan::Scan;
+use mapwright::journal::{Accept, AtomicFile, JournalError, Limits, Place, discard, inspect, recover};
+use mapwright::stores::{FileOptions, FileStore, Store};
+
+const PAGE: usize = 4096;
+
+/// A file of eight pages in a folder of its own.
+struct Sample {
+    folder: tempfile::TempDir,
+    path: PathBuf,
+}
+
+impl Sample {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data.bin");
+        fs::write(&path, vec![1; 8 * PAGE]).unwrap();
+        Self { folder, path }
+    }
+
+    fn journal(&self) -> PathBuf {
+        self.folder.path().join("data.bin.mapwright-journal")
+    }
+
+    fn parts(&self) -> (Arc<Directory>, Arc<FileStore>) {
+        parts(&self.path)
+    }
+
+    fn open(&self) -> Result<AtomicFile, JournalError> {
+        let (place, file) = self.parts();
+        AtomicFile::open(place, file, Limits::default()).map(|(atomic, _)| atomic)
+    }
+
+    fn inspect(&self) -> Result<Option<u64>, JournalError> {
+        let (place, file) = self.parts();
+        inspect(&*place, &*file, Accept::Own).map(|found| found.map(|found| found.scan.commits))
+    }
+
+    fn recover(&self) -> Result<Option<u64>, JournalError> {
+        let (place, file) = self.parts();
+        recover(&*place, &*file, Accept::Own).map(|found| found.map(|found| found.scan.commits))
+    }
+
+    /// Everything in the folder, to see that nothing was changed.
+    fn all(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let entries = fs::read_dir(self.folder.path()).unwrap();
+        let mut all: Vec<_> = entries
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.is_file())
+            .map(|path| (path.clone(), fs::read(path).unwrap()))
+            .collect();
+        all.sort();
+        all
+    }
+
+    /// Refused, and nothing is changed by trying.
+    fn is_refused(&self) -> JournalError {
+        let before = self.all();
+        let refused = self.recover().expect_err("refused");
+        self.inspect().expect_err("refused too");
+        self.open().map(drop).expect_err("refused as well");
+        assert_eq!(self.all(), before, "a refusal changed something: {refused}");
+        refused
+    }
+}
+
+fn parts(path: &Path) -> (Arc<Directory>, Arc<FileStore>) {
+    let store = FileStore::open(path, &FileOptions { write: true, direct: false }).unwrap();
+    (Arc::new(Directory::of(store.as_fd(), path).unwrap()), Arc::new(store))
+}
+
+fn commit(atomic: &AtomicFile, page: usize, value: u8) {
+    let mut batch = atomic.begin();
+    batch.put((page * PAGE) as u64, &[value; PAGE]).unwrap();
+    batch.commit().unwrap();
+}
+
+/// Commits `count` pages and leaves without closing, as a killed program does.
+fn leave_commits(sample: &Sample, count: usize) {
+    let atomic = sample.open().unwrap();
+    (0..count).for_each(|page| commit(&atomic, page, 10 + page as u8));
+}
+
+fn flip(path: &Path, at: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[at] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+/// Positions of the commit entries in a journal.
+fn commits(sample: &Sample) -> Vec<u64> {
+    let bytes = fs::read(sample.journal()).unwrap();
+    let header = Header::decode(&bytes).unwrap();
+    let units =
+        bytes.chunks_exact(UNIT as usize).filter_map(|unit| Entry::decode(&unit[..HEAD], &header).ok());
+    units.filter(|entry| matches!(entry.kind, Kind::Commit { .. })).map(|entry| entry.position).collect()
+}
+
+#[test]
+fn a_commit_survives_and_what_was_not_committed_does_not() {
+    let sample = Sample::new();
+    let atomic = sample.open().unwrap();
+    commit(&atomic, 2, 7);
+    let mut batch = atomic.begin();
+    batch.put(0, &[9; PAGE]).unwrap();
+    batch.spill().unwrap();
+    assert_eq!(fs::read(&sample.path).unwrap(), vec![1; 8 * PAGE], "the file is written later");
+    drop(atomic);
+    assert_eq!(sample.recover().unwrap(), Some(1));
+    let bytes = fs::read(&sample.path).unwrap();
+    assert!(bytes[2 * PAGE..3 * PAGE].iter().all(|byte| *byte == 7));
+    assert!(bytes[..2 * PAGE].iter().chain(&bytes[3 * PAGE..]).all(|byte| *byte == 1));
+    assert!(!sample.journal().exists());
+    assert_eq!(sample.recover().unwrap(), None, "a second time there is nothing to do");
+}
+
+#[test]
+fn closing_leaves_the_file_alone_in_its_folder() {
+    let sample = Sample::new();
+    let atomic = sample.open().unwrap();
+    assert!(sample.journal().exists());
+    atomic.set_len(3 * PAGE as u64 + 5);
+    commit(&atomic, 1, 8);
+    atomic.close().unwrap();
+    assert_eq!(sample.all().len(), 1);
+    let bytes = fs::read(&sample.path).unwrap();
+    assert_eq!((bytes.len(), bytes[PAGE], bytes[3 * PAGE + 4]), (3 * PAGE + 5, 8, 1));
+}
+
+#[test]
+fn a_commit_without_changes_writes_nothing() {
+    let sample = Sample::new();
+    let atomic = sample.open().unwrap();
+    commit(&atomic, 0, 3);
+    let before = sample.all();
+    assert_eq!(atomic.begin().commit().unwrap(), atomic.begin().commit().unwrap());
+    assert_eq!(sample.all(), before);
+}
+
+#[test]
+fn reads_see_commits_and_spills_and_snapshots_see_their_commit() {
+    let sample = Sample::new();
+    let atomic = Arc::new(sample.open().unwrap());
+    commit(&atomic, 0, 3);
+    let snapshot = atomic.snapshot();
+    let mut batch = atomic.begin();
+    batch.put(10, &[4; 5]).unwrap();
+    batch.spill().unwrap();
+    let mut bytes = [0; 20];
+    assert_eq!(atomic.read(0, &mut bytes).unwrap(), 20);
+    assert_eq!(bytes, *b"\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x04\x04\x04\x04\x04\x03\x03\x03\x03\x03");
+    atomic.begin().commit().unwrap();
+    atomic.set_len(12);
+    atomic.begin().commit().unwrap();
+    atomic.checkpoint().unwrap();
+    assert_eq!(atomic.read(0, &mut bytes).unwrap(), 12);
+    assert_eq!(
+        (snapshot.read(0, &mut bytes).unwrap(), bytes, snapshot.len()),
+        (20, [3; 20], 8 * PAGE as u64)
+    );
+    let mut last = [0; PAGE];
+    snapshot.read(7 * PAGE as u64, &mut last).unwrap();
+    assert_eq!(last, [1; PAGE]);
+    drop(snapshot);
+    assert!(atomic.checkpoint().unwrap().records > 0, "the snapshot held the checkpoint");
+    assert_eq!(fs::metadata(&sample.path).unwrap().len(), 12);
+}
+
+#[test]
+fn a_rollback_drops_pages_spills_and_lengths() {
+    let sample = Sample::new();
+    let atomic = sample.open().unwrap();
+    commit(&atomic, 0, 3);
+    atomic.set_len(PAGE as u64);
+    let mut batch = atomic.begin();
+    batch.put(0, &[9; PAGE]).unwrap();
+    batch.spill().unwrap();
+    atomic.rollback().unwrap();
+    assert_eq!(atomic.len(), 8 * PAGE as u64);
+    let mut page = [0; PAGE];
+    atomic.read(0, &mut page).unwrap();
+    assert_eq!(page, [3; PAGE]);
+    commit(&atomic, 1, 5);
+    drop(atomic);
+    assert_eq!(sample.recover().unwrap(), Some(2));
+    let bytes = fs::read(&sample.path).unwrap();
+    assert_eq!((bytes.len(), bytes[0], bytes[PAGE], bytes[2 * PAGE]), (8 * PAGE, 3, 5, 1));
+}
+
+#[test]
+fn a_transaction_may_be_larger_than_what_is_in_memory_and_the_journal_shrinks_after_it() {
+    let sample = Sample::new();
+    let (place, file) = sample.parts();
+    let limits = Limits { entry: 64 << 10, checkpoint: 1 << 20, ..Limits::default() };
+    let (atomic, _) = AtomicFile::open(place, file, limits).unwrap();
+    atomic.set_len(32 << 20);
+    let mut batch = atomic.begin();
+    for page in 0..(32 << 20) / PAGE {
+        batch.put((page * PAGE) as u64, &[page as u8; PAGE]).unwrap();
+        if page % 1000 == 999 {
+            batch.spill().unwrap();
+            batch = atomic.begin();
+        }
+    }
+    batch.commit().unwrap();
+    assert!(atomic.wants_checkpoint() && atomic.live_bytes() > 32 << 20);
+    // The first commit after a checkpoint goes behind everything, with the anchor that frees it; the next to the beginning.
+    for value in [200, 201] {
+        atomic.checkpoint().unwrap();
+        commit(&atomic, 0, 199);
+        commit(&atomic, 0, value);
+    }
+    assert!(fs::metadata(sample.journal()).unwrap().len() <= 3 << 20);
+    assert!(!atomic.wants_checkpoint());
+    atomic.close().unwrap();
+    let bytes = fs::read(&sample.path).unwrap();
+    assert_eq!((bytes.len(), bytes[0], bytes[5000 * PAGE]), (32 << 20, 201, (5000 % 256) as u8));
+}
+
+#[test]
+fn space_is_used_again_after_checkpoints() {
+    let sample = Sample::new();
+    let (place, file) = sample.parts();
+    let (atomic, _) =
+        AtomicFile::open(place, file, Limits { checkpoint: 64 << 10, ..Limits::default() }).unwrap();
+    for round in 0..400 {
+        commit(&atomic, round % 8, round as u8);
+        if atomic.wants_checkpoint() {
+            atomic.checkpoint().unwrap();
+        }
+    }
+    let len = fs::metadata(sample.journal()).unwrap().len();
+    assert!(len <= 160 << 10, "400 commits in {len} bytes");
+    drop(atomic);
+    sample.recover().unwrap();
+    let bytes = fs::read(&sample.path).unwrap();
+    (0..8).for_each(|page| assert_eq!(bytes[page * PAGE], (392 + page) as u8));
+}
+
+#[test]
+fn damage_in_the_middle_is_refused_and_nothing_is_changed() {
+    let sample = Sample::new();
+    leave_commits(&sample, 4);
+    let pristine = fs::read(sample.journal()).unwrap();
+    let commits = commits(&sample);
+    assert_eq!(commits.len(), 4);
+    for commit in &commits[..3] {
+        for at in [0, 20, 63, 64, 100, 4000] {
+            flip(&sample.journal(), *commit as usize + at);
+            let refused = sample.is_refused();
+            assert!(matches!(refused, JournalError::Damaged { .. }), "{refused}");
+            fs::write(sample.journal(), &pristine).unwrap();
+        }
+    }
+    // A sector of zeros instead.
+    let mut bytes = pristine.clone();
+    bytes[commits[1] as usize..][..512].fill(0);
+    fs::write(sample.journal(), bytes).unwrap();
+    assert!(matches!(sample.is_refused(), JournalError::Damaged { .. }));
+    fs::write(sample.journal(), pristine).unwrap();
+    assert_eq!(sample.recover().unwrap(), Some(4));
+}
+
+/// What the format cannot promise, as docs/fault-model.md says.
+#[test]
+fn damage_to_the_newest_commit_looks_like_a_torn_one() {
+    let sample = Sample::new();
+    leave_commits(&sample, 3);
+    flip(&sample.journal(), *commits(&sample).last().unwrap() as usize + 100);
+    assert_eq!(sample.recover().unwrap(), Some(2));
+}
+
+#[test]
+fn damage_to_header_or_anchors_is_refused() {
+    let sample = Sample::new();
+    leave_commits(&sample, 1);
+    let pristine = fs::read(sample.journal()).unwrap();
+    for (at, is_it) in [
+        (3, (|error| matches!(error, JournalError::NotAJournal { .. })) as fn(&JournalError) -> bool),
+        (8, |error| matches!(error, JournalError::OtherVersion { version: 0, known: 1, .. })),
+        (20, |error| matches!(error, JournalError::Damaged { at: 0, .. })),
+        (UNIT as usize + 9, |error| matches!(error, JournalError::Damaged { at: 4096, .. })),
+    ] {
+        flip(&sample.journal(), at);
+        let refused = sample.is_refused();
+        assert!(is_it(&refused), "{at}: {refused}");
+        fs::write(sample.journal(), &pristine).unwrap();
+    }
+    fs::write(sample.journal(), b"").unwrap();
+    assert!(matches!(sample.is_refused(), JournalError::NotAJournal { .. }));
+}
+
+#[test]
+fn a_journal_of_another_file_is_refused_unless_the_file_is_a_copy() {
+    let sample = Sample::new();
+    leave_commits(&sample, 2);
+    fs::copy(&sample.path, sample.folder.path().join("copy")).unwrap();
+    fs::rename(sample.folder.path().join("copy"), &sample.path).unwrap();
+    let refused = sample.is_refused();
+    assert!(matches!(refused, JournalError::OtherFile { .. }), "{refused}");
+    let (place, file) = sample.parts();
+    assert!(recover(&*place, &*file, Accept::Copy).unwrap().is_some());
+    assert_eq!(fs::read(&sample.path).unwrap()[0], 10);
+}
+
+#[test]
+fn a_file_that_somebody_else_has_cut_or_extended_is_refused() {
+    for len in [7 * PAGE as u64, 9 * PAGE as u64] {
+        let sample = Sample::new();
+        leave_commits(&sample, 1);
+        File::options().write(true).open(&sample.path).unwrap().set_len(len).unwrap();
+        let refused = sample.is_refused();
+        assert!(matches!(refused, JournalError::FileLength { .. }), "{refused}");
+        discard(&*sample.parts().0).unwrap();
+        assert_eq!(sample.inspect().unwrap(), None);
+        assert_eq!(fs::read(&sample.path).unwrap()[0], 1, "discarding does not replay");
+    }
+}
+
+#[test]
+fn links_pipes_and_folders_in_the_journals_place_are_refused() {
+    let sample = Sample::new();
+    let elsewhere = sample.folder.path().join("elsewhere");
+    fs::write(&elsewhere, b"not yours").unwrap();
+    symlink(&elsewhere, sample.journal()).unwrap();
+    assert!(matches!(sample.is_refused(), JournalError::Refused { .. }));
+    fs::remove_file(sample.journal()).unwrap();
+    fs::create_dir(sample.journal()).unwrap();
+    assert!(matches!(sample.is_refused(), JournalError::Refused { .. }));
+    fs::remove_dir(sample.journal()).unwrap();
+    let fifo = std::process::Command::new("mkfifo").arg(sample.journal()).status();
+    if fifo.is_ok_and(|status| status.success()) {
+        let (place, _) = sample.parts();
+        assert!(matches!(place.open().err(), Some(JournalError::Refused { .. })));
+        fs::remove_file(sample.journal()).unwrap();
+    }
+    // A link in the unfinished journal's place is taken away, not followed.
+    symlink(&elsewhere, sample.folder.path().join("data.bin.mapwright-journal.new")).unwrap();
+    sample.open().unwrap().close().unwrap();
+    assert_eq!(fs::read(&elsewhere).unwrap(), b"not yours");
+}
+
+#[test]
+fn a_journal_that_others_may_write_is_refused() {
+    let sample = Sample::new();
+    leave_commits(&sample, 1);
+    fs::set_permissions(&sample.path, fs::Permissions::from_mode(0o644)).unwrap();
+    for mode in [0o666, 0o664, 0o646] {
+        fs::set_permissions(sample.journal(), fs::Permissions::from_mode(mode)).unwrap();
+        let refused = sample.is_refused();
+        assert!(matches!(refused, JournalError::Refused { .. }), "{mode:o}: {refused}");
+    }
+    fs::set_permissions(sample.journal(), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::hard_link(sample.journal(), sample.folder.path().join("second name")).unwrap();
+    assert!(matches!(sample.is_refused(), JournalError::Refused { .. }));
+}
+
+#[test]
+fn a_journal_has_at_most_the_files_permissions() {
+    for mode in [0o600, 0o640, 0o644, 0o660, 0o666, 0o755] {
+        let sample = Sample::new();
+        fs::set_permissions(&sample.path, fs::Permissions::from_mode(mode)).unwrap();
+        let atomic = sample.open().unwrap();
+        let made = fs::metadata(sample.journal()).unwrap();
+        assert_eq!(made.mode() & 0o7777, mode & 0o666, "{mode:o}");
+        assert_eq!((made.uid(), made.gid()), {
+            let file = fs::metadata(&sample.path).unwrap();
+            (file.uid(), file.gid())
+        });
+        atomic.close().unwrap();
+    }
+}
+
+#[test]
+fn a_link_to_the_file_leads_to_the_same_journal_and_a_second_name_is_refused() {
+    let sample = Sample::new();
+    leave_commits(&sample, 1);
+    let other = tempfile::tempdir().unwrap();
+    let link = other.path().join("link");
+    symlink(&sample.path, &link).unwrap();
+    let (place, file) = parts(&link);
+    assert!(recover(&*place, &*file, Accept::Own).unwrap().is_some());
+    fs::hard_link(&sample.path, sample.folder.path().join("second name")).unwrap();
+    let file = File::open(&sample.path).unwrap();
+    assert!(matches!(Directory::of(file.as_fd(), &sample.path), Err(JournalError::Refused { .. })));
+}
+
+#[test]
+fn two_journals_never_take_one_place() {
+    let sample = Sample::new();
+    let (place, _) = sample.parts();
+    place.create().unwrap();
+    fs::write(sample.journal(), b"there already").unwrap();
+    assert!(matches!(place.publish(), Err(JournalError::Exists { .. })));
+    assert_eq!(fs::read(sample.journal()).unwrap(), b"there already");
+}
+
+/// Random damage of every kind: the reader answers with a state that was committed, or refuses; it never panics.
+#[test]
+fn the_reader_survives_random_damage() {
+    let sample = Sample::new();
+    leave_commits(&sample, 6);
+    let pristine = fs::read(sample.journal()).unwrap();
+    let mut seed = 11u64;
+    let mut random = |bound: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) as usize % bound
+    };
+    let memory = |bytes: Vec<u8>| mapwright::stores::MemoryStore::new(bytes);
+    let (mut refused, mut read) = (0, 0);
+    for _ in 0..3000 {
+        let mut bytes = pristine.clone();
+        for _ in 0..1 + random(4) {
+            let at = random(bytes.len());
+            match random(4) {
+                0 => bytes[at] ^= 1 << random(8),
+                1 => bytes.truncate(at),
+                2 => {
+                    let (from, n) = (random(bytes.len()), random(5000).min(bytes.len() - at));
+                    let piece: Vec<u8> =
+                        bytes[from..].iter().copied().chain(std::iter::repeat(0)).take(n).collect();
+                    bytes[at..at + n].copy_from_slice(&piece);
+                }
+                _ => {
+                    let n = random(9000).min(bytes.len() - at);
+                    bytes[at..at + n].iter_mut().for_each(|byte| *byte = random(256) as u8);
+                }
+            }
+            if bytes.is_empty() {
+                break;
+            }
+        }
+        match Scan::read(&memory(bytes), None) {
+            Ok(scan) => {
+                read += 1;
+                assert!(scan.commits <= 6 && scan.file_len == 8 * PAGE as u64);
+            }
+            Err(_) => refused += 1,
+        }
+    }
+    assert!(refused > 1000 && read > 100, "{refused} {read}");
+}
+
+/// The lock of the store is what keeps a second process from recovering under a writer.
+#[test]
+fn the_files_lock_excludes_a_second_writer() {
+    let sample = Sample::new();
+    let (_, file) = sample.parts();
+    file.lock().unwrap();
+    let (_, second) = sample.parts();
+    assert_eq!(second.lock().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+}
