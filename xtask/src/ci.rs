@@ -19,6 +19,8 @@ const RUN_SECONDS: u64 = 180;
 const STRESS_SECONDS: &str = "60";
 /// Seeds that each test of the simulator tries.
 const SIM_SEEDS: &str = "2000";
+/// States of the disk after a power failure that are drawn at least.
+const CRASH_STATES: &str = "300000";
 /// Bytes of the file that the smoke runs read.
 const SAMPLE: usize = 4 << 20;
 
@@ -139,7 +141,9 @@ fn steps(scratch: &Scratch) -> Vec<Step> {
         tests("documentation examples", "--workspace --doc"),
         cargo("documentation", "doc --workspace --no-deps").with("RUSTDOCFLAGS", "-D warnings"),
         tests("stress", "-p mapwright --test stress").with("MAPWRIGHT_STRESS_SECONDS", STRESS_SECONDS),
-        tests("simulator, many seeds", "-p mapwright-sim --tests").with("MAPWRIGHT_SIM_SEEDS", SIM_SEEDS),
+        tests("simulator, many seeds", "-p mapwright-sim --tests")
+            .with("MAPWRIGHT_SIM_SEEDS", SIM_SEEDS)
+            .with("MAPWRIGHT_CRASH_STATES", CRASH_STATES),
         cargo(
             "compare, smoke run",
             "run --quiet -- compare --write --rounds 1 --seconds-per-round 0.1 --quiet --limit 1M",

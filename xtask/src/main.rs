@@ -1,7 +1,7 @@
 //! Maintenance commands of the workspace: `cargo xtask help`.
 //!
 //! `ci` runs everything that must hold (`ci.rs` lists it); `tidy` and `links` are two of its steps, by themselves. `bench`
-//! builds and runs the benchmarks. All of them need nothing but a Rust toolchain.
+//! builds and runs the benchmarks, `crash` the power-failure simulator. All of them need nothing but a Rust toolchain.
 
 mod bench;
 mod ci;
@@ -23,6 +23,7 @@ usage: cargo xtask COMMAND
   links   check the links between the documents
   policies [--trace FILE]...   print docs/policies.md: eviction and read-ahead against the textbook's
   man FOLDER   write the man pages of the command
+  crash [--hours N] [--seed N]   power failures against the protocol of commits, for an hour or as long as told
   bench   measure, and write docs/benchmarks.md: see `cargo xtask bench --help`;
           `--features LIST`, first, adds databases: peers, peers-rocksdb
   help    print this";
@@ -34,8 +35,9 @@ fn main() -> ExitCode {
         ["ci"] => ci::run(),
         ["tidy"] => report(tidy::check),
         ["links"] => report(links::check),
-        ["policies", ..] => run_package("mapwright-policies", &arguments[1..]),
-        ["man", folder] => run_package("mapwright-cli", &["man-pages", folder]),
+        ["policies", ..] => program("--release", "mapwright-policies", "mapwright-policies", &arguments[1..]),
+        ["man", folder] => program("--release", "mapwright-cli", "mapwright", &["man-pages", folder]),
+        ["crash", ..] => program("--profile=sim", "mapwright-sim", "mapwright-crash", &arguments[1..]),
         ["bench", ref rest @ ..] => bench::run(rest),
         ["help" | "--help" | "-h"] => {
             println!("{HELP}");
@@ -49,9 +51,9 @@ fn main() -> ExitCode {
 }
 
 /// Runs a program of the workspace: this one has no dependencies.
-fn run_package(package: &str, arguments: &[&str]) -> ExitCode {
+fn program(profile: &str, package: &str, name: &str, arguments: &[&str]) -> ExitCode {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let run = ["run", "--quiet", "--release", "--package", package, "--"];
+    let run = ["run", "--quiet", profile, "--package", package, "--bin", name, "--"];
     match std::process::Command::new(cargo).args(run).args(arguments).status() {
         Ok(status) => ExitCode::from(status.code().map_or(1, |code| code as u8)),
         Err(error) => {

@@ -12,6 +12,9 @@
 //! * Stores: short and failing calls, hangs, changes by others, lost writes after a failed sync, crash images with torn
 //!   writes.
 //!
+//! Beside it, without virtual threads: a disk with a directory ([`disk`]), and a program that commits on it while the power fails
+//! ([`power`]).
+//!
 //! ```
 //! use std::sync::Arc;
 //! use std::sync::atomic::{AtomicU32, Ordering};
@@ -36,11 +39,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod disk;
 mod frames;
 mod handle;
 mod kernel;
 mod moved;
 mod page_cache;
+pub mod power;
 mod rng;
 mod scheduler;
 mod state;

@@ -82,8 +82,12 @@ struct Layer {
 struct State {
     /// The last durable commit.
     committed: Committed,
-    /// The last durable entry: the commit's, or that of a spill after it.
+    /// The last durable entry. Nothing before it is written again until a checkpoint has freed it.
     durable: Point,
+    /// Whether durable entries belong to the transaction under way.
+    spilled: bool,
+    /// The newest commit that a durable entry names as durable: the file may have what is up to it.
+    claimed: u64,
     /// The number the next entry gets (6).
     next_sequence: u64,
     space: Space,
@@ -148,6 +152,8 @@ impl AtomicFile {
         let state = State {
             committed: Committed { at, file_len },
             durable: at,
+            spilled: false,
+            claimed: 0,
             next_sequence: 1,
             space,
             index: Index::default(),
@@ -226,6 +232,8 @@ impl AtomicFile {
             buffer: Vec::with_capacity(HEAD),
             sequence: 0,
             chain: durable,
+            begins: !state.spilled,
+            claims: 0,
             written: Vec::new(),
             buffered: Vec::new(),
             len: state.len,
@@ -256,21 +264,40 @@ impl AtomicFile {
             state.pending = Index::default();
             state.unlogged.clear();
             (state.len, state.logged_len) = (state.committed.file_len, state.committed.file_len);
-            state.durable = state.committed.at;
-            let tip = state.durable.tip;
-            state.space.rewind(tip);
+            // What was spilled stays where it is: the next entry says that it begins a transaction.
+            state.spilled = false;
             state.in_doubt
         };
         if !in_doubt || sabotage::is(Sabotage::ForgetDoubt) {
             self.lock().in_doubt = false;
             return Ok(());
         }
+        self.write_claim()
+    }
+
+    /// Writes an entry that has no records behind the last durable one, and syncs.
+    fn write_claim(&self) -> Result<()> {
         let mut batch = self.begin();
         batch.write(Kind::Part)?;
-        self.sync_journal()?;
-        drop(batch);
-        self.lock().in_doubt = false;
+        batch.sync()?;
+        batch.publish(false);
         Ok(())
+    }
+
+    /// Makes the last commit one that a checkpoint may bring to the file: see [`begin_checkpoint`](Self::begin_checkpoint). A
+    /// sync of the journal where the commit is the newest entry, nothing otherwise.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`].
+    ///
+    /// # Panics
+    /// When a batch is under way: our mistake.
+    pub fn claim(&self) -> Result<()> {
+        let is_claimed = {
+            let state = self.lock();
+            state.claimed == state.committed.at.sequence
+        };
+        if is_claimed { Ok(()) } else { self.write_claim() }
     }
 
     /// The bytes at `offset`, with what the transaction under way has spilled; bytes read, fewer only at the end of the file.
@@ -345,15 +372,20 @@ impl AtomicFile {
         Snapshot { atomic: Arc::clone(self), commit }
     }
 
-    /// Begins to bring the file to the last commit, or as near as snapshots allow. `None` if there is nothing to do.
+    /// Begins to bring the file to the last commit, or as near as is allowed: not past a snapshot, and not past what a durable
+    /// entry names as durable (2), so that damage to the newest commit is never taken for a torn one when the file has a part
+    /// of it. The next commit or spill names it, or [`claim`](Self::claim). `None` if there is nothing to do.
     ///
     /// # Panics
     /// When another checkpoint is under way: our mistake.
     pub fn begin_checkpoint(&self) -> Option<Checkpoint<'_>> {
         let turn = Flag::raise(&self.checkpointing, "two checkpoints at a time");
         let state = self.lock();
-        let oldest = state.snapshots.keys().next().copied().unwrap_or(u64::MAX);
-        let target = state.recent.iter().copied().rfind(|commit| commit.at.sequence <= oldest)?;
+        let mut most = state.snapshots.keys().next().copied().unwrap_or(u64::MAX);
+        if !sabotage::is(Sabotage::CheckpointUnclaimed) {
+            most = most.min(state.claimed);
+        }
+        let target = state.recent.iter().copied().rfind(|commit| commit.at.sequence <= most)?;
         let mut plan = state.index.plan(target.at.sequence);
         if sabotage::is(Sabotage::CheckpointUncommitted) {
             plan.pieces.extend(state.pending.plan(u64::MAX).pieces);
@@ -362,11 +394,15 @@ impl AtomicFile {
         Some(Checkpoint { atomic: self, _turn: turn, target, replay: Replay::new(plan, target.file_len) })
     }
 
-    /// A whole checkpoint; what it wrote.
+    /// A whole checkpoint, of the last commit where snapshots allow it; what it wrote.
     ///
     /// # Errors
     /// [`JournalError::Io`]: nothing is lost, the next checkpoint writes all of it again.
+    ///
+    /// # Panics
+    /// When a batch or another checkpoint is under way: our mistake.
     pub fn checkpoint(&self) -> Result<Replayed> {
+        self.claim()?;
         let Some(mut checkpoint) = self.begin_checkpoint() else { return Ok(Replayed::default()) };
         while !checkpoint.step()? {}
         checkpoint.finish()
@@ -434,11 +470,7 @@ impl std::fmt::Debug for AtomicFile {
 /// Writes a new journal and gives it its name, in the order of (8) and (9).
 fn start_journal(place: &dyn Place, header: &Header, anchor: &Anchor) -> Result<Arc<dyn Store>> {
     let journal = place.create()?;
-    let unit = header.unit as usize;
-    let mut bytes = vec![0; 3 * unit];
-    bytes[..HEAD].copy_from_slice(&header.encode());
-    bytes[unit..unit + HEAD].copy_from_slice(&anchor.encode(&header.salt));
-    disk::write(&*journal, 0, &bytes)?;
+    recover::write_beginning(&*journal, header, anchor)?;
     if sabotage::is(Sabotage::RenameFirst) {
         place.publish()?;
         place.sync()?;
@@ -464,6 +496,10 @@ pub struct Batch<'a> {
     sequence: u64,
     /// Where the chain ends, with what this batch has written.
     chain: Point,
+    /// Whether the next entry is the first of its transaction.
+    begins: bool,
+    /// The commit that its last entry names as durable.
+    claims: u64,
     /// Changes in entries that were written, and in the buffer; positions of the latter count from its beginning.
     written: Vec<Change>,
     buffered: Vec<Change>,
@@ -540,13 +576,15 @@ impl Batch<'_> {
         if let Some(position) = placed.jump {
             let kind = Kind::Jump { to: placed.position };
             let sequence = self.sequence - 1;
-            let jump = Entry { kind, position, sequence, previous, durable_commit, records: 0 };
+            let jump =
+                Entry { kind, begins: false, position, sequence, previous, durable_commit, records: 0 };
             disk::write(&*self.atomic.journal, position, &jump.encode(&header.salt))?;
             previous = sequence;
         }
         let records = (self.buffer.len() - HEAD) as u32;
         let entry = Entry {
             kind,
+            begins: self.begins,
             position: placed.position,
             sequence: self.sequence,
             previous,
@@ -557,6 +595,7 @@ impl Batch<'_> {
         self.buffer.resize(size as usize, 0);
         disk::write(&*self.atomic.journal, placed.position, &self.buffer)?;
         self.chain = Point { sequence: self.sequence, tip };
+        (self.claims, self.begins) = (durable_commit, false);
         for change in self.buffered.drain(..) {
             self.written.push(match change {
                 Change::Data(mut piece) => {
@@ -580,8 +619,7 @@ impl Batch<'_> {
         let last = {
             let state = self.atomic.lock();
             let nothing = self.written.is_empty() && self.buffered.is_empty();
-            let unspilled = state.durable.sequence == state.committed.at.sequence;
-            (nothing && unspilled).then_some(state.committed.at.sequence)
+            (nothing && !state.spilled).then_some(state.committed.at.sequence)
         };
         if let Some(last) = last {
             return Ok(last);
@@ -640,12 +678,13 @@ impl Batch<'_> {
             }
         }
         state.unlogged.clear();
-        state.durable = self.chain;
+        state.spilled = !is_commit && (state.spilled || !self.written.is_empty());
+        (state.durable, state.claimed) = (self.chain, self.claims);
         state.in_doubt = false;
         if is_commit {
             let pending = std::mem::take(&mut state.pending);
-            let hides = state.snapshots.is_empty();
-            state.index.absorb(pending, self.chain.sequence, hides);
+            let viewed = state.snapshots.keys().next().copied().unwrap_or(u64::MAX);
+            state.index.absorb(pending, self.chain.sequence, viewed.min(state.claimed));
             state.committed = Committed { at: self.chain, file_len: self.len };
             state.recent.push_back(state.committed);
         }

@@ -14,7 +14,8 @@ use crate::stores::Store;
 ///    have been put there by somebody who may not write the file.
 /// 2. `create` makes an empty journal under the unfinished name, which it takes away first if it is there. Exclusively: it
 ///    never opens what is there.
-/// 3. `publish` gives the created journal its final name, atomically, and fails if that name is taken.
+/// 3. `publish` gives the created journal its final name, atomically, and fails if that name is taken; `replace` takes the
+///    name from the journal that has it, which can be read on by whoever has it open.
 /// 4. `remove` takes the final name away; that there is none is no error.
 /// 5. Names are durable when `sync` returned `Ok`, and perhaps before.
 pub trait Place: Send + Sync {
@@ -50,6 +51,12 @@ pub trait Place: Send + Sync {
     /// # Errors
     /// [`JournalError::Exists`]; what the file system answers.
     fn publish(&self) -> Result<()>;
+
+    /// Renames the new journal to its final name, in place of the one that has it.
+    ///
+    /// # Errors
+    /// What the file system answers.
+    fn replace(&self) -> Result<()>;
 
     /// Removes the journal's final name.
     ///

@@ -93,6 +93,8 @@ pub enum Kind {
 pub struct Entry {
     /// What it is.
     pub kind: Kind,
+    /// Whether it is the first of its transaction: parts before it, without a commit, were abandoned.
+    pub begins: bool,
     /// Where it lies.
     pub position: u64,
     /// Its number.
@@ -222,6 +224,7 @@ impl Entry {
         let mut bytes = [0; HEAD];
         put(&mut bytes, 0, &ENTRY_MAGIC);
         bytes[4] = kind;
+        bytes[5] = u8::from(self.begins);
         put(&mut bytes, 8, &self.position.to_le_bytes());
         put(&mut bytes, 16, &self.sequence.to_le_bytes());
         put(&mut bytes, 24, &self.previous.to_le_bytes());
@@ -242,7 +245,7 @@ impl Entry {
             return Err(Malformed::Magic);
         }
         check(bytes, &header.salt)?;
-        zero(&bytes[5..8], "bytes 5 to 8 of an entry")?;
+        zero(&bytes[6..8], "bytes 6 to 8 of an entry")?;
         zero(&bytes[52..CHECKSUM_AT], "bytes 52 to 60 of an entry")?;
         let value = u64_at(bytes, 40);
         let records = u32_at(bytes, 48);
@@ -256,8 +259,14 @@ impl Entry {
             3 => return Err(Malformed::Unknown("a jump's destination or records")),
             _ => return Err(Malformed::Unknown("the kind of an entry")),
         };
+        let begins = match bytes[5] {
+            0 => false,
+            1 if !matches!(kind, Kind::Jump { .. }) => true,
+            _ => return Err(Malformed::Unknown("the flags of an entry")),
+        };
         Ok(Self {
             kind,
+            begins,
             position: u64_at(bytes, 8),
             sequence: u64_at(bytes, 16),
             previous: u64_at(bytes, 24),
@@ -401,6 +410,7 @@ mod tests {
     fn entries() -> [Entry; 3] {
         [Kind::Part, Kind::Commit { file_len: 99 }, Kind::Jump { to: 8 * 4096 }].map(|kind| Entry {
             kind,
+            begins: kind == Kind::Part,
             position: 3 * 4096,
             sequence: 5,
             previous: 4,

@@ -87,26 +87,22 @@ impl Index {
         self.pages.is_empty() && self.cuts.is_empty()
     }
 
-    /// Adds all changes of `later`, as part of `commit`. Where `hides`, nobody looks at older commits any more: what the
-    /// new changes hide is dropped.
-    pub fn absorb(&mut self, later: Index, commit: u64, hides: bool) {
+    /// Adds all changes of `later`, as part of `commit`. Nobody will ask for a commit before `oldest` any more: what is hidden
+    /// from then on is dropped.
+    pub fn absorb(&mut self, later: Index, commit: u64, oldest: u64) {
         let offset = self.next_order;
-        let retimed = |order| offset + order;
         self.next_order += later.next_order;
-        for cut in later.cuts {
-            self.cuts.push(Timed { order: retimed(cut.order), commit, what: cut.what });
-        }
+        let retimed = |order| offset + order;
+        let cuts = later.cuts.into_iter();
+        self.cuts.extend(cuts.map(|cut| Timed { order: retimed(cut.order), commit, what: cut.what }));
         for (page, pieces) in later.pages {
             let list = self.pages.entry(page).or_default();
-            let all_new = pieces.iter().any(|piece| is_whole(&piece.what));
-            if hides && all_new {
-                list.clear();
+            let pieces = pieces.into_iter();
+            list.extend(pieces.map(|piece| Timed { order: retimed(piece.order), commit, what: piece.what }));
+            if let Some(last) = list.iter().rposition(|piece| piece.commit <= oldest && is_whole(&piece.what))
+            {
+                list.drain(..last);
             }
-            list.extend(pieces.into_iter().map(|piece| Timed {
-                order: retimed(piece.order),
-                commit,
-                what: piece.what,
-            }));
         }
     }
 
@@ -209,7 +205,7 @@ mod tests {
                     pending.data(Piece { offset: page * PAGE + from, len, at }, u64::MAX);
                     state[(page * PAGE + from) as usize..(page * PAGE + to) as usize].fill(value as u8);
                 }
-                index.absorb(pending, commit, false);
+                index.absorb(pending, commit, 0);
                 states.push(state);
             }
             let lay = |image: &mut Vec<u8>, pieces: &[Piece]| {
@@ -248,8 +244,9 @@ mod tests {
         for commit in 1..=100 {
             let mut later = Index::default();
             later.data(piece(commit), u64::MAX);
-            index.absorb(later, commit, true);
+            index.absorb(later, commit, commit - 1);
         }
-        assert_eq!((index.pages[&0].len(), index.page(0, 100).1), (1, vec![piece(100)]));
+        assert_eq!((index.pages[&0].len(), index.page(0, 100).1), (2, vec![piece(100)]));
+        assert_eq!(index.page(0, 99).1, [piece(99)]);
     }
 }

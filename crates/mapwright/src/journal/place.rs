@@ -230,6 +230,12 @@ impl Place for Directory {
         }
     }
 
+    fn replace(&self) -> Result<()> {
+        let directory = self.directory.as_fd();
+        rustix::fs::renameat(directory, self.unfinished(), directory, &self.name)
+            .map_err(|error| self.failed("rename", error))
+    }
+
     fn remove(&self) -> Result<()> {
         match rustix::fs::unlinkat(&self.directory, &self.name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),

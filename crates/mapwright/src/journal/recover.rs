@@ -2,13 +2,25 @@
 //!
 //! First everything is checked, then the file is written and synced, then the journal is removed and the directory synced.
 //! Who is killed on the way has changed nothing that the next one would not do again. The caller holds the file's lock.
+//!
+//! What is read may be in the kernel's cache and not on the disk: the program was killed before its sync, or its sync had
+//! failed, after which the cache is called clean and syncing proves nothing. To replay that, and lose power, would leave a part of a
+//! commit in the file and none of it in the journal. Commits that a later entry names as durable are; what comes after them,
+//! mostly one commit, is written anew, to a journal that takes the place of the first, before it is replayed (2).
+
+use std::sync::Arc;
 
 use super::disk::{self, Place};
 use super::error::{JournalError, Result};
-use super::replay::{Replay, Replayed};
+use super::format::{Anchor, Entry, HEAD, Header, Kind, Record};
+use super::index::Plan;
+use super::replay::{Replay, Replayed, read_piece};
 use super::sabotage::{self, Sabotage};
 use super::scan::Scan;
 use crate::stores::Store;
+
+/// Bytes of records in an entry that recovery writes, or a little more.
+const ENTRY: usize = 1 << 20;
 
 /// Which files a journal is accepted for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,7 +68,7 @@ fn check(journal: &dyn Store, place: &dyn Place, file: &dyn Store, accept: Accep
 /// Replays a file's journal, if there is one, and removes it.
 ///
 /// # Errors
-/// As for [`inspect`], with nothing changed; [`JournalError::Io`] if the file cannot be written, with the journal as it was.
+/// As for [`inspect`], with nothing changed; [`JournalError::Io`] if file or journal cannot be written: the next one goes on.
 pub fn recover(place: &dyn Place, file: &dyn Store, accept: Accept) -> Result<Option<Found>> {
     let Some(journal) = place.open()? else {
         // Perhaps it was removed a moment before the machine stopped, and the name is not durably gone.
@@ -68,13 +80,111 @@ pub fn recover(place: &dyn Place, file: &dyn Store, accept: Accept) -> Result<Op
     if sabotage::is(Sabotage::RetireFirst) {
         retire(place)?;
     }
-    let mut replay = Replay::new(scan.index.plan(scan.last_commit), scan.file_len);
-    while !replay.step(file, &*journal, &scan.header.salt)? {}
+    let (claimed, claimed_len) = scan.claimed;
+    if scan.last_commit > claimed && !sabotage::is(Sabotage::TrustCache) {
+        replay(file, &*journal, scan, scan.index.plan(claimed), claimed_len)?;
+        let mut rest = scan.index.clone();
+        rest.forget(claimed);
+        let rest = rest.plan(scan.last_commit);
+        log_anew(place, &*journal, scan, &rest)?;
+        replay(file, &*journal, scan, rest, scan.file_len)?;
+    } else {
+        replay(file, &*journal, scan, scan.index.plan(scan.last_commit), scan.file_len)?;
+    }
     if !sabotage::is(Sabotage::RetireFirst) {
-        disk::sync(file)?;
         retire(place)?;
     }
     Ok(Some(found))
+}
+
+/// Brings the file to a commit, durably.
+fn replay(file: &dyn Store, journal: &dyn Store, scan: &Scan, plan: Plan, file_len: u64) -> Result<()> {
+    let mut replay = Replay::new(plan, file_len);
+    while !replay.step(file, journal, &scan.header.salt)? {}
+    if sabotage::is(Sabotage::RetireFirst) { Ok(()) } else { disk::sync(file) }
+}
+
+/// Writes what follows the claimed commit to a new journal, as one commit, and puts that in the place of the old one.
+fn log_anew(place: &dyn Place, old: &dyn Store, scan: &Scan, rest: &Plan) -> Result<()> {
+    let header = Header { unit: scan.header.unit, salt: place.salt()?, identity: place.identity()? };
+    let anchor = Anchor { counter: 1, start: header.base(), sequence: 0, file_len: scan.claimed.1 };
+    let journal = place.create()?;
+    write_beginning(&*journal, &header, &anchor)?;
+    let mut log = Log {
+        journal,
+        header,
+        position: header.base(),
+        sequence: 0,
+        durable_commit: 0,
+        buffer: vec![0; HEAD],
+    };
+    rest.cut.into_iter().for_each(|len| log.push(Record::Length(len), &[]));
+    log.push(Record::Length(scan.file_len), &[]);
+    let mut data = Vec::new();
+    for piece in &rest.pieces {
+        data.clear();
+        read_piece(old, &scan.header.salt, piece, &mut data)?;
+        if log.buffer.len() >= ENTRY {
+            log.write(Kind::Part)?;
+        }
+        log.push(Record::Data { offset: piece.offset, len: piece.len }, &data);
+    }
+    log.write(Kind::Commit { file_len: scan.file_len })?;
+    disk::sync(&*log.journal)?;
+    // Named as durable, so that damage to it is found while the file has a part of it.
+    log.durable_commit = log.sequence;
+    log.write(Kind::Part)?;
+    disk::sync(&*log.journal)?;
+    place.replace()?;
+    place.sync()
+}
+
+/// A journal with one transaction.
+struct Log {
+    journal: Arc<dyn Store>,
+    header: Header,
+    position: u64,
+    /// Numbers of the last entry, and of the commit that is durable.
+    sequence: u64,
+    durable_commit: u64,
+    /// Room for an entry's head, then records.
+    buffer: Vec<u8>,
+}
+
+impl Log {
+    fn push(&mut self, record: Record, data: &[u8]) {
+        record.append(&mut self.buffer, data, self.sequence + 1, &self.header.salt);
+    }
+
+    fn write(&mut self, kind: Kind) -> Result<()> {
+        let (previous, begins) = (self.sequence, self.sequence == self.durable_commit);
+        self.sequence += 1;
+        let entry = Entry {
+            kind,
+            begins,
+            position: self.position,
+            sequence: self.sequence,
+            previous,
+            durable_commit: self.durable_commit,
+            records: (self.buffer.len() - HEAD) as u32,
+        };
+        self.buffer[..HEAD].copy_from_slice(&entry.encode(&self.header.salt));
+        self.buffer.resize(entry.size(&self.header) as usize, 0);
+        disk::write(&*self.journal, self.position, &self.buffer)?;
+        self.position += self.buffer.len() as u64;
+        self.buffer.clear();
+        self.buffer.resize(HEAD, 0);
+        Ok(())
+    }
+}
+
+/// Writes header and anchor of a new journal.
+pub(super) fn write_beginning(journal: &dyn Store, header: &Header, anchor: &Anchor) -> Result<()> {
+    let unit = header.unit as usize;
+    let mut bytes = vec![0; 3 * unit];
+    bytes[..HEAD].copy_from_slice(&header.encode());
+    bytes[unit..unit + HEAD].copy_from_slice(&anchor.encode(&header.salt));
+    disk::write(journal, 0, &bytes)
 }
 
 /// Removes a journal without replaying it: the file stays what it is, which may be a mixture of commits.

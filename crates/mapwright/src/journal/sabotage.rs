@@ -15,6 +15,8 @@ pub enum Sabotage {
     SyncAgainOnly,
     /// A checkpoint writes the file without asking whether what it writes is committed.
     CheckpointUncommitted,
+    /// A checkpoint writes commits that no durable entry names as durable.
+    CheckpointUnclaimed,
     /// A checkpoint does not sync the file before its anchor is due.
     NoFileSync,
     /// Space is free as soon as a checkpoint has ended, before its anchor is durable.
@@ -39,6 +41,8 @@ pub enum Sabotage {
     NoBaseSync,
     /// Recovery removes the journal before the file is synced.
     RetireFirst,
+    /// Recovery replays what may be in the kernel's cache only.
+    TrustCache,
     /// Recovery replays transactions that have no commit entry.
     ReplayTail,
     /// Recovery does not look at the checksums of records.
@@ -48,11 +52,12 @@ pub enum Sabotage {
 }
 
 /// All of them.
-pub const ALL: [Sabotage; 19] = [
+pub const ALL: [Sabotage; 21] = [
     Sabotage::NoCommitSync,
     Sabotage::NoSpillSync,
     Sabotage::SyncAgainOnly,
     Sabotage::CheckpointUncommitted,
+    Sabotage::CheckpointUnclaimed,
     Sabotage::NoFileSync,
     Sabotage::EarlyReuse,
     Sabotage::OneAnchor,
@@ -65,6 +70,7 @@ pub const ALL: [Sabotage; 19] = [
     Sabotage::NoRemovalSync,
     Sabotage::NoBaseSync,
     Sabotage::RetireFirst,
+    Sabotage::TrustCache,
     Sabotage::ReplayTail,
     Sabotage::TrustRecords,
     Sabotage::BlindToDamage,

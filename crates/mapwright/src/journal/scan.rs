@@ -33,6 +33,9 @@ pub struct Scan {
     pub last_commit: u64,
     /// Length of the file after the last commit, in bytes.
     pub file_len: u64,
+    /// The newest commit that an entry names as durable: what comes after it may be in the kernel's cache only. With the
+    /// length of the file after it.
+    pub claimed: (u64, u64),
     /// The least and the most that the file's length can be, whatever part of the journal was replayed.
     pub lengths: (u64, u64),
     /// Position behind the last commit.
@@ -81,6 +84,7 @@ impl Scan {
             commits: 0,
             last_commit: anchor.sequence,
             file_len: anchor.file_len,
+            claimed: (anchor.sequence, anchor.file_len),
             lengths: (anchor.file_len, anchor.file_len),
             end: anchor.start,
             tail_entries: 0,
@@ -108,6 +112,13 @@ impl Scan {
                 break;
             }
             tell(&Seen { entry, records: &records });
+            // Of the commits, which are in order, the last that was read is the only one that can be named now.
+            if entry.durable_commit == self.last_commit {
+                self.claimed = (self.last_commit, self.file_len);
+            }
+            if entry.begins {
+                open = Open { entries: open.entries, ..self.begin() };
+            }
             for (at, record) in &records {
                 open.add(*at, record, entry.sequence)
                     .map_err(|what| JournalError::damaged(name, *at, what))?;
@@ -132,7 +143,7 @@ impl Scan {
         }
         self.tail_entries = open.entries;
         if sabotage::is(Sabotage::ReplayTail) && open.entries > 0 {
-            self.index.absorb(open.index, u64::MAX - 1, false);
+            self.index.absorb(open.index, u64::MAX - 1, 0);
             (self.file_len, self.lengths) = (open.len, open.lengths);
             self.last_commit = u64::MAX - 1;
         }
@@ -144,7 +155,7 @@ impl Scan {
     }
 
     fn close(&mut self, open: Open, entry: &Entry, end: u64) {
-        self.index.absorb(open.index, entry.sequence, true);
+        self.index.absorb(open.index, entry.sequence, entry.sequence);
         self.commits += 1;
         self.last_commit = entry.sequence;
         (self.file_len, self.lengths, self.end) = (open.len, open.lengths, end);
