@@ -1,11 +1,13 @@
 //! The `mapwright` command: `compare` measures every way to read a file on this machine, `doctor` says what the machine
 //! allows, `cache` what the page cache holds, `map` what a process maps, `explain` what one address of it is, `tour` what
-//! memory-mapped files do. Exit codes: 0 success, 1 failure, 2 bad usage, 130 interrupted.
+//! memory-mapped files do, `recover` and `dump` are for the journals of atomic commit. Exit codes: 0 success,
+//! 1 failure, 2 bad usage, 130 interrupted.
 
 mod cache;
 mod compare;
 mod doctor;
 mod explain;
+mod journal;
 mod map;
 mod methods;
 mod pages;
@@ -36,6 +38,8 @@ enum Command {
     Map(Box<map::Options>),
     Explain(explain::Options),
     Tour(tour::Options),
+    Recover(journal::Recover),
+    Dump(journal::Dump),
     Completions(pages::Completions),
     #[command(hide = true)]
     ManPages(pages::ManPages),
@@ -79,6 +83,8 @@ fn run(command: Command) -> Result<bool> {
         }
         Command::Explain(options) => explain::explain(&options).map(|()| true),
         Command::Tour(options) => tour::tour(&options),
+        Command::Recover(options) => journal::run_recover(&options),
+        Command::Dump(options) => journal::run_dump(&options),
         Command::Completions(options) => pages::completions(&options, Arguments::command()).map(|()| true),
         Command::ManPages(options) => pages::man_pages(&options, Arguments::command()).map(|()| true),
         Command::TourWorker { file } => tour::other::run(&file).map(|()| true),
