@@ -159,6 +159,9 @@ impl Run {
         let style = Style { limits, destroys, errors_per_1000, pages: rng.within(2..7) };
         let bytes = vec![1; (style.pages * PAGE) as usize];
         let disk = Disk::with_file(FILE, bytes.clone());
+        // Where syncs fail, what others wrote before must be durable: opening can sync it, and not write it again.
+        let is_durable = errors_per_1000 == 0 || disk.file(FILE).and_then(|file| file.sync()).is_ok();
+        assert!(is_durable, "a disk without errors");
         Self { seed, rng, style, disk, truth, logged: bytes.clone(), now: bytes, dirty: Vec::new() }
     }
 

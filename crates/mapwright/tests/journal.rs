@@ -460,3 +460,63 @@ fn the_files_lock_excludes_a_second_writer() {
     let (_, second) = sample.parts();
     assert_eq!(second.lock().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
 }
+
+/// A writer, a checkpoint and readers of snapshots side by side: every snapshot is one commit, whole, for as long as it is held,
+/// while space is used again under it.
+#[test]
+fn snapshots_are_whole_beside_commits_and_checkpoints() {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    let sample = Sample::new();
+    let (place, file) = sample.parts();
+    let limits = Limits { entry: 10_000, checkpoint: 128 << 10, ..Limits::default() };
+    let atomic = Arc::new(AtomicFile::open(place, file, limits).unwrap().0);
+    let (done, checkpoints, seen) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Acquire) {
+                if let Some(mut checkpoint) = atomic.begin_checkpoint() {
+                    while !checkpoint.step().unwrap() {}
+                    checkpoint.finish().unwrap();
+                    checkpoints.fetch_add(1, Ordering::Relaxed);
+                }
+                std::thread::yield_now();
+            }
+        });
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut bytes = vec![0; 8 * PAGE];
+                while !done.load(Ordering::Acquire) {
+                    let snapshot = atomic.snapshot();
+                    let mut value = None;
+                    for _ in 0..3 {
+                        assert_eq!(snapshot.read(0, &mut bytes).unwrap(), 8 * PAGE);
+                        let first = *value.get_or_insert(bytes[0]);
+                        assert!(bytes.iter().all(|byte| *byte == first), "a mixture of commits");
+                    }
+                    seen.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for round in 0..150u64 {
+            let value = round as u8;
+            let mut batch = atomic.begin();
+            batch.put(0, &vec![value; 4 * PAGE]).unwrap();
+            batch.spill().unwrap();
+            if round % 5 == 4 {
+                atomic.rollback().unwrap();
+                continue;
+            }
+            let mut batch = atomic.begin();
+            batch.put(4 * PAGE as u64, &vec![value; 4 * PAGE]).unwrap();
+            batch.commit().unwrap();
+            let mut page = vec![0; PAGE];
+            atomic.read((round % 8) * PAGE as u64, &mut page).unwrap();
+            assert!(page.iter().all(|byte| *byte == value), "what was committed is read");
+        }
+        done.store(true, Ordering::Release);
+    });
+    assert!(checkpoints.into_inner() > 3 && seen.into_inner() > 3);
+    drop(atomic);
+    sample.recover().unwrap();
+    assert_eq!(fs::read(&sample.path).unwrap(), vec![148; 8 * PAGE]);
+}
