@@ -177,6 +177,21 @@ fn reads_see_commits_and_spills_and_snapshots_see_their_commit() {
 }
 
 #[test]
+fn an_overlay_completes_what_was_read_of_the_file() {
+    let sample = Sample::new();
+    let atomic = sample.open().unwrap();
+    commit(&atomic, 1, 6);
+    let overlay = atomic.overlay(0, 3 * PAGE);
+    let mut bytes = fs::read(&sample.path).unwrap()[..3 * PAGE].to_vec();
+    // A checkpoint meanwhile does no harm: what was read is completed all the same.
+    atomic.checkpoint().unwrap();
+    assert!(!overlay.is_empty() && overlay.apply(&mut bytes).unwrap());
+    assert_eq!([bytes[0], bytes[PAGE], bytes[2 * PAGE - 1], bytes[2 * PAGE]], [1, 6, 6, 1]);
+    assert!(atomic.overlay(0, 3 * PAGE).is_empty(), "the file has it now");
+    assert!(atomic.overlay(4 * PAGE as u64, PAGE).is_empty());
+}
+
+#[test]
 fn a_rollback_drops_pages_spills_and_lengths() {
     let sample = Sample::new();
     let atomic = sample.open().unwrap();

@@ -23,19 +23,24 @@
 //! | in the file | forgotten, space free | the sync after an anchor was written |
 
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::disk::{self, Place};
 use super::error::Result;
-use super::format::{Anchor, Entry, HEAD, Header, Kind, PAGE, RECORD, Record, UNIT};
-use super::index::{Index, Piece, RecordAt};
+use super::format::{Anchor, HEAD, Header, Kind, Record, UNIT};
+use super::index::Index;
 use super::recover::{self, Accept, Found};
-use super::replay::{Replay, Replayed, read_piece};
+use super::replay::{Replay, Replayed};
 use super::sabotage::{self, Sabotage};
 use super::space::{Space, Tip};
 use crate::stores::Store;
+
+mod batch;
+mod view;
+
+pub use batch::Batch;
+pub use view::{Overlay, Snapshot};
 
 /// How large things may get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,15 +73,6 @@ struct Point {
 struct Committed {
     at: Point,
     file_len: u64,
-}
-
-/// What to lay over a page.
-struct Layer {
-    range: Range<u64>,
-    /// From here on what is below is zeros.
-    zeros_from: u64,
-    /// Bytes, oldest first.
-    pieces: Vec<Piece>,
 }
 
 struct State {
@@ -300,78 +296,6 @@ impl AtomicFile {
         if is_claimed { Ok(()) } else { self.write_claim() }
     }
 
-    /// The bytes at `offset`, with what the transaction under way has spilled; bytes read, fewer only at the end of the file.
-    ///
-    /// # Errors
-    /// [`JournalError::Io`]; [`JournalError::Damaged`] if a record is not what was written.
-    pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
-        self.read_view(offset, into, None)
-    }
-
-    fn read_view(&self, offset: u64, into: &mut [u8], commit: Option<Committed>) -> Result<usize> {
-        loop {
-            let (layers, len, epoch) = self.layers(offset, into.len(), commit);
-            let n = len.saturating_sub(offset).min(into.len() as u64) as usize;
-            let outcome = self.lay(&layers, offset, &mut into[..n]);
-            // A record may have been written over since it was looked up: then the file has what it held.
-            if outcome.is_ok() || self.lock().epoch == epoch {
-                return outcome.map(|()| n);
-            }
-        }
-    }
-
-    /// What to lay over the file's bytes, oldest first, with the length of the view and the epoch.
-    fn layers(&self, offset: u64, len: usize, commit: Option<Committed>) -> (Vec<Layer>, u64, u64) {
-        let state = self.lock();
-        let upto = commit.map_or(u64::MAX, |commit| commit.at.sequence);
-        let mut layers = Vec::new();
-        let mut lay = |page: u64, (zeros_from, pieces)| {
-            layers.push(Layer { range: page * PAGE..(page + 1) * PAGE, zeros_from, pieces });
-        };
-        for page in offset / PAGE..(offset + len as u64).div_ceil(PAGE) {
-            lay(page, state.index.page(page, upto));
-            if commit.is_none() {
-                lay(page, state.pending.page(page, u64::MAX));
-                // Cuts that are not in the journal yet.
-                state.unlogged.iter().for_each(|len| lay(page, (*len, Vec::new())));
-            }
-        }
-        (layers, commit.map_or(state.len, |commit| commit.file_len), state.epoch)
-    }
-
-    fn lay(&self, layers: &[Layer], offset: u64, into: &mut [u8]) -> Result<()> {
-        let got = disk::read(&*self.file, offset, into)?;
-        into[got..].fill(0);
-        let end = offset + into.len() as u64;
-        let inside = |range: &Range<u64>| range.start.clamp(offset, end)..range.end.clamp(offset, end);
-        let mut data = Vec::new();
-        for Layer { range, zeros_from, pieces } in layers {
-            let zeros = inside(&(range.start.max(*zeros_from)..range.end));
-            if zeros.start < zeros.end {
-                into[(zeros.start - offset) as usize..(zeros.end - offset) as usize].fill(0);
-            }
-            for piece in pieces {
-                let (range, part) = (piece.range(), inside(&piece.range()));
-                if part.is_empty() {
-                    continue;
-                }
-                data.clear();
-                read_piece(&*self.journal, &self.header.salt, piece, &mut data)?;
-                let data = &data[(part.start - range.start) as usize..(part.end - range.start) as usize];
-                into[(part.start - offset) as usize..(part.end - offset) as usize].copy_from_slice(data);
-            }
-        }
-        Ok(())
-    }
-
-    /// A view of the last commit that stays what it is.
-    pub fn snapshot(self: &Arc<Self>) -> Snapshot {
-        let mut state = self.lock();
-        let commit = state.committed;
-        *state.snapshots.entry(commit.at.sequence).or_default() += 1;
-        Snapshot { atomic: Arc::clone(self), commit }
-    }
-
     /// Begins to bring the file to the last commit, or as near as is allowed: not past a snapshot, and not past what a durable
     /// entry names as durable (2), so that damage to the newest commit is never taken for a torn one when the file has a part
     /// of it. The next commit or spill names it, or [`claim`](Self::claim). `None` if there is nothing to do.
@@ -483,250 +407,6 @@ fn start_journal(place: &dyn Place, header: &Header, anchor: &Anchor) -> Result<
         place.sync()?;
     }
     Ok(journal)
-}
-
-/// Entries on their way to the journal. Dropped without [`commit`](Self::commit) or [`spill`](Self::spill), nothing has
-/// happened: the next batch writes over it.
-pub struct Batch<'a> {
-    atomic: &'a AtomicFile,
-    _turn: Flag<'a>,
-    /// The entry being filled: room for its head, then records.
-    buffer: Vec<u8>,
-    /// Its number.
-    sequence: u64,
-    /// Where the chain ends, with what this batch has written.
-    chain: Point,
-    /// Whether the next entry is the first of its transaction.
-    begins: bool,
-    /// The commit that its last entry names as durable.
-    claims: u64,
-    /// Changes in entries that were written, and in the buffer; positions of the latter count from its beginning.
-    written: Vec<Change>,
-    buffered: Vec<Change>,
-    /// Length of the file with the transaction under way.
-    len: u64,
-}
-
-#[derive(Clone, Copy)]
-enum Change {
-    Data(Piece),
-    Length(u64),
-}
-
-impl Batch<'_> {
-    /// Adds bytes that were changed. Where two runs of a batch overlap, the later one counts.
-    ///
-    /// # Errors
-    /// [`JournalError::Io`]: the batch has failed, and nothing has happened.
-    ///
-    /// # Panics
-    /// Past the end of the file: our mistake.
-    pub fn put(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        assert!(offset + bytes.len() as u64 <= self.len, "bytes past the end of the file");
-        let mut done = 0;
-        while done < bytes.len() {
-            let at = offset + done as u64;
-            let len = ((PAGE - at % PAGE) as usize).min(bytes.len() - done);
-            if self.buffer.len() + RECORD + len > self.atomic.limits.entry.max(HEAD + RECORD + len) {
-                self.write(Kind::Part)?;
-            }
-            self.push(Record::Data { offset: at, len: len as u32 }, &bytes[done..done + len]);
-            done += len;
-        }
-        Ok(())
-    }
-
-    fn push(&mut self, record: Record, data: &[u8]) {
-        let position = self.buffer.len() as u64;
-        record.append(&mut self.buffer, data, self.sequence, &self.atomic.header.salt);
-        self.buffered.push(match record {
-            Record::Length(len) => Change::Length(len),
-            Record::Data { offset, len } => {
-                let at = RecordAt { position, sequence: self.sequence, data_len: len };
-                Change::Data(Piece { offset, len, at })
-            }
-        });
-    }
-
-    /// Gives the buffer to a new entry. Numbers are given out two at a time: the one before is for a jump, of which nobody
-    /// knows yet whether it is needed, while the records' checksums need the entry's own.
-    fn take_number(&mut self, state: &mut State) {
-        self.sequence = state.next_sequence + 1;
-        state.next_sequence += 2;
-        if sabotage::is(Sabotage::ReuseSequence) {
-            self.sequence = self.chain.sequence + 2;
-        }
-        self.buffer.clear();
-        self.buffer.resize(HEAD, 0);
-    }
-
-    /// Writes the entry, and a jump before it if it needs one. Not synced.
-    fn write(&mut self, kind: Kind) -> Result<()> {
-        let header = &self.atomic.header;
-        let size = (self.buffer.len() as u64).next_multiple_of(u64::from(header.unit));
-        let (placed, tip, mut durable_commit) = {
-            let mut state = self.atomic.lock();
-            let placed = state.space.place(size);
-            (placed, state.space.tip(), state.committed.at.sequence)
-        };
-        if sabotage::is(Sabotage::EarlyClaim) && matches!(kind, Kind::Commit { .. }) {
-            durable_commit = self.sequence;
-        }
-        let mut previous = self.chain.sequence;
-        if let Some(position) = placed.jump {
-            let kind = Kind::Jump { to: placed.position };
-            let sequence = self.sequence - 1;
-            let jump =
-                Entry { kind, begins: false, position, sequence, previous, durable_commit, records: 0 };
-            disk::write(&*self.atomic.journal, position, &jump.encode(&header.salt))?;
-            previous = sequence;
-        }
-        let records = (self.buffer.len() - HEAD) as u32;
-        let entry = Entry {
-            kind,
-            begins: self.begins,
-            position: placed.position,
-            sequence: self.sequence,
-            previous,
-            durable_commit,
-            records,
-        };
-        self.buffer[..HEAD].copy_from_slice(&entry.encode(&header.salt));
-        self.buffer.resize(size as usize, 0);
-        disk::write(&*self.atomic.journal, placed.position, &self.buffer)?;
-        self.chain = Point { sequence: self.sequence, tip };
-        (self.claims, self.begins) = (durable_commit, false);
-        for change in self.buffered.drain(..) {
-            self.written.push(match change {
-                Change::Data(mut piece) => {
-                    piece.at.position += placed.position;
-                    Change::Data(piece)
-                }
-                length => length,
-            });
-        }
-        let atomic = self.atomic;
-        self.take_number(&mut atomic.lock());
-        Ok(())
-    }
-
-    /// Makes everything since the last commit durable, with what is in this batch: all of it, or, where it fails, none or all.
-    /// The commit's number; that of the last one, without any I/O, if nothing was changed.
-    ///
-    /// # Errors
-    /// [`JournalError::Io`]: not committed, and in doubt until the next batch that succeeds, or a rollback.
-    pub fn commit(mut self) -> Result<u64> {
-        let last = {
-            let state = self.atomic.lock();
-            let nothing = self.written.is_empty() && self.buffered.is_empty();
-            (nothing && !state.spilled).then_some(state.committed.at.sequence)
-        };
-        if let Some(last) = last {
-            return Ok(last);
-        }
-        let durable = self.write(Kind::Commit { file_len: self.len }).and_then(|()| self.sync());
-        if durable.is_err() {
-            self.atomic.lock().in_doubt = true;
-        }
-        durable?;
-        let sequence = self.chain.sequence;
-        self.publish(true);
-        Ok(sequence)
-    }
-
-    /// Makes what is in this batch durable in the journal, without committing it. After it, [`AtomicFile::read`] gives it.
-    ///
-    /// # Errors
-    /// [`JournalError::Io`]: not spilled.
-    pub fn spill(mut self) -> Result<()> {
-        if self.written.is_empty() && self.buffered.is_empty() {
-            return Ok(());
-        }
-        self.write(Kind::Part)?;
-        if !sabotage::is(Sabotage::NoSpillSync) {
-            self.sync()?;
-        }
-        self.publish(false);
-        Ok(())
-    }
-
-    fn sync(&self) -> Result<()> {
-        if sabotage::is(Sabotage::NoCommitSync) {
-            return Ok(());
-        }
-        let synced = self.atomic.sync_journal();
-        if synced.is_err() && sabotage::is(Sabotage::SyncAgainOnly) {
-            self.atomic.sync_journal()
-        } else {
-            synced
-        }
-    }
-
-    /// Takes note of what is durable now.
-    fn publish(self, is_commit: bool) {
-        let mut state = self.atomic.lock();
-        let state = &mut *state;
-        for change in &self.written {
-            match *change {
-                Change::Data(piece) => state.pending.data(piece, u64::MAX),
-                Change::Length(len) => {
-                    if len < state.logged_len {
-                        state.pending.cut(len, u64::MAX);
-                    }
-                    state.logged_len = len;
-                }
-            }
-        }
-        state.unlogged.clear();
-        state.spilled = !is_commit && (state.spilled || !self.written.is_empty());
-        (state.durable, state.claimed) = (self.chain, self.claims);
-        state.in_doubt = false;
-        if is_commit {
-            let pending = std::mem::take(&mut state.pending);
-            let viewed = state.snapshots.keys().next().copied().unwrap_or(u64::MAX);
-            state.index.absorb(pending, self.chain.sequence, viewed.min(state.claimed));
-            state.committed = Committed { at: self.chain, file_len: self.len };
-            state.recent.push_back(state.committed);
-        }
-    }
-}
-
-/// The last commit at some time: what is read through it does not change.
-pub struct Snapshot {
-    atomic: Arc<AtomicFile>,
-    commit: Committed,
-}
-
-impl Snapshot {
-    /// Length in bytes.
-    pub fn len(&self) -> u64 {
-        self.commit.file_len
-    }
-
-    /// Whether it has no bytes.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The bytes at `offset`; bytes read, fewer only at the end.
-    ///
-    /// # Errors
-    /// As for [`AtomicFile::read`].
-    pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<usize> {
-        self.atomic.read_view(offset, into, Some(self.commit))
-    }
-}
-
-impl Drop for Snapshot {
-    fn drop(&mut self) {
-        let mut state = self.atomic.lock();
-        if let Some(count) = state.snapshots.get_mut(&self.commit.at.sequence) {
-            *count -= 1;
-            if *count == 0 {
-                state.snapshots.remove(&self.commit.at.sequence);
-            }
-        }
-    }
 }
 
 /// A checkpoint on its way. Dropped before its end, it has changed nothing that counts.

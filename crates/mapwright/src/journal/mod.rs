@@ -21,7 +21,7 @@ pub mod sabotage;
 pub mod scan;
 pub mod space;
 
-pub use atomic::{AtomicFile, Batch, Checkpoint, Limits, Snapshot};
+pub use atomic::{AtomicFile, Batch, Checkpoint, Limits, Overlay, Snapshot};
 pub use disk::Place;
 pub use error::JournalError;
 pub use recover::{Accept, Found, discard, inspect, recover};

@@ -1,0 +1,214 @@
+//! Entries on their way to the journal: what a commit and a spill have in common.
+
+use super::{AtomicFile, Committed, Flag, Point, State};
+use crate::journal::disk;
+use crate::journal::error::Result;
+use crate::journal::format::{Entry, HEAD, Kind, PAGE, RECORD, Record};
+use crate::journal::index::{Piece, RecordAt};
+use crate::journal::sabotage::{self, Sabotage};
+
+/// Entries on their way to the journal. Dropped without [`commit`](Self::commit) or [`spill`](Self::spill), nothing has
+/// happened: the next batch writes over it.
+pub struct Batch<'a> {
+    pub(super) atomic: &'a AtomicFile,
+    pub(super) _turn: Flag<'a>,
+    /// The entry being filled: room for its head, then records.
+    pub(super) buffer: Vec<u8>,
+    /// Its number.
+    pub(super) sequence: u64,
+    /// Where the chain ends, with what this batch has written.
+    pub(super) chain: Point,
+    /// Whether the next entry is the first of its transaction.
+    pub(super) begins: bool,
+    /// The commit that its last entry names as durable.
+    pub(super) claims: u64,
+    /// Changes in entries that were written, and in the buffer; positions of the latter count from its beginning.
+    pub(super) written: Vec<Change>,
+    pub(super) buffered: Vec<Change>,
+    /// Length of the file with the transaction under way.
+    pub(super) len: u64,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Change {
+    Data(Piece),
+    Length(u64),
+}
+
+impl Batch<'_> {
+    /// Adds bytes that were changed. Where two runs of a batch overlap, the later one counts.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]: the batch has failed, and nothing has happened.
+    ///
+    /// # Panics
+    /// Past the end of the file: our mistake.
+    pub fn put(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        assert!(offset + bytes.len() as u64 <= self.len, "bytes past the end of the file");
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = offset + done as u64;
+            let len = ((PAGE - at % PAGE) as usize).min(bytes.len() - done);
+            if self.buffer.len() + RECORD + len > self.atomic.limits.entry.max(HEAD + RECORD + len) {
+                self.write(Kind::Part)?;
+            }
+            self.push(Record::Data { offset: at, len: len as u32 }, &bytes[done..done + len]);
+            done += len;
+        }
+        Ok(())
+    }
+
+    pub(super) fn push(&mut self, record: Record, data: &[u8]) {
+        let position = self.buffer.len() as u64;
+        record.append(&mut self.buffer, data, self.sequence, &self.atomic.header.salt);
+        self.buffered.push(match record {
+            Record::Length(len) => Change::Length(len),
+            Record::Data { offset, len } => {
+                let at = RecordAt { position, sequence: self.sequence, data_len: len };
+                Change::Data(Piece { offset, len, at })
+            }
+        });
+    }
+
+    /// Gives the buffer to a new entry. Numbers are given out two at a time: the one before is for a jump, of which nobody
+    /// knows yet whether it is needed, while the records' checksums need the entry's own.
+    pub(super) fn take_number(&mut self, state: &mut State) {
+        self.sequence = state.next_sequence + 1;
+        state.next_sequence += 2;
+        if sabotage::is(Sabotage::ReuseSequence) {
+            self.sequence = self.chain.sequence + 2;
+        }
+        self.buffer.clear();
+        self.buffer.resize(HEAD, 0);
+    }
+
+    /// Writes the entry, and a jump before it if it needs one. Not synced.
+    pub(super) fn write(&mut self, kind: Kind) -> Result<()> {
+        let header = &self.atomic.header;
+        let size = (self.buffer.len() as u64).next_multiple_of(u64::from(header.unit));
+        let (placed, tip, mut durable_commit) = {
+            let mut state = self.atomic.lock();
+            let placed = state.space.place(size);
+            (placed, state.space.tip(), state.committed.at.sequence)
+        };
+        if sabotage::is(Sabotage::EarlyClaim) && matches!(kind, Kind::Commit { .. }) {
+            durable_commit = self.sequence;
+        }
+        let mut previous = self.chain.sequence;
+        if let Some(position) = placed.jump {
+            let kind = Kind::Jump { to: placed.position };
+            let sequence = self.sequence - 1;
+            let jump =
+                Entry { kind, begins: false, position, sequence, previous, durable_commit, records: 0 };
+            disk::write(&*self.atomic.journal, position, &jump.encode(&header.salt))?;
+            previous = sequence;
+        }
+        let records = (self.buffer.len() - HEAD) as u32;
+        let entry = Entry {
+            kind,
+            begins: self.begins,
+            position: placed.position,
+            sequence: self.sequence,
+            previous,
+            durable_commit,
+            records,
+        };
+        self.buffer[..HEAD].copy_from_slice(&entry.encode(&header.salt));
+        self.buffer.resize(size as usize, 0);
+        disk::write(&*self.atomic.journal, placed.position, &self.buffer)?;
+        self.chain = Point { sequence: self.sequence, tip };
+        (self.claims, self.begins) = (durable_commit, false);
+        for change in self.buffered.drain(..) {
+            self.written.push(match change {
+                Change::Data(mut piece) => {
+                    piece.at.position += placed.position;
+                    Change::Data(piece)
+                }
+                length => length,
+            });
+        }
+        let atomic = self.atomic;
+        self.take_number(&mut atomic.lock());
+        Ok(())
+    }
+
+    /// Makes everything since the last commit durable, with what is in this batch: all of it, or, where it fails, none or all.
+    /// The commit's number; that of the last one, without any I/O, if nothing was changed.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]: not committed, and in doubt until the next batch that succeeds, or a rollback.
+    pub fn commit(mut self) -> Result<u64> {
+        let last = {
+            let state = self.atomic.lock();
+            let nothing = self.written.is_empty() && self.buffered.is_empty();
+            (nothing && !state.spilled).then_some(state.committed.at.sequence)
+        };
+        if let Some(last) = last {
+            return Ok(last);
+        }
+        let durable = self.write(Kind::Commit { file_len: self.len }).and_then(|()| self.sync());
+        if durable.is_err() {
+            self.atomic.lock().in_doubt = true;
+        }
+        durable?;
+        let sequence = self.chain.sequence;
+        self.publish(true);
+        Ok(sequence)
+    }
+
+    /// Makes what is in this batch durable in the journal, without committing it. After it, [`AtomicFile::read`] gives it.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]: not spilled.
+    pub fn spill(mut self) -> Result<()> {
+        if self.written.is_empty() && self.buffered.is_empty() {
+            return Ok(());
+        }
+        self.write(Kind::Part)?;
+        if !sabotage::is(Sabotage::NoSpillSync) {
+            self.sync()?;
+        }
+        self.publish(false);
+        Ok(())
+    }
+
+    pub(super) fn sync(&self) -> Result<()> {
+        if sabotage::is(Sabotage::NoCommitSync) {
+            return Ok(());
+        }
+        let synced = self.atomic.sync_journal();
+        if synced.is_err() && sabotage::is(Sabotage::SyncAgainOnly) {
+            self.atomic.sync_journal()
+        } else {
+            synced
+        }
+    }
+
+    /// Takes note of what is durable now.
+    pub(super) fn publish(self, is_commit: bool) {
+        let mut state = self.atomic.lock();
+        let state = &mut *state;
+        for change in &self.written {
+            match *change {
+                Change::Data(piece) => state.pending.data(piece, u64::MAX),
+                Change::Length(len) => {
+                    if len < state.logged_len {
+                        state.pending.cut(len, u64::MAX);
+                    }
+                    state.logged_len = len;
+                }
+            }
+        }
+        state.unlogged.clear();
+        state.spilled = !is_commit && (state.spilled || !self.written.is_empty());
+        (state.durable, state.claimed) = (self.chain, self.claims);
+        state.in_doubt = false;
+        if is_commit {
+            let pending = std::mem::take(&mut state.pending);
+            let viewed = state.snapshots.keys().next().copied().unwrap_or(u64::MAX);
+            state.index.absorb(pending, self.chain.sequence, viewed.min(state.claimed));
+            state.committed = Committed { at: self.chain, file_len: self.len };
+            state.recent.push_back(state.committed);
+        }
+    }
+}
