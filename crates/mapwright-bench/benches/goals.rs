@@ -158,7 +158,8 @@ fn cached_fault(c: &mut Criterion) {
         ("mapwright-in-thread-64k", FaultMode::InThread, 16 * PAGE),
         ("mapwright-thread", FaultMode::Thread, PAGE),
     ] {
-        let engine = Engine::open(Arc::new(Host::new()), 64 << 20).expect("engine");
+        // Too small for regions, which the engine would collapse while it does not know that they are unmapped.
+        let engine = Engine::open(Arc::new(Host::new()), LEN + (8 << 20)).expect("engine");
         let store = Arc::new(FileStore::open(&sample.0, &FileOptions::default()).expect("open"));
         let deadline = Duration::from_secs(30);
         let advice = Advice::Random;
