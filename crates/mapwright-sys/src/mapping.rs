@@ -3,8 +3,12 @@
 use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::mm::{Advice, MapFlags, MsyncFlags, ProtFlags, madvise, mmap, mmap_anonymous, msync, munmap};
+use rustix::mm::{
+    Advice, MapFlags, MremapFlags, MsyncFlags, ProtFlags, madvise, mmap, mmap_anonymous, mremap_fixed, msync,
+    munmap,
+};
 
 use crate::PAGE_SIZE;
 use crate::window::{AddressRange, Claims};
@@ -14,6 +18,54 @@ use crate::window::{AddressRange, Claims};
 pub(crate) struct Reservation {
     start: usize,
     len: usize,
+    /// Whether a part may be somebody else's memory by now, so that the range must never be unmapped nor mapped over: see
+    /// [`NotPlaced`].
+    lost: AtomicBool,
+}
+
+/// Why nothing could be placed over a part of a reservation.
+#[derive(Debug)]
+pub(crate) struct NotPlaced {
+    pub(crate) error: io::Error,
+    /// Whether the part is inaccessible memory of the reservation's, as before. Otherwise nobody knows: the kernel takes the
+    /// old mapping away before it makes the new one, and into the gap may come any mapping of another thread.
+    pub(crate) is_reserved: bool,
+}
+
+/// Places a new mapping over reserved addresses. It is made where the kernel likes first, so that what refuses it (a limit,
+/// a file system, an empty pool of huge pages) does so before the reservation is touched.
+///
+/// # Safety
+/// `at` is the caller's own mapped memory, to be given up; `map` makes a mapping of `at.len()` bytes that nobody else knows of.
+pub(crate) unsafe fn place_over(
+    at: Range<usize>,
+    map: impl FnOnce() -> io::Result<usize>,
+) -> Result<(), NotPlaced> {
+    let made = map().map_err(|error| NotPlaced { error, is_reserved: true })?;
+    let flags = MremapFlags::MAYMOVE;
+    // SAFETY: the mapping is new and moves over memory that the caller gives up.
+    let moved = unsafe { mremap_fixed(made as *mut _, at.len(), at.len(), flags, at.start as *mut _) };
+    let Err(error) = moved else { return Ok(()) };
+    // SAFETY: a move that fails leaves what was to be moved where it was; nobody else knows of it.
+    let _ = unsafe { munmap(made as *mut _, at.len()) };
+    Err(NotPlaced { error: error.into(), is_reserved: reserve_again(at) })
+}
+
+/// Reserves addresses from which the kernel may have taken the mapping away, unless anything is there: what was there
+/// before, if it did not, or what somebody else has mapped since. Whether they are reserved.
+pub(crate) fn reserve_again(range: Range<usize>) -> bool {
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED_NOREPLACE;
+    // SAFETY: a new mapping where nothing is mapped disturbs nothing.
+    let made = unsafe { mmap_anonymous(range.start as *mut _, range.len(), ProtFlags::empty(), flags) };
+    match made {
+        Ok(start) if start as usize == range.start => true,
+        Ok(elsewhere) => {
+            // SAFETY: a kernel before 4.17 took the address for a hint; nobody else knows of this mapping.
+            let _ = unsafe { munmap(elsewhere, range.len()) };
+            false
+        }
+        Err(_) => false,
+    }
 }
 
 impl Reservation {
@@ -22,7 +74,7 @@ impl Reservation {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
         let start = unsafe { mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::empty(), flags) }?;
-        Ok(Self { start: start as usize, len })
+        Ok(Self { start: start as usize, len, lost: AtomicBool::new(false) })
     }
 
     /// Reserves `len` bytes at a multiple of `align`, both multiples of the page size.
@@ -58,20 +110,67 @@ impl Reservation {
     /// Maps `fd` from offset `range.start` on over that range of the reservation.
     pub(crate) fn map_file(&self, fd: BorrowedFd<'_>, range: Range<u64>, writable: bool) -> io::Result<()> {
         let at = self.addresses(&range);
-        let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE;
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        let map = || {
+            // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
+            let made =
+                unsafe { mmap(std::ptr::null_mut(), at.len(), protection(writable), flags, fd, range.start) };
+            Ok(made? as usize)
+        };
         // SAFETY: the range lies inside this reservation, which nothing but its owner uses; live slices of it see the
         // file's bytes change places only where the owner says that it is unmapped.
-        unsafe { mmap(at.start as *mut _, at.len(), protection(writable), flags, fd, range.start) }?;
-        Ok(())
+        unsafe { self.place(at.clone(), map) }
+    }
+
+    /// Places a mapping over a part. After a failure that may have left a gap, nothing is placed any more.
+    ///
+    /// # Safety
+    /// As for [`place_over`], of a part of this reservation.
+    pub(crate) unsafe fn place(
+        &self,
+        at: Range<usize>,
+        map: impl FnOnce() -> io::Result<usize>,
+    ) -> io::Result<()> {
+        self.refuse_if_lost()?;
+        // SAFETY: passed on to the caller.
+        let placed = unsafe { place_over(at, map) };
+        placed.map_err(|failed| {
+            self.lost.fetch_or(!failed.is_reserved, Ordering::SeqCst);
+            failed.error
+        })
+    }
+
+    fn refuse_if_lost(&self) -> io::Result<()> {
+        if self.lost.load(Ordering::SeqCst) { Err(rustix::io::Errno::NOMEM.into()) } else { Ok(()) }
     }
 
     /// Lets a range read as zeros: private anonymous memory over whatever is mapped there.
     pub(crate) fn map_zeros(&self, range: Range<u64>, writable: bool) -> io::Result<()> {
+        self.refuse_if_lost()?;
         let at = self.addresses(&range);
         let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
         // SAFETY: as in `map_file`.
-        unsafe { mmap_anonymous(at.start as *mut _, at.len(), protection(writable), flags) }?;
+        let mapped = unsafe { mmap_anonymous(at.start as *mut _, at.len(), protection(writable), flags) };
+        if let Err(error) = mapped {
+            // In a signal handler: nothing but system calls and the flag.
+            self.lost.fetch_or(!reserve_again(at), Ordering::SeqCst);
+            return Err(error.into());
+        }
         Ok(())
+    }
+
+    /// Unmaps all but some parts, which may be somebody else's by now.
+    pub(crate) fn unmap_without(self, kept: impl Iterator<Item = Range<usize>>) {
+        let mut at = self.start;
+        let end = self.start + self.len;
+        std::mem::forget(self);
+        for part in kept.chain([end..end]) {
+            if part.start > at {
+                // SAFETY: a part of the reservation, which its owner gives up and which was never lost.
+                let _ = unsafe { munmap(at as *mut _, part.start - at) };
+            }
+            at = part.end;
+        }
     }
 
     /// Keeps a range from children and from core dumps.
@@ -91,6 +190,9 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
+        if *self.lost.get_mut() {
+            return;
+        }
         // SAFETY: the reservation is the owner's; slices of it borrow from the owner and are gone.
         let _ = unsafe { munmap(self.start as *mut _, self.len) };
     }
@@ -136,7 +238,6 @@ impl FileMapping {
     /// # Errors
     /// As for [`new`](Self::new); `OutOfMemory` past the capacity.
     pub fn extend(&self, fd: BorrowedFd<'_>, len: u64) -> io::Result<()> {
-        use std::sync::atomic::Ordering;
         let end = whole_pages(len)?;
         let from = self.mapped.load(Ordering::Acquire);
         if end > self.plain.len() as u64 {

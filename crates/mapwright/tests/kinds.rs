@@ -560,3 +560,55 @@ fn anonymous_memory_across_fork() {
     assert_eq!(shared.to_vec(0..5).unwrap(), b"child");
     assert_eq!(private[0], 1);
 }
+
+/// Whether all of a range is mapped, as /proc/self/maps shows it, without access.
+fn is_all_reserved(start: usize, len: usize) -> bool {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let mut at = start;
+    for line in maps.lines() {
+        let (range, rest) = line.split_once(' ').unwrap();
+        let (from, to) = range.split_once('-').unwrap();
+        let number = |hex| usize::from_str_radix(hex, 16).unwrap();
+        if (number(from)..number(to)).contains(&at) && rest.starts_with("---p") {
+            at = number(to);
+        }
+    }
+    at >= start + len
+}
+
+#[test]
+fn what_can_not_be_placed_leaves_the_reservation_whole() {
+    let this = "what_can_not_be_placed_leaves_the_reservation_whole";
+    if role().is_none() {
+        run_ok(child(this, "alone")); // nothing else is to fall into a gap
+        return;
+    }
+    // Shared memory is accounted after the kernel has made room for it, and there is not so much.
+    let len = 1 << 45;
+    let space = Reservation::new(len).unwrap();
+    let start = space.as_ptr() as usize;
+    let error = MmapOptions::new().len(len).place(&space, 0).map_anon_shared().unwrap_err();
+    assert!(error.errno() == Some(libc::ENOMEM) || matches!(error, Error::LimitReached { .. }), "{error}");
+    assert!(is_all_reserved(start, len), "a gap, into which somebody else's memory can come");
+    assert_eq!(space.taken(), []);
+    let memory = MmapOptions::new().len(PAGE).place(&space, PAGE).map_anon().unwrap();
+    assert_eq!(memory[0], 0);
+}
+
+#[test]
+fn a_place_of_which_nobody_knows_what_lies_there_is_never_touched_again() {
+    let this = "a_place_of_which_nobody_knows_what_lies_there_is_never_touched_again";
+    if role().is_none() {
+        run_ok(child(this, "refused"));
+        return;
+    }
+    mapwright_sys::testing::refuse_system_calls(&[libc::SYS_mremap], libc::ENOMEM).unwrap();
+    let space = Reservation::new(8 * PAGE).unwrap();
+    let start = space.as_ptr() as usize;
+    MmapOptions::new().len(2 * PAGE).place(&space, PAGE).map_anon().unwrap_err();
+    assert_eq!(space.taken(), [PAGE..3 * PAGE]);
+    drop(space);
+    let seen: Vec<_> = (0..8).map(|page| permissions((start + page * PAGE) as *const u8)).collect();
+    assert_eq!(seen[1..3], ["---p", "---p"], "{seen:?}");
+    assert_eq!((&*seen[0], &*seen[3]), ("none", "none"), "{seen:?}");
+}

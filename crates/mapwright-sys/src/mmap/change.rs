@@ -13,7 +13,7 @@ use rustix::mm::{
 
 use super::kind::{Becomes, Kind, Slices, SlicesMut, Stable, may_write, mprotection, protection};
 use super::refused;
-use super::region::{GuardKind, Inner, Region, Source, map_at, unmap_part};
+use super::region::{GuardKind, Inner, Region, Source, map_anywhere, unmap_part};
 use crate::check;
 
 impl<K: Kind> Region<K> {
@@ -325,16 +325,14 @@ impl Inner {
             Some(fd) => Source::File { fd: fd.as_fd(), offset, shared: facts.shared },
             None => Source::Anonymous,
         };
-        let mut flags = MapFlags::FIXED | if facts.shared { MapFlags::SHARED } else { MapFlags::PRIVATE };
+        let mut flags = if facts.shared { MapFlags::SHARED } else { MapFlags::PRIVATE };
         flags.set(MapFlags::NORESERVE, facts.no_reserve);
         if let Some(log2) = facts.huge {
             flags |= MapFlags::HUGETLB | MapFlags::from_bits_retain(u32::from(log2) << libc::MAP_HUGE_SHIFT);
         }
         home.space.claim(added.clone())?;
-        if let Err(error) = map_at(source, offset, Some(added.start), added.len(), protection, flags) {
-            home.space.release(added)?;
-            return Err(error);
-        }
+        home.space
+            .place(&added, added.clone(), || map_anywhere(source, offset, added.len(), protection, flags))?;
         home.space.join(self.outer.clone(), added);
         self.outer.end = end;
         Ok(())

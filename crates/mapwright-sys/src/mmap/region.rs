@@ -356,12 +356,12 @@ impl Map<'_> {
             return self.run_in(space, at, total);
         }
         if self.guards == 0 {
-            let start = self.map(None)?;
+            let start = self.map()?;
             return Ok((start..start + total, GuardKind::None, None));
         }
         if self.request.page == PAGE_SIZE && matches!(self.request.source, Source::Anonymous) {
             let wide = Map { request: self.request, len: total, guards: 0, ..*self };
-            let start = wide.map(None)?;
+            let start = wide.map()?;
             let outer = start..start + total;
             if guard_ends(&outer, self.guards).is_ok() {
                 return Ok((outer, GuardKind::Markers, None));
@@ -369,7 +369,9 @@ impl Map<'_> {
             unmap_part(None, outer)?;
         }
         let memory = Reservation::aligned(total, self.request.page)?;
-        self.map(Some(memory.start() + self.guards))?;
+        let at = memory.start() + self.guards;
+        // SAFETY: the range is new, this function's own, and large enough; the mapping is new too.
+        unsafe { memory.place(at..at + self.len, || self.map()) }?;
         let outer = memory.start()..memory.start() + total;
         std::mem::forget(memory); // the region owns the range now
         Ok((outer, GuardKind::Mappings, None))
@@ -392,50 +394,46 @@ impl Map<'_> {
             Source::Anonymous | Source::AnonymousShared => None,
         };
         space.claim(outer.clone())?;
-        if let Err(error) = self.map(Some(start + self.guards)) {
-            space.release(outer)?;
-            return Err(error);
-        }
+        let at = start + self.guards;
+        space.place(&outer, at..at + self.len, || self.map())?;
         let guard = if self.guards == 0 { GuardKind::None } else { GuardKind::Mappings };
         Ok((outer, guard, Some(Home { space: Arc::clone(space), file })))
     }
 
-    fn map(&self, at: Option<usize>) -> io::Result<usize> {
+    /// Maps where the kernel likes.
+    fn map(&self) -> io::Result<usize> {
         let request = self.request;
         let mut flags = match request.source {
             Source::Anonymous | Source::File { shared: false, .. } => MapFlags::PRIVATE,
             Source::AnonymousShared | Source::File { shared: true, .. } => MapFlags::SHARED,
         };
-        flags.set(MapFlags::FIXED, at.is_some());
         flags.set(MapFlags::POPULATE, request.populate);
         flags.set(MapFlags::NORESERVE, request.no_reserve);
         flags.set(MapFlags::STACK, request.stack);
         if let Some(log2) = request.huge {
             flags |= MapFlags::HUGETLB | MapFlags::from_bits_retain(u32::from(log2) << libc::MAP_HUGE_SHIFT);
         }
-        map_at(request.source, self.offset, at, self.len, self.protection, flags)
+        map_anywhere(request.source, self.offset, self.len, self.protection, flags)
     }
 }
 
-/// mmap(2), with MAP_FIXED only over memory that the caller owns and gives up.
-pub(super) fn map_at(
+/// mmap(2) at an address of the kernel's choice.
+pub(super) fn map_anywhere(
     source: Source<'_>,
     offset: u64,
-    at: Option<usize>,
     len: usize,
     protection: ProtFlags,
     flags: MapFlags,
 ) -> io::Result<usize> {
-    let address = at.unwrap_or(0) as *mut _;
+    let anywhere = std::ptr::null_mut();
     let start = match source {
         Source::File { fd, .. } => {
-            // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing; a fixed one lies in a range of
-            // the caller's, where nobody has a reference.
-            unsafe { mmap(address, len, protection, flags, fd, offset) }
+            // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
+            unsafe { mmap(anywhere, len, protection, flags, fd, offset) }
         }
         Source::Anonymous | Source::AnonymousShared => {
             // SAFETY: as above.
-            unsafe { mmap_anonymous(address, len, protection, flags) }
+            unsafe { mmap_anonymous(anywhere, len, protection, flags) }
         }
     }?;
     Ok(start as usize)
