@@ -110,6 +110,11 @@ fn what_takes_contents_away_has_its_own_names_and_conditions() {
         Err(error) => assert_eq!(error.errno(), Some(libc::EOPNOTSUPP), "{error}"),
     }
     assert!(shared.to_vec(2 * PAGE..).unwrap() == bytes[2 * PAGE..]);
+    let mut part = MmapOptions::new().len(2 * PAGE + 100).open_mut(&path).unwrap();
+    for range in [2 * PAGE..2 * PAGE + 100, PAGE..2 * PAGE + 100] {
+        assert!(matches!(part.punch_hole(range), Err(Error::Invalid { .. })), "the file goes on behind it");
+    }
+    assert!(std::fs::read(&path).unwrap()[2 * PAGE..] == bytes[2 * PAGE..]);
     let mut copy = MmapOptions::new().open_copy(&path).unwrap();
     copy.write_at(3 * PAGE, b"mine").unwrap();
     copy.discard(3 * PAGE..).unwrap();
@@ -314,4 +319,20 @@ fn pages_of_ones_own_are_those_that_were_written() {
     memory[6 * PAGE + 7] = 1;
     assert_eq!(memory.own_pages(..).unwrap(), [5 * PAGE..7 * PAGE]);
     assert_eq!(memory.own_pages(6 * PAGE..7 * PAGE).unwrap(), [6 * PAGE..7 * PAGE]);
+}
+
+#[test]
+fn memory_that_can_not_all_be_freed_is_not_taken_later() {
+    let mut memory = MmapMut::map_anon(8 * PAGE).unwrap();
+    memory.advise(Advice::NoHugePage).unwrap();
+    memory.fill(7);
+    // SAFETY: locks change no bytes; the range is the mapping's second half.
+    assert_eq!(unsafe { libc::mlock(memory.as_ptr().add(4 * PAGE).cast(), 4 * PAGE) }, 0);
+    let refused = memory.free().unwrap_err();
+    let memory = refused.mapping;
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let start = memory.as_ptr() as usize;
+    let block = smaps.split_once(&format!("{start:x}-")).map(|(_, rest)| rest.to_owned());
+    let lazy = block.as_deref().and_then(|block| block.lines().find(|line| line.starts_with("LazyFree:")));
+    assert_eq!(lazy.map(|line| line.split_whitespace().nth(1)), Some(Some("0")), "{smaps}");
 }

@@ -201,11 +201,19 @@ impl<K: Kind> Region<K> {
         check(advised.into()).map(drop)
     }
 
+    /// The pages of a range that is whole pages.
     fn whole_pages(&self, range: Range<usize>) -> io::Result<Range<usize>> {
         let pages = self.inner.pages_of(range.clone());
         let is_whole = pages.len() == range.len() && pages.start == self.inner.start + range.start;
+        if range.is_empty() || is_whole { Ok(pages) } else { Err(refused(Errno::INVAL)) }
+    }
+
+    /// As [`whole_pages`](Self::whole_pages), where the region's last page may be a part of one: for what takes only this
+    /// mapping's own bytes away, not the file's behind the region's end.
+    fn whole_pages_or_last(&self, range: Range<usize>) -> io::Result<Range<usize>> {
+        let pages = self.inner.pages_of(range.clone());
         let ends_it = range.end == self.inner.len && pages.start == self.inner.start + range.start;
-        if range.is_empty() || is_whole || ends_it { Ok(pages) } else { Err(refused(Errno::INVAL)) }
+        if ends_it { Ok(pages) } else { self.whole_pages(range) }
     }
 }
 
@@ -222,7 +230,7 @@ impl<K: SlicesMut> Region<K> {
         if self.inner.facts.shared {
             return Err(refused(Errno::INVAL));
         }
-        let pages = self.whole_pages(range)?;
+        let pages = self.whole_pages_or_last(range)?;
         // SAFETY: the region is borrowed exclusively: nobody has a slice of it.
         unsafe { self.madvise(pages, libc::MADV_DONTNEED) }
     }
@@ -242,7 +250,8 @@ impl<K: SlicesMut> Region<K> {
 }
 
 impl<K: CopiesMut> Region<K> {
-    /// Frees the file's own storage of whole pages, for all who map or read it: they are zeros then (MADV_REMOVE).
+    /// Frees the file's own storage of whole pages, for all who map or read it: they are zeros then (MADV_REMOVE). A part of a
+    /// page is refused at the end too: behind it the file may have more bytes.
     ///
     /// # Errors
     /// `EINVAL` for private memory, locked pages and ranges that are not whole pages; `EOPNOTSUPP` where the file system can't.
@@ -266,7 +275,7 @@ impl<K: CopiesMut> Region<K> {
         if self.inner.facts.shared {
             return Err(refused(Errno::INVAL));
         }
-        let pages = self.whole_pages(range)?;
+        let pages = self.whole_pages_or_last(range)?;
         // SAFETY: of a `Copies` kind no reference exists.
         unsafe { self.madvise(pages, libc::MADV_DONTNEED) }
     }
@@ -280,13 +289,19 @@ impl Region<Write> {
     /// Lets the kernel take the pages when memory is short (MADV_FREE). Pages that it took are zeros afterwards.
     ///
     /// # Errors
-    /// The region as it was, and `EINVAL` if it is not private anonymous memory.
+    /// The region, and `EINVAL` if it is not private anonymous memory of small pages. Of memory that is locked in part, some
+    /// pages may be zeros then.
     pub fn free(self) -> Result<Freed, (Self, io::Error)> {
+        let facts = self.inner.facts;
+        if !facts.anonymous || facts.shared || facts.huge.is_some() {
+            return Err((self, refused(Errno::INVAL)));
+        }
         let pages = self.inner.pages();
         // SAFETY: the region is owned, so that nobody has a slice of it, nor gets one before `reuse`.
         match unsafe { self.madvise(pages, libc::MADV_FREE) } {
             Ok(()) => Ok(Freed(self)),
-            Err(error) => Err((self, error)),
+            // It may have failed half-way: the kernel may take pages before that.
+            Err(error) => Err((Freed(self).reuse(), error)),
         }
     }
 }
