@@ -48,6 +48,16 @@ fn refused(errno: rustix::io::Errno) -> io::Error {
     errno.into()
 }
 
+/// Refuses to map where pages are not what the arithmetic here counts in: parts of pages would be unmapped, which are whole
+/// pages then, with somebody's slices in them.
+fn check_page_size(page: usize) -> io::Result<()> {
+    if page == crate::PAGE_SIZE {
+        return Ok(());
+    }
+    let what = format!("this kernel has pages of {page} bytes, and mappings are made of pages of 4096");
+    Err(io::Error::new(io::ErrorKind::Unsupported, what))
+}
+
 /// Lines of /proc/self/maps: the mappings that count against vm.max_map_count. Allocates nothing, because there may be no
 /// memory to be had.
 ///
@@ -64,6 +74,19 @@ pub fn count_mappings() -> io::Result<u64> {
             Ok(n) => lines += chunk[..n].iter().filter(|byte| **byte == b'\n').count() as u64,
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn other_pages_are_refused_by_size() {
+        assert!(super::check_page_size(4096).is_ok());
+        for page in [16 << 10, 64 << 10] {
+            let error = super::check_page_size(page).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::Unsupported);
+            assert!(error.to_string().contains(&page.to_string()), "{error}");
         }
     }
 }

@@ -54,7 +54,7 @@ pub struct Request<'a> {
     pub source: Source<'a>,
     /// Length in bytes.
     pub len: usize,
-    /// Size of the pages in bytes: 4096, or that of the huge pages of the file or of `huge`.
+    /// Size of the pages in bytes: 4096, or that of the huge pages of the file or of `huge`. Another is refused with `EINVAL`.
     pub page: usize,
     /// Inaccessible pages on each side.
     pub guard_pages: usize,
@@ -64,7 +64,7 @@ pub struct Request<'a> {
     pub no_reserve: bool,
     /// MAP_STACK.
     pub stack: bool,
-    /// MAP_HUGETLB with pages of two to this power, 0 for the default size.
+    /// MAP_HUGETLB with pages of two to this power.
     pub huge: Option<u8>,
     /// Where: an address space and an offset in it. The kernel chooses otherwise.
     pub place: Option<(&'a Arc<AddressSpace>, usize)>,
@@ -267,7 +267,11 @@ impl<K: Kind> Region<K> {
 
 impl Inner {
     fn create(request: &Request<'_>, protection: ProtFlags, leave: Leave) -> io::Result<Self> {
+        super::check_page_size(rustix::param::page_size())?;
         let page = request.page;
+        if page != page_of(request)? {
+            return Err(refused(Errno::INVAL));
+        }
         let (offset, anonymous, shared) = match request.source {
             Source::Anonymous => (0, true, false),
             Source::AnonymousShared => (0, true, true),
@@ -294,6 +298,7 @@ impl Inner {
         let map = Map { request, protection, offset: offset - lead as u64, len: mapped, guards };
         let (outer, guard, home) = map.run()?;
         let start = outer.start + guards + lead;
+        debug_assert!(outer.start.is_multiple_of(page), "the kernel aligns what it maps");
         Ok(Self { outer, start, len: request.len, facts: Facts { guard, ..facts }, home })
     }
 
@@ -310,6 +315,24 @@ impl Inner {
         let outer = std::mem::replace(&mut self.outer, 0..0);
         self.len = 0;
         unmap_part(self.home.as_ref(), outer)
+    }
+}
+
+/// The size of the pages that the kernel will map a request with. It rounds lengths up to them by itself, so that a wrong one
+/// would leave mapped, or map over, what nobody here knows of.
+fn page_of(request: &Request<'_>) -> io::Result<usize> {
+    const HUGETLBFS_MAGIC: u64 = 0x9584_58f6; // include/uapi/linux/magic.h
+    match (request.source, request.huge) {
+        (Source::File { .. }, Some(_)) => Err(refused(Errno::INVAL)),
+        (_, Some(bits)) if (13..48).contains(&bits) => Ok(1 << bits),
+        (_, Some(_)) => Err(refused(Errno::INVAL)),
+        (Source::File { fd, .. }, None) => {
+            let system = rustix::fs::fstatfs(fd)?;
+            // Signed and narrower on some architectures.
+            let is_huge = system.f_type as u64 & 0xffff_ffff == HUGETLBFS_MAGIC;
+            Ok(if is_huge { system.f_bsize as usize } else { PAGE_SIZE })
+        }
+        (Source::Anonymous | Source::AnonymousShared, None) => Ok(PAGE_SIZE),
     }
 }
 
@@ -503,5 +526,34 @@ impl<K: CopiesMut> Region<K> {
         let to = self.locate(at, bytes.len());
         // SAFETY: as in `copy_out`, and the kind is writable.
         unsafe { copy::copy(to as *mut u8, bytes.as_ptr(), bytes.len(), self.inner.pages()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::{Region, Request, Source};
+    use crate::mmap::{Volatile, Write};
+
+    #[test]
+    fn pages_of_another_size_than_the_kernels_are_refused() {
+        let file = tempfile::tempfile().unwrap();
+        let of_file = Source::File { fd: file.as_fd(), offset: 0, shared: true };
+        for page in [0, 1, 100, 8192, 2 << 20] {
+            let request = |source| Request { page, ..Request::new(source, 4096) };
+            let errors = [
+                Region::<Write>::anonymous(&request(Source::Anonymous)).unwrap_err(),
+                Region::<Volatile>::volatile(&request(of_file)).unwrap_err(),
+            ];
+            for error in errors {
+                assert_eq!(error.raw_os_error(), Some(libc::EINVAL), "{page}");
+            }
+        }
+        for (bits, page) in [(0, 1), (0, 2 << 20), (21, 4096), (21, 1 << 30), (64, 1), (12, 4096)] {
+            let request = Request { page, huge: Some(bits), ..Request::new(Source::Anonymous, 4096) };
+            let error = Region::<Write>::anonymous(&request).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EINVAL), "2^{bits}, {page}");
+        }
     }
 }
