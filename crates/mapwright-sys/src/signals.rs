@@ -3,12 +3,13 @@
 //! It looks at faults of the kernel only (never at signals that were sent), at addresses inside ranges that asked for it
 //! ([`guard`]) or inside a copy that comes back (`copy.rs`), and passes everything else on. It runs on the faulting thread's own stack, not on the alternate one, which
 //! Rust makes too small to read files on; it keeps errno. A program that installs its own SIGBUS handler afterwards must
-//! call the old one, as it must for any library.
+//! call the old one, as it must for any library. In a thread that blocks SIGBUS a fault ends the process: no handler is asked.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use crate::check;
@@ -34,6 +35,8 @@ type Guards = BTreeMap<usize, (usize, Arc<dyn BusGuard>)>;
 /// Ranges by start. Taken for reading in the handler: nobody touches guarded memory while holding it.
 static GUARDS: RwLock<Guards> = RwLock::new(BTreeMap::new());
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
+/// Whether the previous handler has given way to the default action, as it would have done without ours.
+static SPENT: AtomicBool = AtomicBool::new(false);
 
 /// Keeps a guard in force.
 #[derive(Debug)]
@@ -73,8 +76,7 @@ pub fn print_raw(message: &str) {
 
 /// Installs the handler, once for the process.
 pub(crate) fn install() -> io::Result<()> {
-    static INSTALLED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
-    use std::sync::atomic::Ordering;
+    static INSTALLED: AtomicBool = AtomicBool::new(false);
     if INSTALLED.load(Ordering::Acquire) {
         return Ok(());
     }
@@ -95,6 +97,10 @@ fn install_once() -> io::Result<()> {
     // SAFETY: the successful call above filled it in.
     let previous = unsafe { previous.assume_init() };
     let _ = PREVIOUS.set(previous);
+    set_handler()
+}
+
+fn set_handler() -> io::Result<()> {
     // SAFETY: an all-zero sigaction is a valid value: default action, empty mask, no flags.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = on_sigbus as *const () as usize;
@@ -107,14 +113,23 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context
     let saved = errno();
     // SAFETY: the kernel passes a valid siginfo for the time of the call.
     let details = unsafe { &*info };
-    let from_kernel = details.si_code > 0;
+    let from_kernel = is_touch(details.si_code);
     // SAFETY: for SIGBUS from the kernel, si_addr is the address that was touched; otherwise it is not used.
     let address = unsafe { details.si_addr() } as usize;
-    let outcome = if from_kernel { ask_guard(address) } else { BusOutcome::Pass };
-    if outcome == BusOutcome::Pass && !(from_kernel && crate::copy::recover(context, address)) {
+    // Copies first, without a lock: in a child of fork the lock of the guards may be held by a thread that isn't there. What
+    // is copied that way lies in no guard's range.
+    let is_done =
+        from_kernel && (crate::copy::recover(context, address) || ask_guard(address) == BusOutcome::Retry);
+    if !is_done {
         pass_on(signal, info, context, from_kernel);
     }
     set_errno(saved);
+}
+
+/// Whether a SIGBUS is about an address that this thread touches. Others come from kill(2) and the like, or tell of broken
+/// memory that nobody has touched yet (sigaction(2), BUS_MCEERR_AO).
+fn is_touch(code: libc::c_int) -> bool {
+    code > 0 && code != libc::BUS_MCEERR_AO
 }
 
 fn ask_guard(address: usize) -> BusOutcome {
@@ -130,7 +145,7 @@ fn ask_guard(address: usize) -> BusOutcome {
 
 /// Does what the process would have done without this handler.
 fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void, from_kernel: bool) {
-    let previous = PREVIOUS.get();
+    let previous = PREVIOUS.get().filter(|_| !SPENT.load(Ordering::SeqCst));
     match previous.map_or(libc::SIG_DFL, |action| action.sa_sigaction) {
         libc::SIG_IGN if !from_kernel => {}
         libc::SIG_DFL | libc::SIG_IGN => {
@@ -144,6 +159,9 @@ fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::
         }
         handler => {
             let flags = previous.map_or(0, |action| action.sa_flags);
+            if flags & libc::SA_RESETHAND != 0 {
+                SPENT.store(true, Ordering::SeqCst);
+            }
             if flags & libc::SA_SIGINFO != 0 {
                 // SAFETY: sigaction reported this address as a handler with SA_SIGINFO's signature.
                 let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) =
@@ -154,7 +172,25 @@ fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::
                 let handler: extern "C" fn(libc::c_int) = unsafe { std::mem::transmute(handler) };
                 handler(signal);
             }
+            if !from_kernel {
+                come_back();
+            }
         }
+    }
+}
+
+/// Takes the signal again if a handler set the default action, as Rust's own does, which then expects the fault to come again;
+/// a signal that was sent does not, and the process lives on. The next one is left to the default.
+fn come_back() {
+    let mut now = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: a null action only asks; `now` has room for the answer.
+    if unsafe { libc::sigaction(libc::SIGBUS, std::ptr::null(), now.as_mut_ptr()) } != 0 {
+        return;
+    }
+    // SAFETY: the successful call above filled it in.
+    if unsafe { now.assume_init() }.sa_sigaction == libc::SIG_DFL {
+        SPENT.store(true, Ordering::SeqCst);
+        let _ = set_handler();
     }
 }
 
@@ -167,4 +203,45 @@ fn set_errno(value: i32) {
     let errno = unsafe { libc::__errno_location() };
     // SAFETY: the pointer is this thread's errno.
     unsafe { *errno = value }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::{GUARDS, PoisonError, is_touch};
+    use crate::PAGE_SIZE;
+    use crate::mmap::{Region, Request, Source, VolatileMut};
+
+    #[test]
+    fn a_copy_that_comes_back_waits_for_no_lock() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(2 * PAGE_SIZE as u64).unwrap();
+        let source = Source::File { fd: file.as_fd(), offset: 0, shared: true };
+        let region = Region::<VolatileMut>::volatile(&Request::new(source, 2 * PAGE_SIZE)).unwrap();
+        file.set_len(PAGE_SIZE as u64).unwrap();
+        // As in a child of fork, whose parent was taking or giving up a guard.
+        let held = GUARDS.write().unwrap_or_else(PoisonError::into_inner);
+        let (sender, receiver) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let mut bytes = [0; 8];
+            let _ = sender.send(region.copy_out(PAGE_SIZE, &mut bytes));
+        });
+        let copied = receiver.recv_timeout(Duration::from_secs(20));
+        drop(held);
+        thread.join().unwrap();
+        assert_eq!(copied, Ok(Err(0)));
+    }
+
+    #[test]
+    fn a_touch_is_told_from_what_is_sent_and_from_broken_memory_elsewhere() {
+        for code in [libc::BUS_ADRERR, libc::BUS_ADRALN, libc::BUS_OBJERR, libc::BUS_MCEERR_AR] {
+            assert!(is_touch(code), "{code}");
+        }
+        for code in [libc::SI_USER, libc::SI_TKILL, libc::SI_QUEUE, libc::BUS_MCEERR_AO] {
+            assert!(!is_touch(code), "{code}");
+        }
+    }
 }

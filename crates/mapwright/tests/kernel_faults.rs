@@ -242,6 +242,70 @@ fn a_handler_that_was_there_gets_what_is_not_ours() {
     unreachable!("the program's handler ends the process");
 }
 
+static HANDLED: AtomicUsize = AtomicUsize::new(0);
+
+extern "C" fn counts(_: libc::c_int) {
+    HANDLED.fetch_add(1, Ordering::SeqCst);
+}
+
+fn raise_sigbus() {
+    // SAFETY: raise takes a number.
+    unsafe { libc::raise(libc::SIGBUS) };
+}
+
+/// A page that can't be had is still an error.
+fn copies_come_back(ours: &mapwright::mmap::MmapRawRead) {
+    assert!(ours.read_at(4 * PAGE, &mut [0]).is_err());
+}
+
+#[test]
+fn a_handler_that_steps_back_takes_ours_not_with_it() {
+    let this = "a_handler_that_steps_back_takes_ours_not_with_it";
+    if role().is_none() {
+        let text = dies_by_sigbus(child(this, "sent"));
+        assert!(text.contains("survived the first"), "{text}");
+        return;
+    }
+    // Rust's own handler is there, which sets the default action and returns: one signal is survived, as without us.
+    let dir = scratch();
+    let (path, _) = file_of(dir.path(), 8 * PAGE);
+    let ours = MmapOptions::new().open(&path).unwrap();
+    set_len(&path, 1);
+    copies_come_back(&ours);
+    raise_sigbus();
+    copies_come_back(&ours);
+    std::fs::remove_dir_all(dir.path()).unwrap(); // this process will not come to its end
+    eprintln!("survived the first");
+    raise_sigbus();
+    unreachable!("the second does what it does by default");
+}
+
+#[test]
+fn a_handler_for_one_signal_is_called_once() {
+    let this = "a_handler_for_one_signal_is_called_once";
+    if role().is_none() {
+        let text = dies_by_sigbus(child(this, "once"));
+        assert!(text.contains("handled 1"), "{text}");
+        return;
+    }
+    // SAFETY: an all-zero sigaction is a valid value.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = counts as *const () as usize;
+    action.sa_flags = libc::SA_RESETHAND;
+    // SAFETY: the handler has the signature of one without SA_SIGINFO.
+    assert_eq!(unsafe { libc::sigaction(libc::SIGBUS, &raw const action, std::ptr::null_mut()) }, 0);
+    let dir = scratch();
+    let (path, _) = file_of(dir.path(), 8 * PAGE);
+    let ours = MmapOptions::new().open(&path).unwrap();
+    set_len(&path, 1);
+    raise_sigbus();
+    copies_come_back(&ours);
+    std::fs::remove_dir_all(dir.path()).unwrap(); // this process will not come to its end
+    eprintln!("handled {}", HANDLED.load(Ordering::SeqCst));
+    raise_sigbus();
+    unreachable!("the second does what it does by default");
+}
+
 #[test]
 fn copies_work_beside_faults_that_the_pager_serves_in_the_thread() {
     if !common::require_userfaultfd() {
