@@ -612,3 +612,43 @@ fn a_place_of_which_nobody_knows_what_lies_there_is_never_touched_again() {
     assert_eq!(seen[1..3], ["---p", "---p"], "{seen:?}");
     assert_eq!((&*seen[0], &*seen[3]), ("none", "none"), "{seen:?}");
 }
+
+#[test]
+fn what_memory_grows_by_inside_a_page_is_zeros() {
+    let mut memory = MmapMut::map_anon(2 * PAGE).unwrap();
+    memory.fill(1);
+    memory.resize(10, Resize::InPlace).unwrap();
+    memory.resize(PAGE - 1, Resize::InPlace).unwrap();
+    assert!(memory[..10] == [1; 10] && memory[10..].iter().all(|byte| *byte == 0));
+    memory.fill(2);
+    memory.resize(100, Resize::InPlace).unwrap();
+    let mut memory = memory.make_read_only().unwrap();
+    memory.resize(3 * PAGE, Resize::MayMove).unwrap();
+    assert!(memory[..100] == [2; 100] && memory[100..].iter().all(|byte| *byte == 0), "shrunk as writable");
+    memory.resize(50, Resize::InPlace).unwrap();
+    let mut memory = memory.make_mut().unwrap();
+    memory.resize(2 * PAGE, Resize::MayMove).unwrap();
+    assert!(memory[..50] == [2; 50] && memory[50..].iter().all(|byte| *byte == 0), "grown as writable");
+}
+
+#[test]
+fn a_change_of_kind_that_fails_half_way_is_taken_back() {
+    let this = "a_change_of_kind_that_fails_half_way_is_taken_back";
+    if role().is_none() {
+        run_ok(child(this, "limited"));
+        return;
+    }
+    let half = 64 << 20;
+    let memory = MmapMut::map_anon(2 * half).unwrap().make_read_only().unwrap();
+    memory.advise_range(half.., mapwright::mmap::Advice::DontDump).unwrap(); // two mappings of one
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let data = status.split_once("VmData:").unwrap().1.split_whitespace().next().unwrap();
+    let most = (data.parse::<u64>().unwrap() << 10) + (half + half / 2) as u64;
+    let limit = libc::rlimit { rlim_cur: most, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the limit lives across the call. It is this child's own.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_DATA, &raw const limit) }, 0);
+    let refused = memory.make_mut().unwrap_err();
+    let start = refused.mapping.as_ptr();
+    assert_eq!(permissions(start), "r--p", "the half for which there was room");
+    assert_eq!(permissions(start.wrapping_add(half)), "r--p");
+}

@@ -21,7 +21,7 @@ impl<K: Kind> Region<K> {
     ///
     /// # Errors
     /// The region as it was, and what mprotect(2) says; `EPERM` if `T` is writable and the region was made on the promise
-    /// that nobody writes.
+    /// that nobody writes. If a part has changed and can't be changed back, the error says so.
     pub fn become_kind<T: Kind>(self) -> Result<Region<T>, (Self, io::Error)>
     where
         K: Becomes<T>,
@@ -34,7 +34,17 @@ impl<K: Kind> Region<K> {
             // SAFETY: the pages are this region's; `self` is owned, so that no slice of the old kind is alive.
             let changed = unsafe { mprotect(pages.start as *mut _, pages.len(), mprotection::<T>()) };
             if let Err(error) = changed {
-                return Err((self, error.into()));
+                // The kernel goes mapping by mapping, of which a region may have several, and may have done some.
+                let back = mprotection::<K>();
+                // SAFETY: as above; the region is of kind `K` still.
+                let restored = unsafe { mprotect(pages.start as *mut _, pages.len(), back) };
+                let error = match restored {
+                    Ok(()) => error.into(),
+                    Err(again) => io::Error::other(format!(
+                        "{error}; and a part may have the new protection already, which can't be taken back: {again}"
+                    )),
+                };
+                return Err((self, error));
             }
         }
         Ok(Region { inner: self.inner, kind: PhantomData })
@@ -51,7 +61,8 @@ impl<K: Kind> Region<K> {
         }
     }
 
-    /// Changes the length. What is added are zeros for anonymous memory, and what follows in the file otherwise.
+    /// Changes the length. What is added are zeros for anonymous memory, and what follows in the file otherwise. Anonymous
+    /// memory that can't be written when it shrinks nor when it grows may show what it held in its last page before.
     ///
     /// # Errors
     /// `ENOMEM` if there is no room: in place unless `may_move`, in its address space if it was placed. `EEXIST` if
@@ -273,6 +284,7 @@ impl Inner {
         if self.len == 0 || self.facts.guard != GuardKind::None {
             return Err(refused(Errno::OPNOTSUPP));
         }
+        self.zero_last_page(len, protection);
         if len == 0 {
             let empty = Self { outer: 0..0, start: self.start, len: 0, facts: self.facts, home: None };
             drop(std::mem::replace(self, empty));
@@ -302,6 +314,18 @@ impl Inner {
         }
         self.len = len;
         Ok(())
+    }
+
+    /// Makes zeros of what follows the shorter of two lengths in its page, so that it is zeros when it is shown again: what is
+    /// cut off inside a page stays mapped. Where it can't be written now, it is when it becomes writable and grows or shrinks.
+    fn zero_last_page(&mut self, len: usize, protection: ProtFlags) {
+        if !self.facts.anonymous || self.facts.shared || !protection.contains(ProtFlags::WRITE) {
+            return;
+        }
+        let from = self.start + len.min(self.len);
+        let to = from.next_multiple_of(self.facts.page).min(self.start + len.max(self.len));
+        // SAFETY: the bytes lie in a page of this region's, mapped and writable, and it is borrowed exclusively.
+        unsafe { std::ptr::write_bytes(from as *mut u8, 0, to - from) };
     }
 
     fn grow(&mut self, end: usize, may_move: bool) -> io::Result<()> {

@@ -198,7 +198,9 @@ impl<K: Kind> Mapping<K> {
     }
 
     /// Changes the length in bytes. Added bytes are zeros for anonymous memory and what follows in the file otherwise; of a
-    /// file they may lie past its end, and then can't be had until it grows. No slice can be alive.
+    /// file they may lie past its end, and then can't be had until it grows. No slice can be alive. Anonymous memory that is
+    /// read-only, code or out of reach both when it shrinks and when it grows again shows in its last page what it held
+    /// before.
     ///
     /// A mapping placed in a [`Reservation`](super::Reservation) grows in place as long as the reservation is free behind it.
     ///
