@@ -242,6 +242,23 @@ fn a_handler_that_was_there_gets_what_is_not_ours() {
     unreachable!("the program's handler ends the process");
 }
 
+#[test]
+fn a_file_that_can_not_be_asked_for_its_length_is_an_error() {
+    let this = "a_file_that_can_not_be_asked_for_its_length_is_an_error";
+    if role().is_none() {
+        run_ok(child(this, "refused"));
+        return;
+    }
+    let dir = scratch();
+    let (path, _) = file_of(dir.path(), 8 * PAGE);
+    let ours = MmapOptions::new().open(&path).unwrap();
+    set_len(&path, 1);
+    // What NFS says of a file that is gone; the calls are those by which a C library asks.
+    let calls = [libc::SYS_newfstatat, libc::SYS_fstat, libc::SYS_statx];
+    mapwright_sys::testing::refuse_system_calls(&calls, libc::ESTALE).unwrap();
+    assert_eq!(ours.read_at(4 * PAGE, &mut [0]).unwrap_err().errno(), Some(libc::EIO));
+}
+
 static HANDLED: AtomicUsize = AtomicUsize::new(0);
 
 extern "C" fn counts(_: libc::c_int) {

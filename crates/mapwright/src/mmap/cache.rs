@@ -157,8 +157,10 @@ fn read_in(map: &MmapRawRead) -> Result<()> {
 /// A file's length now, a block device's size.
 pub(super) fn file_len(fd: BorrowedFd<'_>) -> Result<u64> {
     let stat = fstat(fd).map_err(|error| Error::io("stat", "a file", 0, 0, error.into()))?;
-    match mapwright_sys::file::block_device_len(fd) {
-        Ok(len) => Ok(len),
-        Err(_) => Ok(u64::try_from(stat.st_size).unwrap_or(0)),
+    // To a file or another device the number of the ioctl may mean something else.
+    if rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::BlockDevice {
+        return mapwright_sys::file::block_device_len(fd)
+            .map_err(|error| Error::io("ask for the size of", "a block device", 0, 0, error));
     }
+    Ok(u64::try_from(stat.st_size).unwrap_or(0))
 }

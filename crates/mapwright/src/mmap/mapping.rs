@@ -199,7 +199,8 @@ impl<K: Copies> Mapping<K> {
         let Some(origin) = &self.origin else {
             return Error::io(operation, self.name(), offset, 1, Errno::FAULT.into());
         };
-        let now = super::cache::file_len(origin.file.as_fd()).unwrap_or(u64::MAX);
+        let failed = || Error::io(operation, self.name(), offset, 1, Errno::IO.into());
+        let Ok(now) = super::cache::file_len(origin.file.as_fd()) else { return failed() };
         let page = self.page_size() as u64;
         match origin.len {
             Some(was) if now < was => {
@@ -207,10 +208,10 @@ impl<K: Copies> Mapping<K> {
                 Error::Changed { path: self.name(), offset, change }
             }
             // Mapped past the end from the start, as may be asked for.
-            Some(_) if now.next_multiple_of(page) <= offset => {
+            Some(_) if now.div_ceil(page) <= offset / page => {
                 Error::OutOfRange { path: self.name(), offset, end: offset + 1, file_len: now }
             }
-            _ => Error::io(operation, self.name(), offset, 1, Errno::IO.into()),
+            _ => failed(),
         }
     }
 }
