@@ -6,6 +6,7 @@ mod common;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use common::{PAGE, child, contents, file_of, role, run, run_ok, scratch};
 use mapwright::Error;
@@ -587,9 +588,28 @@ fn what_can_not_be_placed_leaves_the_reservation_whole() {
     let len = 1 << 45;
     let space = Reservation::new(len).unwrap();
     let start = space.as_ptr() as usize;
-    let error = MmapOptions::new().len(len).place(&space, 0).map_anon_shared().unwrap_err();
-    assert!(error.errno() == Some(libc::ENOMEM) || matches!(error, Error::LimitReached { .. }), "{error}");
-    assert!(is_all_reserved(start, len), "a gap, into which somebody else's memory can come");
+    let (done, gaps) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut resident = 0_u8;
+            while !done.load(Ordering::SeqCst) {
+                // SAFETY: looks at one page, of which it says one byte; no memory is touched.
+                let looked = unsafe { libc::mincore(start as *mut _, PAGE, &raw mut resident) };
+                gaps.fetch_add(usize::from(looked != 0), Ordering::SeqCst);
+            }
+        });
+        for _ in 0..20_000 {
+            let error = MmapOptions::new().len(len).place(&space, 0).map_anon_shared().unwrap_err();
+            let is_memory = error.errno() == Some(libc::ENOMEM);
+            assert!(is_memory || matches!(error, Error::LimitReached { .. }), "{error}");
+            if gaps.load(Ordering::SeqCst) > 0 {
+                break;
+            }
+        }
+        done.store(true, Ordering::SeqCst);
+    });
+    assert_eq!(gaps.into_inner(), 0, "gaps, into which somebody else's memory can come");
+    assert!(is_all_reserved(start, len));
     assert_eq!(space.taken(), []);
     let memory = MmapOptions::new().len(PAGE).place(&space, PAGE).map_anon().unwrap();
     assert_eq!(memory[0], 0);
@@ -651,4 +671,34 @@ fn a_change_of_kind_that_fails_half_way_is_taken_back() {
     let start = refused.mapping.as_ptr();
     assert_eq!(permissions(start), "r--p", "the half for which there was room");
     assert_eq!(permissions(start.wrapping_add(half)), "r--p");
+}
+
+/// Types of somebody else's, which make more of a promise than it was.
+struct Greedy(MmapMut);
+
+impl MapAssumed for Greedy {
+    type Error = Error;
+    fn map_promised(promise: mapwright::mmap::Promise<'_>) -> Result<Self, Error> {
+        MmapOptions::new().write_promised(true, promise).map(Greedy)
+    }
+}
+
+#[test]
+fn a_promise_is_good_for_what_it_was_given_for() {
+    let dir = scratch();
+    let (path, _) = file_of(dir.path(), PAGE);
+    let file = read_write(&path);
+    // SAFETY: nobody else has the file.
+    let greedy = unsafe { Greedy::map(&file) };
+    assert_eq!(greedy.map(|_| ()).unwrap_err().errno(), Some(libc::EINVAL));
+    // SAFETY: as above.
+    assert!(unsafe { MmapMut::map(&file) }.is_err(), "map is for reading");
+    // SAFETY: as above.
+    let mut greedy = unsafe { Greedy::map_mut(&file) }.unwrap();
+    greedy.0[0] = 9;
+    drop(greedy);
+    assert_eq!(std::fs::read(&path).unwrap()[0], 9);
+    // SAFETY: as above.
+    let mut copy = unsafe { MmapOptions::new().map_copy_read_only(&file) }.unwrap().make_mut().unwrap();
+    copy[0] = 8;
 }

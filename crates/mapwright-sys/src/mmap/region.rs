@@ -162,10 +162,14 @@ impl<K: Stable> Region<K> {
     /// may have been made on the same promise.
     ///
     /// # Errors
-    /// What mmap(2) says; `EINVAL` for another source than the file that the promise is about.
+    /// What mmap(2) says; `EINVAL` for another source than the file that the promise is about, and for more access than it
+    /// was given for.
     pub fn promised(request: &Request<'_>, promise: Promise<'_>) -> io::Result<Self> {
         match request.source {
             Source::File { fd, .. } if fd.as_raw_fd() != promise.file().as_raw_fd() => {
+                Err(refused(Errno::INVAL))
+            }
+            Source::File { shared, .. } if !promise.allows(shared, may_write::<K>()) => {
                 Err(refused(Errno::INVAL))
             }
             Source::File { shared, .. } => {

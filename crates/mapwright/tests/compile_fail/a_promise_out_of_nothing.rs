@@ -3,5 +3,5 @@ use std::os::fd::AsFd;
 
 fn main() {
     let file = std::fs::File::open("file").unwrap();
-    let _ = mapwright::mmap::Promise(file.as_fd());
+    let _ = mapwright::mmap::Promise { file: file.as_fd() };
 }
