@@ -270,3 +270,29 @@ fn huge_memory_files_are_had_or_refused_by_name() {
     let file = MemoryFile::create("small", 10).unwrap();
     assert!(matches!(options.map_raw(&file), Err(Error::Invalid { .. })));
 }
+
+#[test]
+fn of_two_who_create_it_with_different_lengths_one_is_told() {
+    for round in 0..200 {
+        let name = Name::new(&format!("race-{round}"));
+        let lens = [PAGE as u64, 2 * PAGE as u64];
+        let barrier = std::sync::Barrier::new(2);
+        let made = std::thread::scope(|scope| {
+            let threads = lens.map(|len| {
+                let (name, barrier) = (&name, &barrier);
+                scope.spawn(move || {
+                    barrier.wait();
+                    SharedMemory::create(&name.0, len).map(|memory| memory.len())
+                })
+            });
+            threads.map(|thread| thread.join().unwrap())
+        });
+        let is = std::fs::metadata(name.path()).unwrap().len();
+        for (made, len) in made.iter().zip(lens) {
+            match made {
+                Ok(has) => assert_eq!((*has, len), (is, is), "round {round}"),
+                Err(error) => assert!(matches!(error, Error::NotTrusted { .. }), "{error}"),
+            }
+        }
+    }
+}

@@ -9,8 +9,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, fstat, ftruncate, open, openat, unlinkat};
-use rustix::io::Errno;
+use rustix::fs::{
+    AtFlags, FileType, FlockOperation, Mode, OFlags, flock, fstat, ftruncate, open, openat, statat, unlinkat,
+};
+use rustix::io::{Errno, retry_on_intr};
 use rustix::process::geteuid;
 
 use super::mapping::{MmapRaw, MmapRawRead, Origin};
@@ -71,11 +73,14 @@ impl SharedMemoryOptions {
         let object = Name::new(name)?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
         let fd = object.open(flags, self.mode).map_err(|error| object.failed("shm_open", error))?;
-        if let Err(error) = ftruncate(&fd, len) {
+        let set = first_len(fd.as_fd(), len);
+        if set.is_err() && object.is(fd.as_fd()) {
             let _ = object.unlink(); // what it has become is of no use to anybody
-            return Err(object.failed("set length", error));
         }
-        SharedMemory::new(object, fd, len)
+        match set.map_err(|error| object.failed("set length", error))? {
+            now if now == len => SharedMemory::new(object, fd, len),
+            now => Err(other_len(object.path_string(), now, len)), // somebody opened it at once, for another length
+        }
     }
 
     /// Opens memory, or creates it with `len` zero bytes. What exists and is empty, because its creator has not set its length
@@ -94,15 +99,7 @@ impl SharedMemoryOptions {
                 Err(error) if error.errno() == Some(Errno::NOENT.raw_os_error()) => continue,
                 found => found?,
             };
-            return match found.len() {
-                found_len if found_len == len => Ok(found),
-                0 => found.resized(len),
-                found_len => Err(Error::NotTrusted {
-                    path: found.path().display().to_string(),
-                    what: format!("it has {found_len} bytes and not {len}"),
-                    remedy: "open it and take its length, or unlink it first",
-                }),
-            };
+            return found.with_first_len(len);
         }
     }
 
@@ -224,13 +221,22 @@ impl SharedMemory {
         Ok(Self { origin: Arc::new(origin) })
     }
 
-    fn resized(self, len: u64) -> Result<Self> {
-        let path = self.path().to_owned();
-        ftruncate(&self.origin.file, len)
-            .map_err(|error| Error::io("set length", path.display().to_string(), len, 0, error.into()))?;
-        let file = self.origin.file.try_clone();
-        let file = file.map_err(|error| Error::io("dup", path.display().to_string(), 0, 0, error))?;
-        Ok(Self { origin: Arc::new(Origin { file, path, len: Some(len) }) })
+    fn with_first_len(self, len: u64) -> Result<Self> {
+        let path = self.path().display().to_string();
+        let now = match self.len() {
+            // Its creator has not set it yet, or has by now.
+            0 => first_len(self.as_fd(), len)
+                .map_err(|error| Error::io("set length", path.clone(), len, 0, error.into()))?,
+            now => now,
+        };
+        if now != len {
+            return Err(other_len(path, now, len));
+        }
+        let mut origin = self.origin;
+        if let Some(origin) = Arc::get_mut(&mut origin) {
+            origin.len = Some(len); // just opened: nobody else has it
+        }
+        Ok(Self { origin })
     }
 
     /// Length in bytes when it was opened or last [resized](Self::resize) here.
@@ -256,10 +262,10 @@ impl SharedMemory {
     pub fn resize(&mut self, len: u64) -> Result<()> {
         let file = self.origin.file.try_clone();
         let name = || self.path().display().to_string();
+        // First what can fail without changing anything; mappings keep the old one.
         let file = file.map_err(|error| Error::io("dup", name(), 0, 0, error))?;
-        let old =
-            Self { origin: Arc::new(Origin { file, path: self.path().to_owned(), len: self.origin.len }) };
-        *self = old.resized(len)?;
+        ftruncate(&file, len).map_err(|error| Error::io("set length", name(), len, 0, error.into()))?;
+        self.origin = Arc::new(Origin { file, path: self.path().to_owned(), len: Some(len) });
         Ok(())
     }
 
@@ -322,6 +328,13 @@ impl Name {
         unlinkat(place()?, &*self.0, AtFlags::empty())
     }
 
+    /// Whether the name is still this file's.
+    fn is(&self, fd: BorrowedFd<'_>) -> bool {
+        let named = place().and_then(|place| statat(place, &*self.0, AtFlags::SYMLINK_NOFOLLOW));
+        let (Ok(named), Ok(ours)) = (named, fstat(fd)) else { return false };
+        (named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino)
+    }
+
     fn path(&self) -> PathBuf {
         Path::new(PLACE).join(&self.0)
     }
@@ -338,6 +351,23 @@ impl Name {
         let remedy = "find out who put it there; SharedMemoryOptions says what is expected";
         Error::NotTrusted { path: self.path_string(), what, remedy }
     }
+}
+
+/// Gives a file that is empty its length, once: two who create it at the same time ask one after the other (flock(2), which is
+/// held by open descriptions, so that threads count too). What its length is now.
+fn first_len(fd: BorrowedFd<'_>, len: u64) -> rustix::io::Result<u64> {
+    retry_on_intr(|| flock(fd, FlockOperation::LockExclusive))?;
+    let set = fstat(fd).and_then(|stat| match u64::try_from(stat.st_size).unwrap_or(0) {
+        0 => ftruncate(fd, len).map(|()| len),
+        now => Ok(now),
+    });
+    let _ = flock(fd, FlockOperation::Unlock);
+    set
+}
+
+fn other_len(path: String, now: u64, len: u64) -> Error {
+    let what = format!("it has {now} bytes and not {len}");
+    Error::NotTrusted { path, what, remedy: "open it and take its length, or unlink it first" }
 }
 
 fn place() -> rustix::io::Result<OwnedFd> {
