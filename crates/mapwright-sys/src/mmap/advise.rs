@@ -46,11 +46,13 @@ pub enum Advice {
     DontDump,
     /// MADV_DODUMP: in core dumps again.
     DoDump,
-    /// MADV_DONTFORK: not there in children.
+    /// MADV_DONTFORK: not there in children. A child made by fork(2) must not touch the mapping, nor drop or change it: at its
+    /// addresses there is nothing, or what the child has mapped there since. It may end by exec or `_exit`.
     DontFork,
     /// MADV_DOFORK: there in children again.
     DoFork,
-    /// MADV_WIPEONFORK (Linux 4.14): zeros in children. For private anonymous memory.
+    /// MADV_WIPEONFORK (Linux 4.14): zeros in children. For private anonymous memory. A child made by fork(2) must not use values
+    /// that it has references to in there, unless zeros are values of their types, nor hold a slice across the fork.
     WipeOnFork,
     /// MADV_KEEPONFORK (Linux 4.14): no longer.
     KeepOnFork,
@@ -134,7 +136,8 @@ impl<K: Kind> Region<K> {
     /// If the range reaches past the end.
     pub fn advise(&self, range: Range<usize>, advice: Advice) -> io::Result<()> {
         let pages = self.inner.pages_of(range);
-        // SAFETY: the pages are this region's, and no `Advice` changes what they hold.
+        // SAFETY: the pages are this region's, and no `Advice` changes what they hold in this process. What a child of fork
+        // finds there is another matter: fork is unsafe to call, and its caller keeps to what `DontFork` and `WipeOnFork` say.
         unsafe { self.madvise(pages, advice.number()) }
     }
 

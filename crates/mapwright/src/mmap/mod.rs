@@ -39,7 +39,9 @@
 //!
 //! # Threads and fork
 //! All mappings are `Send` and `Sync`. In a child made by fork(2), private mappings are copies and shared ones are shared,
-//! unless [`Advice::DontFork`] or [`Advice::WipeOnFork`] says otherwise. Dropping unmaps; [`Mapping::close`] says whether
+//! unless [`Advice::DontFork`] or [`Advice::WipeOnFork`] says otherwise: a child must neither touch nor drop a mapping that it has
+//! not got, and must not rely on bytes that are wiped. In a thread that blocks SIGBUS, a page that can't be had ends the
+//! process under a copy too. Dropping unmaps; [`Mapping::close`] says whether
 //! that failed.
 
 mod advice;
