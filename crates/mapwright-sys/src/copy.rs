@@ -7,9 +7,12 @@
 //! To Rust the routine is a foreign function. Bytes that others write at the same time are read and written one at a time
 //! or a few at a time, as the machine does it: a copy may be a mixture of old and new.
 //!
-//! On architectures without a routine (all but x86-64 and AArch64) the copy is plain, and SIGBUS ends the process.
+//! On architectures without a routine (all but x86-64 and AArch64) such copies are refused before they are mapped for.
 
 use std::ops::Range;
+
+/// Whether there is a routine for this architecture.
+pub(crate) const COMES_BACK: bool = cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));
 
 #[cfg(target_arch = "x86_64")]
 std::arch::global_asm!(

@@ -81,11 +81,16 @@ impl Reservation {
     pub(crate) fn aligned(len: usize, align: usize) -> io::Result<Self> {
         let mut wide = Self::new(len.checked_add(align).ok_or(io::ErrorKind::OutOfMemory)?)?;
         let start = wide.start.next_multiple_of(align);
-        let (before, behind) = (wide.start..start, start + len..wide.start + wide.len);
-        (wide.start, wide.len) = (start, len);
-        for excess in [before, behind].into_iter().filter(|excess| !excess.is_empty()) {
+        let end = wide.start + wide.len;
+        for excess in [wide.start..start, start + len..end].into_iter().filter(|excess| !excess.is_empty()) {
             // SAFETY: a part of the new mapping that nobody knows of, outside of what is kept.
             unsafe { munmap(excess.start as *mut _, excess.len()) }?;
+            // What a failure of the next call leaves behind is unmapped by drop.
+            if excess.end == start {
+                (wide.start, wide.len) = (start, end - start);
+            } else {
+                wide.len = excess.start - wide.start;
+            }
         }
         Ok(wide)
     }

@@ -702,3 +702,12 @@ fn a_promise_is_good_for_what_it_was_given_for() {
     let mut copy = unsafe { MmapOptions::new().map_copy_read_only(&file) }.unwrap().make_mut().unwrap();
     copy[0] = 8;
 }
+
+#[test]
+fn anonymous_memory_has_no_offset_and_no_node_has_the_last_number() {
+    let (front, back) = MmapMut::map_anon(2 * PAGE).unwrap().split_at(PAGE).unwrap();
+    assert_eq!((front.file_offset(), back.file_offset()), (0, 0));
+    for policy in [NumaPolicy::Bind(u32::MAX), NumaPolicy::Prefer(u32::MAX)] {
+        assert!(front.bind(policy).is_err(), "{policy:?} is not all nodes");
+    }
+}

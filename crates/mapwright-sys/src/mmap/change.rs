@@ -155,17 +155,11 @@ impl<K: Kind> Region<K> {
         if pages.is_empty() {
             return Ok(());
         }
-        let (mode, node) = match policy {
-            NumaPolicy::Prefer(node) => (libc::MPOL_PREFERRED, node),
-            NumaPolicy::Bind(node) => (libc::MPOL_BIND, node),
-            NumaPolicy::Interleave => (libc::MPOL_INTERLEAVE, u32::MAX),
+        let (mode, mask) = match policy {
+            NumaPolicy::Prefer(node) => (libc::MPOL_PREFERRED, one_node(node)?),
+            NumaPolicy::Bind(node) => (libc::MPOL_BIND, one_node(node)?),
+            NumaPolicy::Interleave => (libc::MPOL_INTERLEAVE, online_nodes()?),
         };
-        let mut mask = [0_u64; MASK_WORDS];
-        match mask.get_mut((node / 64) as usize) {
-            Some(word) => *word = 1 << (node % 64),
-            None if node == u32::MAX => mask = online_nodes()?,
-            None => return Err(refused(Errno::INVAL)),
-        }
         // SAFETY: the pages are this region's; the mask has as many bits as the call is told, less the one that the kernel
         // subtracts (mbind(2), NOTES). No bytes change.
         let bound = unsafe {
@@ -211,6 +205,13 @@ pub enum NumaPolicy {
     Interleave,
 }
 
+fn one_node(node: u32) -> io::Result<[u64; MASK_WORDS]> {
+    let mut mask = [0; MASK_WORDS];
+    let word = mask.get_mut((node / 64) as usize).ok_or_else(|| refused(Errno::INVAL))?;
+    *word = 1 << (node % 64);
+    Ok(mask)
+}
+
 /// Nodes with memory, from `/sys/devices/system/node/has_memory`: a list such as `0-3,5`.
 fn online_nodes() -> io::Result<[u64; MASK_WORDS]> {
     let text = std::fs::read_to_string("/sys/devices/system/node/has_memory")
@@ -244,7 +245,8 @@ impl Inner {
         if at > self.len || (at != 0 && at != self.len && !address.is_multiple_of(self.facts.page)) {
             return Err(refused(Errno::INVAL));
         }
-        let facts = super::region::Facts { offset: self.facts.offset + at as u64, ..self.facts };
+        let offset = if self.facts.anonymous { 0 } else { self.facts.offset + at as u64 };
+        let facts = super::region::Facts { offset, ..self.facts };
         let home = |inner: &Self| {
             inner.home.as_ref().map(|home| super::region::Home {
                 space: std::sync::Arc::clone(&home.space),
@@ -287,8 +289,7 @@ impl Inner {
         self.zero_last_page(len, protection);
         if len == 0 {
             let empty = Self { outer: 0..0, start: self.start, len: 0, facts: self.facts, home: None };
-            drop(std::mem::replace(self, empty));
-            return Ok(());
+            return std::mem::replace(self, empty).unmap();
         }
         let page = self.facts.page;
         let end = self.start.checked_add(len).and_then(|end| end.checked_next_multiple_of(page));

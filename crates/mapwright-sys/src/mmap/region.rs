@@ -189,8 +189,16 @@ impl Region<Read> {
         if offset.checked_add(len as u64).is_none_or(|end| end > fd.len()) {
             return Err(refused(Errno::NXIO));
         }
-        let source = Source::File { fd: fd.as_fd(), offset, shared: true };
-        Self::create(&Request { page, ..Request::new(source, len) }, Leave { write: false, grow: false })
+        let map = |shared| {
+            let source = Source::File { fd: fd.as_fd(), offset, shared };
+            Self::create(&Request { page, ..Request::new(source, len) }, Leave { write: false, grow: false })
+        };
+        // Before Linux 6.7 a write seal refused shared mappings even for reading. A private one shows the same bytes.
+        map(true).or_else(
+            |error| {
+                if error.raw_os_error() == Some(libc::EPERM) { map(false) } else { Err(error) }
+            },
+        )
     }
 }
 
@@ -198,8 +206,12 @@ impl<K: Copies> Region<K> {
     /// Any memory, whoever else may change it.
     ///
     /// # Errors
-    /// What mmap(2) says.
+    /// What mmap(2) says; `Unsupported` on architectures where a copy does not come back from SIGBUS.
     pub fn volatile(request: &Request<'_>) -> io::Result<Self> {
+        if !copy::COMES_BACK {
+            let what = "copies that come back from SIGBUS are there for x86-64 and AArch64 only";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, what));
+        }
         crate::signals::install()?;
         Self::create(request, Leave { write: true, grow: true })
     }
@@ -315,7 +327,7 @@ impl Inner {
         self.start / page * page..(self.start + self.len).next_multiple_of(page)
     }
 
-    fn unmap(&mut self) -> io::Result<()> {
+    pub(super) fn unmap(&mut self) -> io::Result<()> {
         let outer = std::mem::replace(&mut self.outer, 0..0);
         self.len = 0;
         unmap_part(self.home.as_ref(), outer)

@@ -165,8 +165,9 @@ impl<K: Kind> Mapping<K> {
     /// Unmaps a range in the middle or at an end, and returns what is before and after it. Both ends fall on pages.
     ///
     /// # Errors
-    /// As for [`split_at`](Self::split_at), and for [`close`](Self::close): then the memory of the range is freed and the rest is
-    /// lost to the caller.
+    /// As for [`split_at`](Self::split_at). At vm.max_map_count the memory of the range is freed all the same, but its addresses
+    /// stay in use; that is no error here, where both sides are still the caller's. [`split_at`](Self::split_at) and
+    /// [`close`](Self::close) tell.
     pub fn unmap(self, range: impl RangeBounds<usize>) -> Result<(Self, Self), Refused<Self>> {
         let range = match self.resolve(range) {
             Ok(range) => range,

@@ -81,7 +81,8 @@ impl MemoryFile {
     /// Takes a descriptor that somebody handed over.
     ///
     /// # Errors
-    /// [`NotTrusted`](Error::NotTrusted) if it is no memfd, with the descriptor.
+    /// [`NotTrusted`](Error::NotTrusted) if it is no file in memory, with the descriptor. Besides memfds, files of a tmpfs or of
+    /// hugetlbfs are.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, Refused<OwnedFd>> {
         // Only files that can be sealed have seals: memfds, and shared memory of the kernel's own.
         match rustix::fs::fcntl_get_seals(&fd) {
@@ -149,7 +150,10 @@ impl MemoryFile {
         let all = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
         if let Err(error) = fcntl_add_seals(&self.0, all) {
             let error = match error {
-                Errno::BUSY => Error::Locked { path: NAME.to_owned(), holder: "a mapping for writing" },
+                Errno::BUSY => Error::Locked {
+                    path: NAME.to_owned(),
+                    holder: "a shared mapping of a descriptor open for writing",
+                },
                 error => Error::io("seal", NAME, 0, 0, error.into()),
             };
             return Err(Refused::new(self, error));
