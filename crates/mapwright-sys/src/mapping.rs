@@ -169,7 +169,7 @@ impl Reservation {
         let mut at = self.start;
         let end = self.start + self.len;
         std::mem::forget(self);
-        for part in kept.chain([end..end]) {
+        for part in kept.chain(std::iter::once(end..end)) {
             if part.start > at {
                 // SAFETY: a part of the reservation, which its owner gives up and which was never lost.
                 let _ = unsafe { munmap(at as *mut _, part.start - at) };

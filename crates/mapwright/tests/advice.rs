@@ -327,7 +327,7 @@ fn memory_that_can_not_all_be_freed_is_not_taken_later() {
     memory.advise(Advice::NoHugePage).unwrap();
     memory.fill(7);
     // SAFETY: locks change no bytes; the range is the mapping's second half.
-    assert_eq!(unsafe { libc::mlock(memory.as_ptr().add(512 * PAGE).cast(), 512 * PAGE) }, 0);
+    assert_eq!(unsafe { libc::mlock(memory.as_ptr().wrapping_add(512 * PAGE).cast(), 512 * PAGE) }, 0);
     let refused = memory.free().unwrap_err();
     let memory = refused.mapping;
     let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
