@@ -9,7 +9,8 @@
 //! | durable | a sync that succeeds |
 //! | old, new, or anything it was in between | a power failure |
 //! | destroyed | a power failure while it was being written, where [`Draw::destroys`] |
-//! | what the block held before | a power failure, beyond the durable length |
+//! | what the block held before | a power failure, beyond the length that the file had durably and ever since, where [`Draw::garbage`] |
+//! | what reads see, and durable what was | the end of the program ([`Disk::kill`]) |
 //! | never durable, though called clean | a sync that fails; reads see what was written, or what is durable |
 //!
 //! Locks: `Disk::inner`. An observer is called under it, and sees images only.
@@ -56,8 +57,10 @@ enum Named {
 pub struct Draw {
     /// How many of 1000 sectors, names and lengths keep all that was done to them. The others keep a part or nothing.
     pub kept_per_1000: u32,
-    /// Whether a sector that was being written may be destroyed, and what lies beyond the durable length may be garbage.
+    /// Whether a sector that was being written may be destroyed.
     pub destroys: bool,
+    /// Whether what was written beyond the durable length may be garbage.
+    pub garbage: bool,
 }
 
 /// Everything on the disk, and what was done to it since.
@@ -156,6 +159,16 @@ impl Disk {
     /// What a power failure now may leave.
     pub fn crash(&self, rng: &mut Rng, draw: Draw) -> Disk {
         self.lock().image.crash(rng, draw)
+    }
+
+    /// Shows everything that is on it.
+    pub fn with_image<T>(&self, look: impl FnOnce(&Image) -> T) -> T {
+        look(&self.lock().image)
+    }
+
+    /// What a killed program leaves now: see [`Image::kill`].
+    pub fn kill(&self) -> Disk {
+        self.lock().image.kill()
     }
 
     /// The file of that name, as a store.
@@ -279,12 +292,15 @@ impl Node {
         let mut kept_until: HashMap<u64, usize> = HashMap::new();
         let mut bytes = self.durable.clone();
         let (mut len, mut length) = (bytes.len(), 0);
+        // Below this the file has had its blocks all the time.
+        let mut shortest = len;
         for (index, done) in self.log.iter().enumerate() {
             match done {
                 Done::Length(new) => {
                     length += 1;
                     if length <= lengths_kept {
                         len = *new as usize;
+                        shortest = shortest.min(len);
                         let from = len.min(bytes.len());
                         bytes[from..].fill(0);
                     }
@@ -305,13 +321,18 @@ impl Node {
                 }
             }
         }
-        if draw.destroys {
+        if draw.destroys || draw.garbage {
             let mut touched: Vec<u64> = kept_until.keys().copied().collect();
             touched.sort_unstable();
             for sector in touched {
                 let at = (sector * SECTOR) as usize;
-                let is_lost = kept_until[&sector] == 0 && at >= self.durable.len();
-                if rng.per_1000(if is_lost { 300 } else { 30 }) {
+                let is_lost = kept_until[&sector] == 0 && at >= shortest;
+                let per_1000 = match (is_lost && draw.garbage, draw.destroys) {
+                    (true, _) => 300,
+                    (false, true) => 30,
+                    (false, false) => 0,
+                };
+                if rng.per_1000(per_1000) {
                     let garbage: Vec<u8> = (0..SECTOR).map(|_| rng.next_u64() as u8).collect();
                     put(&mut bytes, at, &garbage);
                 }
@@ -359,6 +380,11 @@ impl Image {
             last_inode: self.last_inode,
             salts: self.salts,
         })
+    }
+
+    /// The disk as a killed program leaves it: what reads see is what it was, and nothing has become durable.
+    pub fn kill(&self) -> Disk {
+        Disk::of(self.clone())
     }
 
     /// The disk as it is, as a killed program leaves it, with one bit of a file flipped; `None` if there is no such file or no
@@ -558,7 +584,7 @@ mod tests {
 
     use super::*;
 
-    const HALF: Draw = Draw { kept_per_1000: 500, destroys: false };
+    const HALF: Draw = Draw { kept_per_1000: 500, destroys: false, garbage: false };
 
     fn states(disk: &Disk, draw: Draw, look: impl Fn(&Disk) -> Vec<u8>) -> BTreeSet<Vec<u8>> {
         let mut rng = Rng::new(1);
@@ -601,6 +627,38 @@ mod tests {
     }
 
     #[test]
+    fn garbage_lies_only_where_the_file_has_grown() {
+        let disk = Disk::with_file("a", vec![1; 1024]);
+        let file = disk.file("a").unwrap();
+        file.sync().unwrap();
+        file.write_at(0, &[2; 2048]).unwrap();
+        let half = |disk: &Disk| {
+            let bytes = disk.contents("a").unwrap();
+            assert!(bytes[..1024].iter().all(|byte| [1, 2].contains(byte)));
+            vec![u8::from(bytes[1024..].iter().any(|byte| ![0, 2].contains(byte)))]
+        };
+        let garbage = Draw { garbage: true, ..HALF };
+        assert_eq!(states(&disk, garbage, half), BTreeSet::from([vec![0], vec![1]]));
+        file.sync().unwrap();
+        file.set_len(512).unwrap();
+        file.write_at(512, &[3; 512]).unwrap();
+        let again = |disk: &Disk| vec![disk.contents("a").unwrap().get(512).copied().unwrap_or(0)];
+        let again = states(&disk, garbage, again);
+        assert!(again.len() > 4, "cut off and grown again: {again:?}");
+    }
+
+    #[test]
+    fn a_kill_loses_nothing_and_makes_nothing_durable() {
+        let disk = Disk::with_file("a", vec![1; 512]);
+        disk.file("a").unwrap().sync().unwrap();
+        disk.file("a").unwrap().write_at(0, &[2; 512]).unwrap();
+        let killed = disk.kill();
+        assert_eq!(killed.contents("a").unwrap()[0], 2);
+        let first = |disk: &Disk| vec![disk.contents("a").unwrap()[0]];
+        assert_eq!(states(&killed, HALF, first), BTreeSet::from([vec![1], vec![2]]));
+    }
+
+    #[test]
     fn names_become_durable_with_the_directory() {
         let disk = Disk::with_file("a", vec![1]);
         let place = DiskPlace::new(&disk, "a");
@@ -630,11 +688,11 @@ mod tests {
                 // Syncing again proves nothing.
                 file.sync().unwrap();
             }
-            let keep = Draw { kept_per_1000: 1000, destroys: false };
+            let keep = Draw { kept_per_1000: 1000, ..HALF };
             lost += u32::from(disk.crash(&mut Rng::new(seed), keep).contents("a").unwrap()[0] == 1);
             file.write_at(0, &[3; 512]).unwrap();
             file.sync().unwrap();
-            let none = Draw { kept_per_1000: 0, destroys: false };
+            let none = Draw { kept_per_1000: 0, ..HALF };
             assert_eq!(disk.crash(&mut Rng::new(seed), none).contents("a").unwrap()[0], 3);
         }
         assert!((20..80).contains(&lost), "{lost}");

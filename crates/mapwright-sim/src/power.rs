@@ -1,7 +1,7 @@
 //! Power failures at every point of the protocol of commits: a program that changes a file, commits, spills, rolls back,
 //! resizes, takes snapshots and checkpoints, on a [`Disk`]; after every operation that changes the disk some of the states
-//! are drawn that a power failure may leave, recovery runs on each, with more power failures in it, and what is then in the file
-//! must be allowed.
+//! are drawn that a power failure or a kill may leave, recovery runs on each, with more power failures and kills in it, and what is
+//! then in the file must be allowed, and durable.
 //!
 //! What is allowed (docs/fault-model.md):
 //! * the last acknowledged commit;
@@ -29,6 +29,12 @@ const PAGE: u64 = 4096;
 pub struct Tally {
     /// States of the disk that recovery ran on, those in the middle of recovery included.
     pub states: u64,
+    /// Those of them that a kill left.
+    pub kills: u64,
+    /// Checkpoints that went on after an error.
+    pub resumed: u64,
+    /// Commits of nothing while another was in doubt.
+    pub empty: u64,
     /// Commits that were acknowledged.
     pub commits: u64,
     /// Checkpoints that ended.
@@ -45,11 +51,19 @@ impl Tally {
     /// Adds another.
     pub fn add(&mut self, other: &Self) {
         self.states += other.states;
+        self.kills += other.kills;
+        self.resumed += other.resumed;
+        self.empty += other.empty;
         self.commits += other.commits;
         self.checkpoints += other.checkpoints;
         self.failures += other.failures;
         self.refused += other.refused;
         self.read += other.read;
+    }
+
+    fn count(&mut self, end: End) {
+        self.states += 1;
+        self.kills += u64::from(matches!(end, End::Kill));
     }
 }
 
@@ -155,7 +169,7 @@ impl Run {
             checkpoint: u64::from(unit) * rng.within(8..60),
         };
         let destroys = rng.below(3) == 0;
-        let errors_per_1000 = if rng.below(3) == 0 { 40 } else { 0 };
+        let errors_per_1000 = if rng.below(3) == 0 { [40, 250][rng.index(2)] } else { 0 };
         let style = Style { limits, destroys, errors_per_1000, pages: rng.within(2..7) };
         let bytes = vec![1; (style.pages * PAGE) as usize];
         let disk = Disk::with_file(FILE, bytes.clone());
@@ -289,10 +303,12 @@ impl Run {
         let mut snapshots: Vec<(Snapshot, Vec<u8>)> = Vec::new();
         for _ in 0..self.rng.within(5..40) {
             match self.rng.below(100) {
-                0..=44 => {
+                0..=40 => {
                     self.change();
                     self.commit(atomic)?;
                 }
+                // What a failed commit left, or nothing.
+                41..=44 => self.commit(atomic)?,
                 45..=54 => {
                     self.change();
                     self.spill(atomic)?;
@@ -337,6 +353,10 @@ impl Run {
         let outcome = match running.step() {
             Ok(false) => return Ok(Some(running)),
             Ok(true) => running.finish().map(drop),
+            Err(_) if self.style.errors_per_1000 > 0 && self.rng.below(2) == 0 => {
+                self.truth().tally.resumed += 1;
+                return Ok(Some(running));
+            }
             Err(error) => Err(error),
         };
         match outcome {
@@ -401,7 +421,8 @@ impl Run {
             Err(error) if self.style.errors_per_1000 == 0 => Err(format!("commit: {error}")),
             Err(_) => {
                 self.truth().tally.failures += 1;
-                Ok(())
+                // Often it is given up, and where that fails too, nothing is committed on top of it.
+                if self.rng.below(2) == 0 { self.rollback(atomic) } else { Ok(()) }
             }
         }
     }
@@ -438,6 +459,10 @@ impl Run {
         match rolled_back {
             Ok(()) => self.truth().doubt.clear(),
             Err(error) if self.style.errors_per_1000 == 0 => return Err(format!("rollback: {error}")),
+            Err(_) if self.rng.below(2) == 0 => {
+                self.truth().tally.empty += 1;
+                return self.commit(atomic);
+            }
             Err(_) => {}
         }
         Ok(())
@@ -461,33 +486,63 @@ impl Run {
 
 fn draw(rng: &mut Rng, destroys: bool) -> Draw {
     let kept_per_1000 = [0, 100, 500, 900, 1000][rng.index(5)];
-    Draw { kept_per_1000, destroys: destroys && rng.below(2) == 0 }
+    Draw { kept_per_1000, destroys: destroys && rng.below(2) == 0, garbage: rng.below(2) == 0 }
+}
+
+/// How a program ends that does not end itself.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    /// What it wrote is in the kernel's cache.
+    Kill,
+    Power(#[expect(dead_code, reason = "for messages")] Draw),
+}
+
+impl End {
+    /// Draws one, and what is left after it.
+    fn of(image: &Image, rng: &mut Rng, destroys: bool) -> (Self, Disk) {
+        if rng.below(3) == 0 {
+            return (Self::Kill, image.kill());
+        }
+        let draw = draw(rng, destroys);
+        (Self::Power(draw), image.crash(rng, draw))
+    }
 }
 
 /// Draws states of the disk and looks whether recovery makes something allowed of each.
 fn look(image: &Image, truth: &mut Truth, rng: &mut Rng, destroys: bool) -> Result<(), String> {
     for _ in 0..3 {
-        let first = draw(rng, destroys);
-        let mut disk = image.crash(rng, first);
-        truth.tally.states += 1;
-        // Power failures during recovery, and during what comes after them.
-        for _ in 0..rng.below(3) {
-            disk.fail_after(Some(rng.below(12)));
+        let (end, mut disk) = End::of(image, rng, destroys);
+        let mut ends = vec![end];
+        truth.tally.count(end);
+        // Ends during recovery, and during the recovery from that.
+        for _ in 0..rng.below(4) {
+            disk.fail_after(Some(rng.below(14)));
             let outcome = recovered(&disk);
             if !disk.is_dead() {
-                outcome.map_err(|why| format!("{why} (after {first:?})"))?;
+                outcome.map_err(|why| format!("{why} (after {ends:?})"))?;
             }
-            let next = draw(rng, destroys);
-            disk = disk.crash(rng, next);
-            truth.tally.states += 1;
+            let (end, next) = disk.with_image(|image| End::of(image, rng, destroys));
+            disk = next;
+            ends.push(end);
+            truth.tally.count(end);
         }
         let before = entries(&disk);
-        let bytes = recovered(&disk).map_err(|why| format!("{why} (after {first:?}): {before}"))?;
+        let bytes = recovered(&disk).map_err(|why| format!("{why} (after {ends:?}): {before}"))?;
         if !truth.allows(&bytes) {
-            return Err(format!("{} (after {first:?}): {before}", truth.describe(&bytes)));
+            return Err(format!("{} (after {ends:?}): {before}", truth.describe(&bytes)));
         }
-        if disk.file(&format!("{FILE}.mapwright-journal")).is_ok() {
+        let journal = format!("{FILE}.mapwright-journal");
+        if disk.file(&journal).is_ok() {
             return Err("a journal is left after recovery".to_owned());
+        }
+        // Before the first open nobody has promised that what others wrote is durable.
+        if truth.acknowledged.is_some() && rng.below(4) == 0 {
+            let last = draw(rng, destroys);
+            let later = disk.crash(rng, last);
+            truth.tally.states += 1;
+            if later.file(&journal).is_ok() || later.contents(FILE).ok().as_ref() != Some(&bytes) {
+                return Err(format!("what was recovered is not durable (after {ends:?}, {last:?})"));
+            }
         }
     }
     if rng.below(4) == 0

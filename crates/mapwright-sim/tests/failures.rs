@@ -10,8 +10,8 @@ use mapwright_sim::disk::{Disk, DiskPlace, Draw};
 
 const FILE: &str = "data";
 const PAGE: usize = 4096;
-const NOTHING: Draw = Draw { kept_per_1000: 0, destroys: false };
-const EVERYTHING: Draw = Draw { kept_per_1000: 1000, destroys: false };
+const NOTHING: Draw = Draw { kept_per_1000: 0, destroys: false, garbage: false };
+const EVERYTHING: Draw = Draw { kept_per_1000: 1000, destroys: false, garbage: false };
 
 fn open(disk: &Disk) -> Result<AtomicFile, JournalError> {
     let file = Arc::new(disk.file(FILE).unwrap());
@@ -123,7 +123,7 @@ fn every_operation_may_fail_once() {
         twice(&mut || open(&disk).map(|opened| atomic = Some(opened)));
         let atomic = atomic.unwrap();
         let holds = |state: &[u8]| {
-            for draw in [NOTHING, Draw { kept_per_1000: 500, destroys: true }] {
+            for draw in [NOTHING, Draw { kept_per_1000: 500, destroys: true, garbage: true }] {
                 assert_eq!(after_crash(&disk, draw), state, "operation {n}");
             }
         };

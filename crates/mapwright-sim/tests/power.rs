@@ -24,6 +24,7 @@ fn no_power_failure_loses_a_commit() {
         }
     }
     assert!(tally.commits > 0 && tally.checkpoints > 0 && tally.failures > 0, "{tally:?}");
+    assert!(tally.kills > 0 && tally.resumed > 0 && tally.empty > 0, "{tally:?}");
     assert!(tally.refused > 0 && tally.read > 0, "{tally:?}");
 }
 

@@ -87,8 +87,9 @@ struct State {
     /// The number the next entry gets (6).
     next_sequence: u64,
     space: Space,
-    /// What durable commits changed and the file may lack.
+    /// What durable commits changed and the file may lack, and the file's length before the first of them.
     index: Index,
+    base_len: u64,
     /// What the transaction under way has spilled, durably.
     pending: Index,
     /// Changes of length of the transaction under way that are not durable in the journal.
@@ -153,6 +154,7 @@ impl AtomicFile {
             next_sequence: 1,
             space,
             index: Index::default(),
+            base_len: file_len,
             pending: Index::default(),
             unlogged: Vec::new(),
             len: file_len,
@@ -314,8 +316,9 @@ impl AtomicFile {
         if sabotage::is(Sabotage::CheckpointUncommitted) {
             plan.pieces.extend(state.pending.plan(u64::MAX).pieces);
         }
+        let replay = Replay::new(plan, state.base_len, target.file_len);
         drop(state);
-        Some(Checkpoint { atomic: self, _turn: turn, target, replay: Replay::new(plan, target.file_len) })
+        Some(Checkpoint { atomic: self, _turn: turn, target, replay })
     }
 
     /// A whole checkpoint, of the last commit where snapshots allow it; what it wrote.
@@ -418,7 +421,8 @@ pub struct Checkpoint<'a> {
 }
 
 impl Checkpoint<'_> {
-    /// Writes a part to the file, about a megabyte; `true` when all is written.
+    /// Writes a part to the file, about a megabyte; `true` when all is written. After an error it may be called again, and
+    /// writes the same part.
     ///
     /// # Errors
     /// [`JournalError::Io`]; [`JournalError::Damaged`] if a record is not what was written.
@@ -430,13 +434,18 @@ impl Checkpoint<'_> {
     ///
     /// # Errors
     /// [`JournalError::Io`]: the journal keeps everything.
+    ///
+    /// # Panics
+    /// When [`step`](Self::step) has not said that all is written: our mistake.
     pub fn finish(self) -> Result<Replayed> {
+        assert!(self.replay.is_done(), "a checkpoint finished before its last step");
         if !sabotage::is(Sabotage::NoFileSync) {
             disk::sync(&*self.atomic.file)?;
         }
         let Committed { at, file_len } = self.target;
         let mut state = self.atomic.lock();
         state.index.forget(at.sequence);
+        state.base_len = file_len;
         state.recent.retain(|commit| commit.at.sequence > at.sequence);
         let counter = state.anchor.counter + 1;
         let anchor = Anchor { counter, start: at.tip.position, sequence: at.sequence, file_len };

@@ -60,6 +60,8 @@ pub struct Index {
 pub struct Plan {
     /// The shortest the file was on the way: it is cut to this first.
     pub cut: Option<u64>,
+    /// The shortest it was since the first change that the index has; `u64::MAX` if it was never cut.
+    pub shortest: u64,
     /// What to write, in the order of the file.
     pub pieces: Vec<Piece>,
 }
@@ -115,15 +117,27 @@ impl Index {
         });
     }
 
-    /// What brings the file to a commit.
+    /// What brings the file to a commit. Commits are numbered from 1.
     pub fn plan(&self, commit: u64) -> Plan {
-        let cuts: Vec<Timed<u64>> = self.cuts.iter().copied().filter(|cut| cut.commit <= commit).collect();
+        self.plan_between(0, commit)
+    }
+
+    /// What brings the file from one commit to another: the pages that were changed between them, with all of their pieces.
+    pub fn plan_between(&self, from: u64, to: u64) -> Plan {
+        let cuts: Vec<Timed<u64>> = self.cuts.iter().copied().filter(|cut| cut.commit <= to).collect();
         let mut pieces = Vec::new();
         for list in self.pages.values() {
-            let list = list.iter().copied().filter(|piece| piece.commit <= commit);
-            pieces.extend(fold(list.collect(), &cuts).1);
+            if list.iter().any(|piece| piece.commit > from && piece.commit <= to) {
+                let list = list.iter().copied().filter(|piece| piece.commit <= to);
+                pieces.extend(fold(list.collect(), &cuts).1);
+            }
         }
-        Plan { cut: cuts.iter().map(|cut| cut.what).min(), pieces }
+        let new = cuts.iter().filter(|cut| cut.commit > from);
+        Plan {
+            cut: new.map(|cut| cut.what).min(),
+            shortest: cuts.iter().map(|cut| cut.what).min().unwrap_or(u64::MAX),
+            pieces,
+        }
     }
 
     /// What to lay over one page of the file to get the page of a commit: from where on its old bytes are zeros, and the

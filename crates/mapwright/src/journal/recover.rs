@@ -13,8 +13,7 @@ use std::sync::Arc;
 use super::disk::{self, Place};
 use super::error::{JournalError, Result};
 use super::format::{Anchor, Entry, HEAD, Header, Kind, Record};
-use super::index::Plan;
-use super::replay::{Replay, Replayed, read_piece};
+use super::replay::{Replay, Replayed, Run};
 use super::sabotage::{self, Sabotage};
 use super::scan::Scan;
 use crate::stores::Store;
@@ -61,7 +60,7 @@ fn check(journal: &dyn Store, place: &dyn Place, file: &dyn Store, accept: Accep
     if !(least..=most).contains(&len) {
         return Err(JournalError::FileLength { path: file.name(), len, least, most });
     }
-    let replay = Replay::new(scan.index.plan(scan.last_commit), scan.file_len).size();
+    let replay = Replay::new(scan.index.plan(scan.last_commit), scan.anchor.file_len, scan.file_len).size();
     Ok(Found { scan, replay })
 }
 
@@ -80,16 +79,19 @@ pub fn recover(place: &dyn Place, file: &dyn Store, accept: Accept) -> Result<Op
     if sabotage::is(Sabotage::RetireFirst) {
         retire(place)?;
     }
-    let (claimed, claimed_len) = scan.claimed;
+    make_found_durable(place, &*journal)?;
+    let (base_len, (claimed, claimed_len)) = (scan.anchor.file_len, scan.claimed);
+    let bring = |commit, file_len| Replay::new(scan.index.plan(commit), base_len, file_len);
     if scan.last_commit > claimed && !sabotage::is(Sabotage::TrustCache) {
-        replay(file, &*journal, scan, scan.index.plan(claimed), claimed_len)?;
-        let mut rest = scan.index.clone();
-        rest.forget(claimed);
-        let rest = rest.plan(scan.last_commit);
+        replay(file, &*journal, scan, bring(claimed, claimed_len))?;
+        // Pages in whole, where the file is unsure: a recovery that found more in the kernel's cache than there is now may have
+        // begun to write them, and left anything beyond the end of the file.
+        let rest = scan.index.plan_between(claimed, scan.last_commit);
+        let rest = Replay::new(rest, base_len, scan.file_len);
         log_anew(place, &*journal, scan, &rest)?;
-        replay(file, &*journal, scan, rest, scan.file_len)?;
+        replay(file, &*journal, scan, rest)?;
     } else {
-        replay(file, &*journal, scan, scan.index.plan(scan.last_commit), scan.file_len)?;
+        replay(file, &*journal, scan, bring(scan.last_commit, scan.file_len))?;
     }
     if !sabotage::is(Sabotage::RetireFirst) {
         retire(place)?;
@@ -97,15 +99,25 @@ pub fn recover(place: &dyn Place, file: &dyn Store, accept: Accept) -> Result<Op
     Ok(Some(found))
 }
 
+/// Makes durable what the file is about to depend on: a recovery that was killed after it had put a new journal in the place
+/// of an old one may have left the new name in the kernel's cache only, and a program that was killed the entry that names the
+/// last commit as durable. A copy of a journal may not have been synced at all.
+fn make_found_durable(place: &dyn Place, journal: &dyn Store) -> Result<()> {
+    if sabotage::is(Sabotage::NoFoundNameSync) {
+        return Ok(());
+    }
+    disk::sync(journal)?;
+    place.sync()
+}
+
 /// Brings the file to a commit, durably.
-fn replay(file: &dyn Store, journal: &dyn Store, scan: &Scan, plan: Plan, file_len: u64) -> Result<()> {
-    let mut replay = Replay::new(plan, file_len);
+fn replay(file: &dyn Store, journal: &dyn Store, scan: &Scan, mut replay: Replay) -> Result<()> {
     while !replay.step(file, journal, &scan.header.salt)? {}
     if sabotage::is(Sabotage::RetireFirst) { Ok(()) } else { disk::sync(file) }
 }
 
 /// Writes what follows the claimed commit to a new journal, as one commit, and puts that in the place of the old one.
-fn log_anew(place: &dyn Place, old: &dyn Store, scan: &Scan, rest: &Plan) -> Result<()> {
+fn log_anew(place: &dyn Place, old: &dyn Store, scan: &Scan, rest: &Replay) -> Result<()> {
     let header = Header { unit: scan.header.unit, salt: place.salt()?, identity: place.identity()? };
     let anchor = Anchor { counter: 1, start: header.base(), sequence: 0, file_len: scan.claimed.1 };
     let journal = place.create()?;
@@ -118,16 +130,17 @@ fn log_anew(place: &dyn Place, old: &dyn Store, scan: &Scan, rest: &Plan) -> Res
         durable_commit: 0,
         buffer: vec![0; HEAD],
     };
-    rest.cut.into_iter().for_each(|len| log.push(Record::Length(len), &[]));
+    rest.cut().into_iter().for_each(|len| log.push(Record::Length(len), &[]));
     log.push(Record::Length(scan.file_len), &[]);
-    let mut data = Vec::new();
-    for piece in &rest.pieces {
-        data.clear();
-        read_piece(old, &scan.header.salt, piece, &mut data)?;
+    let mut next = 0;
+    while let Some((after, runs)) = rest.page(old, &scan.header.salt, next)? {
+        next = after;
         if log.buffer.len() >= ENTRY {
             log.write(Kind::Part)?;
         }
-        log.push(Record::Data { offset: piece.offset, len: piece.len }, &data);
+        for Run { start, bytes } in &runs {
+            log.push(Record::Data { offset: *start, len: bytes.len() as u32 }, bytes);
+        }
     }
     log.write(Kind::Commit { file_len: scan.file_len })?;
     disk::sync(&*log.journal)?;

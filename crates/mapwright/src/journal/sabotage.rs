@@ -49,10 +49,18 @@ pub enum Sabotage {
     TrustRecords,
     /// Recovery takes damage in the middle for a torn tail.
     BlindToDamage,
+    /// A checkpoint that goes on after an error leaves out what it could not write.
+    ResumeAfterError,
+    /// A commit of nothing is acknowledged while another is in doubt.
+    EmptyInDoubt,
+    /// Recovery writes the file before the name of the journal that it found is durable.
+    NoFoundNameSync,
+    /// Records smaller than a page are replayed alone beyond what the file has had durably.
+    SmallBeyondEnd,
 }
 
 /// All of them.
-pub const ALL: [Sabotage; 21] = [
+pub const ALL: [Sabotage; 25] = [
     Sabotage::NoCommitSync,
     Sabotage::NoSpillSync,
     Sabotage::SyncAgainOnly,
@@ -74,6 +82,10 @@ pub const ALL: [Sabotage; 21] = [
     Sabotage::ReplayTail,
     Sabotage::TrustRecords,
     Sabotage::BlindToDamage,
+    Sabotage::ResumeAfterError,
+    Sabotage::EmptyInDoubt,
+    Sabotage::NoFoundNameSync,
+    Sabotage::SmallBeyondEnd,
 ];
 
 static CHOSEN: AtomicU32 = AtomicU32::new(0);

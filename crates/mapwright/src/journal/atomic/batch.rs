@@ -133,7 +133,7 @@ impl Batch<'_> {
     }
 
     /// Makes everything since the last commit durable, with what is in this batch: all of it, or, where it fails, none or all.
-    /// The commit's number; that of the last one, without any I/O, if nothing was changed.
+    /// The commit's number; that of the last one, without any I/O, if nothing was changed and no commit is in doubt.
     ///
     /// # Errors
     /// [`JournalError::Io`]: not committed, and in doubt until the next batch that succeeds, or a rollback.
@@ -141,7 +141,9 @@ impl Batch<'_> {
         let last = {
             let state = self.atomic.lock();
             let nothing = self.written.is_empty() && self.buffered.is_empty();
-            (nothing && !state.spilled).then_some(state.committed.at.sequence)
+            // While another is in doubt, this one says that it is not to be.
+            let in_doubt = state.in_doubt && !sabotage::is(Sabotage::EmptyInDoubt);
+            (nothing && !state.spilled && !in_doubt).then_some(state.committed.at.sequence)
         };
         if let Some(last) = last {
             return Ok(last);
