@@ -568,6 +568,11 @@ impl Place for DiskPlace {
         self.disk.operate(remove, |_, _| {}).map_err(|error| self.failed("remove", error))
     }
 
+    fn confirm(&self) -> Result<()> {
+        // Nobody renames anything here.
+        self.disk.file(&self.file).map(drop).map_err(|error| self.failed("find the file of", error))
+    }
+
     fn sync(&self) -> Result<()> {
         let sync = |image: &mut Image| {
             image.named.clear();

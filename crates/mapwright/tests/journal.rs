@@ -476,6 +476,62 @@ fn the_files_lock_excludes_a_second_writer() {
     assert_eq!(second.lock().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
 }
 
+#[test]
+fn opening_and_recovering_take_the_files_lock_themselves() {
+    let sample = Sample::new();
+    let atomic = sample.open().unwrap();
+    let before = sample.all();
+    for refused in [sample.open().map(drop), sample.recover().map(drop)] {
+        assert!(matches!(refused, Err(JournalError::Refused { .. })), "{refused:?}");
+    }
+    assert_eq!(sample.all(), before);
+    drop(atomic);
+    assert_eq!(sample.recover().unwrap(), Some(0));
+}
+
+#[test]
+fn a_file_that_lost_its_name_before_it_was_locked_is_refused() {
+    let sample = Sample::new();
+    let (place, file) = sample.parts();
+    fs::rename(&sample.path, sample.folder.path().join("moved")).unwrap();
+    let refuse = || recover(&*place, &*file, Accept::Own).unwrap_err();
+    assert!(matches!(refuse(), JournalError::Refused { .. }));
+    fs::write(&sample.path, b"another").unwrap();
+    assert!(matches!(refuse(), JournalError::Refused { .. }));
+}
+
+#[test]
+fn limits_that_the_format_cannot_have_are_refused() {
+    let sample = Sample::new();
+    let good = Limits::default();
+    for unit in [0, 256, 1000, 131_072] {
+        let (place, file) = sample.parts();
+        let refused = AtomicFile::open(place, file, Limits { unit, ..good }).map(drop);
+        assert!(matches!(refused, Err(JournalError::Refused { .. })), "{unit}: {refused:?}");
+    }
+    for limits in [Limits { entry: usize::MAX, ..good }, Limits { checkpoint: u64::MAX, ..good }] {
+        let (place, file) = sample.parts();
+        let refused = AtomicFile::open(place, file, limits).map(drop);
+        assert!(matches!(refused, Err(JournalError::Refused { .. })), "{refused:?}");
+    }
+    assert_eq!(sample.inspect().unwrap(), None);
+}
+
+#[test]
+fn a_journal_of_holes_is_refused_and_not_read_through() {
+    let sample = Sample::new();
+    leave_commits(&sample, 1);
+    let journal = File::options().write(true).open(sample.journal()).unwrap();
+    if let Err(error) = journal.set_len(1 << 42) {
+        assert!(std::env::var_os("CI").is_none(), "no file of 4 TiB here: {error}");
+        println!("skipped: no file of 4 TiB here: {error}");
+        return;
+    }
+    let (place, file) = sample.parts();
+    let refused = recover(&*place, &*file, Accept::Own).unwrap_err();
+    assert!(matches!(refused, JournalError::Refused { .. }), "{refused}");
+}
+
 /// A writer, a checkpoint and readers of snapshots side by side: every snapshot is one commit, whole, for as long as it is held,
 /// while space is used again under it.
 #[test]

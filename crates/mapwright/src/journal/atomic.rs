@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::disk::{self, Place};
-use super::error::Result;
+use super::error::{JournalError, Result};
 use super::format::{Anchor, HEAD, Header, Kind, Record, UNIT};
 use super::index::Index;
 use super::recover::{self, Accept, Found};
@@ -47,11 +47,29 @@ pub use view::{Overlay, Snapshot};
 pub struct Limits {
     /// Bytes in a unit of the journal: a power of two from 512 to 65,536.
     pub unit: u32,
-    /// Bytes of an entry: what a batch has in memory at most.
+    /// Bytes of an entry, 1 GiB at most: what a batch has in memory at most.
     pub entry: usize,
     /// Live bytes of the journal from which on a checkpoint is due. It keeps to twice this where transactions and
     /// snapshots let it.
     pub checkpoint: u64,
+}
+
+impl Limits {
+    fn check(&self, path: &str) -> Result<()> {
+        let refused = |why: String, remedy| JournalError::Refused { path: path.to_owned(), why, remedy };
+        if !self.unit.is_power_of_two() || !(512..=65_536).contains(&self.unit) {
+            let why = format!("a unit of {} bytes", self.unit);
+            return Err(refused(why, "choose a power of two from 512 to 65,536"));
+        }
+        if self.entry > 1 << 30 {
+            return Err(refused(format!("entries of {} bytes", self.entry), "choose 1 GiB at most"));
+        }
+        if self.checkpoint > 1 << 60 {
+            let why = format!("a checkpoint after {} bytes", self.checkpoint);
+            return Err(refused(why, "choose 1 EiB at most"));
+        }
+        Ok(())
+    }
 }
 
 impl Default for Limits {
@@ -125,8 +143,8 @@ pub struct AtomicFile {
 }
 
 impl AtomicFile {
-    /// Recovers the file if its journal is there, makes its bytes durable as they are, and starts a journal. The caller holds
-    /// the file's lock. Says what was recovered.
+    /// Recovers the file if its journal is there, makes its bytes durable as they are, and starts a journal. Takes the
+    /// file's lock, for as long as the store is open. Says what was recovered.
     ///
     /// # Errors
     /// Every refusal of [`JournalError`], with nothing changed; [`JournalError::Io`].
@@ -135,6 +153,7 @@ impl AtomicFile {
         file: Arc<dyn Store>,
         limits: Limits,
     ) -> Result<(Self, Option<Found>)> {
+        limits.check(&file.name())?;
         let recovered = recover::recover(&*place, &*file, Accept::Own)?;
         if !sabotage::is(Sabotage::NoBaseSync) {
             disk::sync(&*file)?;
@@ -321,7 +340,8 @@ impl AtomicFile {
         Some(Checkpoint { atomic: self, _turn: turn, target, replay })
     }
 
-    /// A whole checkpoint, of the last commit where snapshots allow it; what it wrote.
+    /// A whole checkpoint, of the last commit where snapshots allow it; what it wrote. Where the last commit cannot be
+    /// [claimed](Self::claim), one of what can be brought to the file all the same, and then the error.
     ///
     /// # Errors
     /// [`JournalError::Io`]: nothing is lost, the next checkpoint writes all of it again.
@@ -329,10 +349,23 @@ impl AtomicFile {
     /// # Panics
     /// When a batch or another checkpoint is under way: our mistake.
     pub fn checkpoint(&self) -> Result<Replayed> {
-        self.claim()?;
-        let Some(mut checkpoint) = self.begin_checkpoint() else { return Ok(Replayed::default()) };
-        while !checkpoint.step()? {}
-        checkpoint.finish()
+        let claimed = self.claim();
+        let replayed = match self.begin_checkpoint() {
+            Some(mut checkpoint) => {
+                while !checkpoint.step()? {}
+                checkpoint.finish()?
+            }
+            None => Replayed::default(),
+        };
+        if claimed.is_err() {
+            // Perhaps the disk is full. What was claimed before is in the file now: an anchor, whose place the journal has, frees
+            // what that took, for the next attempt.
+            let _turn = Flag::raise(&self.busy, "a checkpoint beside a batch");
+            if self.lock().due.is_some() {
+                self.sync_journal()?;
+            }
+        }
+        claimed.map(|()| replayed)
     }
 
     /// Drops what is not committed, brings the file to the last commit, and removes the journal.

@@ -17,7 +17,8 @@ use crate::stores::Store;
 /// 3. `publish` gives the created journal its final name, atomically, and fails if that name is taken; `replace` takes the
 ///    name from the journal that has it, which can be read on by whoever has it open.
 /// 4. `remove` takes the final name away; that there is none is no error.
-/// 5. Names are durable when `sync` returned `Ok`, and perhaps before.
+/// 5. `confirm` looks whether the file still has the name that the journal is called after.
+/// 6. Names are durable when `sync` returned `Ok`, and perhaps before.
 pub trait Place: Send + Sync {
     /// What to call the journal in messages.
     fn name(&self) -> String;
@@ -63,6 +64,12 @@ pub trait Place: Send + Sync {
     /// # Errors
     /// What the file system answers.
     fn remove(&self) -> Result<()>;
+
+    /// Refuses a file that has not its name any more: the journal would be another file's.
+    ///
+    /// # Errors
+    /// [`JournalError::Refused`]; what the file system answers.
+    fn confirm(&self) -> Result<()>;
 
     /// Makes all changes of names durable.
     ///
@@ -112,6 +119,18 @@ pub(super) fn write(store: &dyn Store, offset: u64, bytes: &[u8]) -> Result<()> 
 /// Syncs. An interrupted sync has failed: what it had found is not looked for again.
 pub(super) fn sync(store: &dyn Store) -> Result<()> {
     store.sync().map_err(|error| JournalError::io("sync", store.name(), 0, error))
+}
+
+/// Takes the file's lock; it holds as long as the store is open.
+pub(super) fn lock(file: &dyn Store) -> Result<()> {
+    file.lock().map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => JournalError::Refused {
+            path: file.name(),
+            why: "in use by another program".to_owned(),
+            remedy: "what it has committed is safe: close it there first",
+        },
+        _ => JournalError::io("lock", file.name(), 0, error),
+    })
 }
 
 /// Sets the length.

@@ -26,6 +26,10 @@ pub const SUFFIX: &str = ".mapwright-journal";
 /// What is added while it is not complete.
 const UNFINISHED: &str = ".new";
 
+/// Bytes from which on a journal is refused that has hardly any on the disk: to look through it would take for ever. Below it
+/// nothing is concluded from the blocks, which compressing file systems count in their own way.
+const SPARSE: u64 = 64 << 30;
+
 /// The place of one file's journal.
 #[derive(Debug)]
 pub struct Directory {
@@ -119,6 +123,12 @@ impl Directory {
         if journal.st_nlink != 1 {
             return Err(format!("it has {} names", journal.st_nlink));
         }
+        let (bytes, allocated) = (journal.st_size as u64, journal.st_blocks as u64 * 512);
+        if bytes > SPARSE && allocated < bytes / 1024 {
+            return Err(format!(
+                "{bytes} bytes long, of which {allocated} are on the disk: no journal is so sparse"
+            ));
+        }
         let trusted = [file.st_uid, rustix::process::geteuid().as_raw(), 0];
         if !trusted.contains(&journal.st_uid) {
             return Err(format!("owned by user {}, the file by user {}", journal.st_uid, file.st_uid));
@@ -153,6 +163,25 @@ impl Directory {
 }
 
 impl Place for Directory {
+    fn confirm(&self) -> Result<()> {
+        let file = self.stat_file()?;
+        let name = self.name.as_bytes();
+        let name = OsStr::from_bytes(&name[..name.len() - SUFFIX.len()]);
+        let there = match rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(there) => Some((there.st_dev, there.st_ino)),
+            Err(Errno::NOENT) => None,
+            Err(error) => return Err(self.failed("find the name of the file of", error)),
+        };
+        if there == Some((file.st_dev, file.st_ino)) {
+            return Ok(());
+        }
+        Err(JournalError::Refused {
+            path: self.name(),
+            why: "the file has lost its name to another, or has none any more".to_owned(),
+            remedy: "open it again by its name",
+        })
+    }
+
     fn name(&self) -> String {
         self.path.display().to_string()
     }

@@ -1,7 +1,7 @@
 //! What becomes of a journal that is found when a file is opened.
 //!
 //! First everything is checked, then the file is written and synced, then the journal is removed and the directory synced.
-//! Who is killed on the way has changed nothing that the next one would not do again. The caller holds the file's lock.
+//! Who is killed on the way has changed nothing that the next one would not do again. The file's lock is taken first.
 //!
 //! What is read may be in the kernel's cache and not on the disk: the program was killed before its sync, or its sync had
 //! failed, after which the cache is called clean and syncing proves nothing. To replay that, and lose power, would leave a part of a
@@ -64,11 +64,15 @@ fn check(journal: &dyn Store, place: &dyn Place, file: &dyn Store, accept: Accep
     Ok(Found { scan, replay })
 }
 
-/// Replays a file's journal, if there is one, and removes it.
+/// Takes the file's lock, for as long as the store is open; replays its journal, if there is one, and removes it.
 ///
 /// # Errors
-/// As for [`inspect`], with nothing changed; [`JournalError::Io`] if file or journal cannot be written: the next one goes on.
+/// As for [`inspect`], and [`JournalError::Refused`] where another program has the file's lock, with nothing changed;
+/// [`JournalError::Io`] if file or journal cannot be written: the next one goes on.
 pub fn recover(place: &dyn Place, file: &dyn Store, accept: Accept) -> Result<Option<Found>> {
+    disk::lock(file)?;
+    // Between opening and locking somebody may have put another file in its place.
+    place.confirm()?;
     let Some(journal) = place.open()? else {
         // Perhaps it was removed a moment before the machine stopped, and the name is not durably gone.
         place.sync()?;
