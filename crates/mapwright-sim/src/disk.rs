@@ -161,6 +161,15 @@ impl Disk {
         self.lock().image.crash(rng, draw)
     }
 
+    /// Calls the observer though nothing has changed: what is promised may have.
+    pub fn show(&self) {
+        let inner = &mut *self.lock();
+        if let Some(mut observer) = inner.observer.take() {
+            observer(&inner.image);
+            inner.observer = Some(observer);
+        }
+    }
+
     /// Shows everything that is on it.
     pub fn with_image<T>(&self, look: impl FnOnce(&Image) -> T) -> T {
         look(&self.lock().image)

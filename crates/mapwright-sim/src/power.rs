@@ -461,7 +461,8 @@ impl Run {
             Err(error) if self.style.errors_per_1000 == 0 => return Err(format!("rollback: {error}")),
             Err(_) if self.rng.below(2) == 0 => {
                 self.truth().tally.empty += 1;
-                return self.commit(atomic);
+                self.commit(atomic)?;
+                self.disk.show();
             }
             Err(_) => {}
         }

@@ -168,3 +168,16 @@ fn every_operation_may_fail_once() {
     }
     assert!(failures > 60, "{failures}");
 }
+
+#[test]
+fn a_commit_of_nothing_ends_the_doubt_about_the_one_before() {
+    let (disk, atomic) = opened();
+    commit(&atomic, 0, 2).unwrap();
+    disk.fail_once(SYNC);
+    commit(&atomic, 1, 3).unwrap_err();
+    atomic.begin().commit().unwrap();
+    assert!(!atomic.is_in_doubt());
+    for draw in [NOTHING, EVERYTHING] {
+        assert_eq!(after_crash(&disk, draw), [2, 1, 1, 1]);
+    }
+}
