@@ -12,7 +12,6 @@ compile_error!("mapwright runs on 64-bit Linux only");
 
 pub mod bare;
 pub mod buffer;
-pub mod cache;
 mod copy;
 pub mod file;
 pub mod frames;

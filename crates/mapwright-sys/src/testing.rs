@@ -1,7 +1,7 @@
 //! What tests need to make the kernel less friendly than it is. Not part of the public interface.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 /// Makes the kernel answer `errno` to these system calls, for this thread and all that it starts, for good: what the
 /// seccomp profile of a container does. For test processes of their own.
@@ -37,31 +37,13 @@ pub fn refuse_system_calls(calls: &[libc::c_long], errno: i32) -> io::Result<()>
 pub const IO_URING: [libc::c_long; 3] =
     [libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register];
 
-/// How many pages of a file's first `len` bytes are in the kernel's page cache: mincore(2) of a mapping that is never
-/// touched. (A read with `RWF_NOWAIT` tells too, but starts read-ahead.)
+/// How many pages of a file's first `len` bytes are in the kernel's page cache. (A read with `RWF_NOWAIT` tells too, but starts
+/// read-ahead.)
 ///
 /// # Errors
-/// What mmap(2) and mincore(2) say.
-///
-/// # Panics
-/// If `len` is 0.
+/// As for [`mincore`](crate::page_cache::mincore).
 pub fn pages_in_kernel_cache(fd: BorrowedFd<'_>, len: usize) -> io::Result<usize> {
-    assert!(len > 0, "a mapping has at least one byte");
-    let mut resident = vec![0_u8; len.div_ceil(crate::PAGE_SIZE)];
-    // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
-    let start = unsafe {
-        libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, libc::MAP_SHARED, fd.as_raw_fd(), 0)
-    };
-    if start == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the range is the mapping, and `resident` has a byte for each of its pages.
-    let result = unsafe { libc::mincore(start, len, resident.as_mut_ptr()) };
-    let error = io::Error::last_os_error();
-    // SAFETY: the mapping is ours, and nobody else knows its address.
-    unsafe { libc::munmap(start, len) };
-    if result != 0 {
-        return Err(error);
-    }
+    let mut resident = vec![0; len.div_ceil(crate::PAGE_SIZE)];
+    crate::page_cache::mincore(fd, 0, &mut resident)?;
     Ok(resident.iter().filter(|&&page| page & 1 != 0).count())
 }

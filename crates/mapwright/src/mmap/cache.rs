@@ -4,8 +4,8 @@
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use mapwright_sys::cache::cachestat;
 use mapwright_sys::mmap::Advice;
+use mapwright_sys::page_cache::cachestat;
 use rustix::fs::fstat;
 use rustix::io::Errno;
 
@@ -18,7 +18,7 @@ const PAGE: u64 = mapwright_sys::PAGE_SIZE as u64;
 /// Bytes that are mapped at once to be looked at: bounds the memory for mincore's answer to 256 KiB.
 const WINDOW: u64 = 1 << 30;
 
-pub use mapwright_sys::cache::CacheStat;
+pub use mapwright_sys::page_cache::CacheStat;
 
 /// Counts the pages of a range of a file that the kernel has in memory, by state (cachestat(2)).
 ///
