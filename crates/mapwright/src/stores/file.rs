@@ -155,7 +155,8 @@ impl FileStore {
     /// The descriptor for direct writes to a range, if there is one and the file has blocks for all of the range.
     fn direct_for_writes(&self, range: Range<u64>) -> Option<BorrowedFd<'_>> {
         let direct = self.direct().filter(|_| self.options.write)?;
-        let hole = rustix::fs::seek(&self.buffered, SeekFrom::Hole(range.start)).ok()?;
+        // Not by `buffered`, whose position may be that of a descriptor of the caller's.
+        let hole = rustix::fs::seek(direct, SeekFrom::Hole(range.start)).ok()?;
         (hole >= range.end).then_some(direct)
     }
 
