@@ -506,39 +506,22 @@ fn a_writable_file_that_is_replaced_or_deleted_is_written_where_it_is() {
 
 #[test]
 fn a_real_file_system_that_is_full() {
-    let this = "a_real_file_system_that_is_full";
-    let dir = scratch();
-    let Some(place) = role() else {
-        if !require_userfaultfd() || !common::require_root() {
-            return;
-        }
-        // A mount namespace of the child's own: the mount ends with it, however it ends.
-        let mut command = std::process::Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "--"]).arg(std::env::current_exe().unwrap());
-        command.args([this, "--exact", "--nocapture"]).env("MAPWRIGHT_TEST_ROLE", dir.path());
-        run_ok(command);
+    if !require_userfaultfd() {
         return;
-    };
-    let mount = std::process::Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=1M", "tmpfs"])
-        .arg(&place)
-        .status();
-    if !mount.is_ok_and(|status| status.success()) {
-        return common::skip("tmpfs can't be mounted here");
     }
-    let path = std::path::Path::new(&place).join("sparse");
-    std::fs::File::create(&path).unwrap().set_len(4 << 20).unwrap();
-    let pager = pager(8 << 20);
-    let mut map = paged(&pager, MODES[0]).open_mut(&path).unwrap();
-    map.fill(3);
-    let error = map.flush().unwrap_err();
-    assert_eq!(error.errno(), Some(libc::ENOSPC), "{error}");
-    assert!(error.to_string().contains("sparse"), "{error}");
-    assert!(map.iter().all(|byte| *byte == 3), "still there");
-    map.acknowledge_error();
-    map.resize(512 << 10).unwrap();
-    map.close().unwrap();
-    assert!(std::fs::read(&path).unwrap() == vec![3; 512 << 10]);
+    common::on_a_small_file_system("a_real_file_system_that_is_full", |path| {
+        let pager = pager(8 << 20);
+        let mut map = paged(&pager, MODES[0]).open_mut(path).unwrap();
+        map.fill(3);
+        let error = map.flush().unwrap_err();
+        assert_eq!(error.errno(), Some(libc::ENOSPC), "{error}");
+        assert!(error.to_string().contains("sparse"), "{error}");
+        assert!(map.iter().all(|byte| *byte == 3), "still there");
+        map.acknowledge_error();
+        map.resize(512 << 10).unwrap();
+        map.close().unwrap();
+        assert!(std::fs::read(path).unwrap() == vec![3; 512 << 10]);
+    });
 }
 
 /// Makes page `bad` read as zeros in the scope of `view`, then lets the store heal.

@@ -166,32 +166,12 @@ fn a_device_that_fails_is_an_error() {
 
 #[test]
 fn a_full_file_system_under_a_sparse_file_is_an_error() {
-    let this = "a_full_file_system_under_a_sparse_file_is_an_error";
-    let dir = scratch();
-    let Some(place) = role() else {
-        if !common::require_root() {
-            return;
-        }
-        // A mount namespace of the child's own: the mount ends with it, however it ends.
-        let mut command = std::process::Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "--"]).arg(std::env::current_exe().unwrap());
-        command.args([this, "--exact", "--nocapture"]).env("MAPWRIGHT_TEST_ROLE", dir.path());
-        run_ok(command);
-        return;
-    };
-    let mount = std::process::Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=1M", "tmpfs"])
-        .arg(&place)
-        .status();
-    if !mount.is_ok_and(|status| status.success()) {
-        return common::skip("tmpfs can't be mounted here");
-    }
-    let path = Path::new(&place).join("sparse");
-    File::create(&path).unwrap().set_len(4 << 20).unwrap();
-    let map = MmapOptions::new().open_mut(&path).unwrap();
-    let error = map.write_at(0, &vec![1; 4 << 20]).unwrap_err();
-    assert!(matches!(error, Error::Io { operation: "write", .. }), "{error:?}");
-    assert_eq!(map.to_vec(..PAGE).unwrap(), vec![1; PAGE]);
+    common::on_a_small_file_system("a_full_file_system_under_a_sparse_file_is_an_error", |path| {
+        let map = MmapOptions::new().open_mut(path).unwrap();
+        let error = map.write_at(0, &vec![1; 4 << 20]).unwrap_err();
+        assert!(matches!(error, Error::Io { operation: "write", .. }), "{error:?}");
+        assert_eq!(map.to_vec(..PAGE).unwrap(), vec![1; PAGE]);
+    });
 }
 
 #[test]

@@ -334,6 +334,28 @@ pub fn child_as_nobody(test: &str, role: &str, dir: &Path) -> Command {
     command
 }
 
+/// Runs `body` with a sparse file of 4 MiB on a file system that has room for 1 MiB: in a process of its own, which is test
+/// `test` again, as root. The mount is in a namespace of that process, so that it ends with it, however it ends.
+pub fn on_a_small_file_system(test: &str, body: impl FnOnce(&Path)) {
+    let dir = scratch();
+    let Some(place) = role() else {
+        if require_root() {
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "--propagation", "private", "--"]).arg(std::env::current_exe().unwrap());
+            command.args([test, "--exact", "--nocapture"]).env("MAPWRIGHT_TEST_ROLE", dir.path());
+            run_ok(command);
+        }
+        return;
+    };
+    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1M", "tmpfs"]).arg(&place).status();
+    if !mount.is_ok_and(|status| status.success()) {
+        return skip("tmpfs can't be mounted here");
+    }
+    let path = Path::new(&place).join("sparse");
+    std::fs::File::create(&path).unwrap().set_len(4 << 20).unwrap();
+    body(&path);
+}
+
 /// Runs a child; the process is ended after a minute.
 pub fn run(mut command: Command) -> Output {
     use std::process::Stdio;
