@@ -9,9 +9,10 @@ use std::time::Duration;
 use engine::oracle::Oracle;
 use engine::readers::REGION;
 use engine::{Opening, PAGE, for_seeds, frame_limit, pager};
+use mapwright::engine::budget::Buffers;
 use mapwright::engine::checked::Scope;
 use mapwright::engine::file::File;
-use mapwright::engine::kernel::{FaultMode, FrameKind, View};
+use mapwright::engine::kernel::{FaultMode, FrameKind, Kernel, View};
 use mapwright::engine::read_ahead::Advice;
 use mapwright::engine::request::{Held, Request};
 use mapwright::engine::{Handle, evict};
@@ -81,6 +82,27 @@ fn pins_all_over_leave_the_rest_to_be_evicted() {
         pinned.iter().for_each(|&block| bench.check(View::Plain, block..block + 1));
         assert_eq!(sim.fault_count(), faults, "what is pinned does not fault");
         drop((pins, rest));
+    });
+}
+
+#[test]
+fn nothing_takes_the_pages_of_regions_while_all_buffers_are_lent() {
+    const SIZE: u64 = 2 << 20;
+    for_seeds("lent buffers", 1, &Options::default(), |sim, told| {
+        told.store(u64::MAX, Ordering::SeqCst);
+        let kernel: Arc<dyn Kernel> = sim.kernel();
+        let buffers = Arc::new(Buffers::new(64 << 20));
+        let take = || buffers.try_take(&kernel, SIZE as usize, None);
+        assert!(buffers.may_take_pages(SIZE), "there is room for one");
+        let mut lent: Vec<_> = std::iter::from_fn(take).collect();
+        assert!(lent.len() >= 2 && !buffers.may_take_pages(SIZE));
+        lent[0].set_hollow(true);
+        drop(lent.swap_remove(0));
+        assert!(buffers.may_take_pages(SIZE), "its pages have moved");
+        let taken = buffers.try_take_hollow(&kernel, SIZE).expect("it is there");
+        assert!(!buffers.may_take_pages(SIZE));
+        drop((taken, lent));
+        assert!(buffers.may_take_pages(SIZE), "nobody will bring one back");
     });
 }
 

@@ -12,9 +12,6 @@ use crate::checksum::sum;
 use crate::failure::{Failure, Result};
 use crate::pages::PAGE;
 
-/// How far ahead of the reader a sequential scan of the explicit way fetches, at most.
-const AHEAD: u64 = 8 << 20;
-
 /// How the bytes of a map are reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -53,7 +50,6 @@ pub struct Opened {
     map: Map,
     pager: Pager,
     explicit: bool,
-    ahead: u64,
     /// Pinned at a time, in bytes: well within the budget, and whole pages.
     most_pinned: u64,
 }
@@ -68,7 +64,7 @@ pub fn open(
     let pager = pager(budget)?;
     let map = adjust(way.options(&pager)).open(path).map_err(failed)?;
     let most_pinned = (budget / 8).max(PAGE) / PAGE * PAGE;
-    Ok(Opened { map, pager, explicit: way == Way::Explicit, ahead: AHEAD.min(budget / 4), most_pinned })
+    Ok(Opened { map, pager, explicit: way == Way::Explicit, most_pinned })
 }
 
 impl Opened {
@@ -90,7 +86,7 @@ impl Opened {
 impl Source for Opened {
     fn cursor(&self) -> Result<Box<dyn Cursor + '_>> {
         Ok(if self.explicit {
-            Box::new(Explicit { opened: self, fetched: 0, ranges: Vec::new() })
+            Box::new(Explicit { opened: self, ranges: Vec::new() })
         } else {
             Box::new(Slice(&self.map))
         })
@@ -115,8 +111,6 @@ impl Source for Opened {
 
 struct Explicit<'a> {
     opened: &'a Opened,
-    /// How far a scan has asked for, in bytes.
-    fetched: u64,
     ranges: Vec<Range<u64>>,
 }
 
@@ -129,12 +123,6 @@ impl Cursor for Explicit<'_> {
     }
 
     fn range(&mut self, range: Range<u64>) -> Result<u64> {
-        let ahead = (range.end + self.opened.ahead).min(self.opened.len());
-        if ahead > self.fetched {
-            // Only a hint: what it could not fetch, `get` fetches, and reports when it fails.
-            let _ = self.opened.map.will_need(self.fetched.max(range.end)..ahead);
-            self.fetched = ahead;
-        }
         let mut total = 0u64;
         let mut start = range.start;
         while start < range.end {

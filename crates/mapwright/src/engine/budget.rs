@@ -178,7 +178,7 @@ impl Buffers {
             let state = &mut *lock(&self.state);
             match state.free.get_mut(class) {
                 Some(list) if list.front().is_some_and(|idle| idle.is_hollow) => list.pop_front(),
-                Some(_) if state.allocated + size <= self.reserve / 8 * 7 => {
+                Some(_) if self.may_make_hollow(state.allocated, size) => {
                     state.allocated += size;
                     None
                 }
@@ -187,6 +187,23 @@ impl Buffers {
         };
         let idle = idle.unwrap_or_else(|| Idle { buffer: new_buffer(size as usize), is_hollow: true });
         Some(self.lend(kernel, idle, size as usize, class, None))
+    }
+
+    /// Whether there is a buffer, or may be one, to take the pages of an evicted region of `size` bytes, or no use in waiting for
+    /// one. What is evicted without one is memory given back, to be asked for again as zeros by the fill that comes next.
+    pub fn may_take_pages(&self, size: u64) -> bool {
+        let class = (size / PAGE_SIZE as u64).ilog2() as usize;
+        let state = lock(&self.state);
+        let hollow = state.free.get(class).and_then(VecDeque::front).is_some_and(|idle| idle.is_hollow);
+        let idle =
+            state.free.iter().enumerate().map(|(class, list)| (list.len() * (PAGE_SIZE << class)) as u64);
+        let lent = state.allocated - idle.sum::<u64>();
+        hollow || self.may_make_hollow(state.allocated, size) || lent < size
+    }
+
+    /// Whether one buffer more for the pages of regions may be made: not of what smaller ones need.
+    fn may_make_hollow(&self, allocated: u64, size: u64) -> bool {
+        allocated + size <= self.reserve / 8 * 7
     }
 
     /// Takes a buffer of at least `len` bytes, waiting for one to come back if all are lent; `None` if that takes longer than

@@ -152,6 +152,9 @@ pub(crate) fn run_evictor(engine: &Arc<Engine>) {
     // Not many more than there are buffers for the pages of regions.
     let enough = (engine.budget.limit() / 32).min(engine.budget.limit() / 64 + 2 * REGION);
     while engine.budget.free() < enough && !engine.pool.is_closing() {
+        if !engine.buffers.may_take_pages(REGION) {
+            break; // the fills that hold the buffers make room themselves
+        }
         if !make_room(engine, PAGE, Dirty::WriteBack).is_ok_and(|progress| progress) {
             break;
         }

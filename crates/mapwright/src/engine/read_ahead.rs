@@ -138,7 +138,7 @@ impl ReadAhead {
             Advice::Sequential => found.unwrap_or(1),
             _ => found?,
         };
-        let index = self.start(block, stride);
+        let index = self.start(block, stride, run.end - run.start);
         self.plan(index, &run, file_blocks)
     }
 
@@ -166,11 +166,12 @@ impl ReadAhead {
         self.plan(index, run, file_blocks)
     }
 
-    /// Makes a stream that begins behind `block`, in place of the one idle longest if there are too many.
-    fn start(&mut self, block: u64, stride: i64) -> usize {
+    /// Makes a stream that begins behind `block`, in place of the one idle longest if there are too many. Who asks for long runs
+    /// of `len` blocks will soon ask for two more.
+    fn start(&mut self, block: u64, stride: i64, len: u64) -> usize {
         let window_max = self.window_max_of(stride);
-        let window =
-            if self.advice == Advice::Sequential { window_max } else { WINDOW_FIRST.min(window_max) };
+        let first = if len > 1 { WINDOW_FIRST.max(2 * len) } else { WINDOW_FIRST };
+        let window = if self.advice == Advice::Sequential { window_max } else { first.min(window_max) };
         let stream = Stream {
             stride,
             planned_to: block,

@@ -299,6 +299,18 @@ fn runs_that_follow_each_other_are_a_stream() {
 }
 
 #[test]
+fn a_stream_of_long_runs_begins_with_a_long_plan() {
+    let mut read_ahead = ReadAhead::new(2048).in_regions_of(512);
+    assert_eq!(read_ahead.touched_run(0..256, FILE), None);
+    let plan = read_ahead.touched_run(256..512, FILE).expect("a stream");
+    assert_eq!(
+        (plan.blocks, plan.trigger),
+        (one(512..1024), Some(512)),
+        "two runs more, to the region's end"
+    );
+}
+
+#[test]
 fn long_plans_are_made_of_regions() {
     let mut reader = Reader::new(64, FILE);
     reader.read_ahead = ReadAhead::new(64).in_regions_of(16);
