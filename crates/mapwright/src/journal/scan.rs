@@ -155,7 +155,8 @@ impl Scan {
     }
 
     fn close(&mut self, open: Open, entry: &Entry, end: u64) {
-        self.index.absorb(open.index, entry.sequence, entry.sequence);
+        // Recovery asks for what is claimed, and for the last.
+        self.index.absorb(open.index, entry.sequence, self.claimed.0);
         self.commits += 1;
         self.last_commit = entry.sequence;
         (self.file_len, self.lengths, self.end) = (open.len, open.lengths, end);
