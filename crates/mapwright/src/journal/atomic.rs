@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::disk::{self, Place};
 use super::error::{JournalError, Result};
-use super::format::{Anchor, HEAD, Header, Kind, Record, UNIT};
+use super::format::{Anchor, HEAD, Header, Kind, Record, Salt, UNIT};
 use super::index::Index;
 use super::recover::{self, Accept, Found};
 use super::replay::{Replay, Replayed};
@@ -155,6 +155,10 @@ impl AtomicFile {
     ) -> Result<(Self, Option<Found>)> {
         limits.check(&file.name())?;
         let recovered = recover::recover(&*place, &*file, Accept::Own)?;
+        if recovered.is_some() {
+            // It was there, so nobody has asked yet whether one may be begun.
+            drop(place.open()?);
+        }
         if !sabotage::is(Sabotage::NoBaseSync) {
             disk::sync(&*file)?;
         }
@@ -239,6 +243,7 @@ impl AtomicFile {
     /// When another batch is under way: our mistake.
     pub fn begin(&self) -> Batch<'_> {
         let turn = Flag::raise(&self.busy, "two batches at a time");
+        let gap = self.draw_gap();
         let mut state = self.lock();
         // What an earlier batch has left unfinished is written over, under new numbers.
         let durable = state.durable;
@@ -254,8 +259,9 @@ impl AtomicFile {
             written: Vec::new(),
             buffered: Vec::new(),
             len: state.len,
+            numberless: None,
         };
-        batch.take_number(&mut state);
+        batch.take_number(&mut state, gap);
         let lengths = if sabotage::is(Sabotage::ForgetCut) {
             state.unlogged.last().copied().into_iter().collect()
         } else {
@@ -264,6 +270,12 @@ impl AtomicFile {
         drop(state);
         lengths.into_iter().for_each(|len| batch.push(Record::Length(len), &[]));
         batch
+    }
+
+    /// How many numbers to leave out: docs/fault-model.md, "bytes of the file chosen by somebody".
+    fn draw_gap(&self) -> Result<u64> {
+        let Salt([a, b, c, d, ..]) = self.place.salt()?;
+        Ok(u32::from_le_bytes([a, b, c, d]).into())
     }
 
     /// Drops everything since the last commit. Where that commit's successor is in doubt, makes sure that it never comes
@@ -411,10 +423,22 @@ impl AtomicFile {
         Ok(())
     }
 
+    /// Where the disk is full, the anchor that is due gets a sync of its own: what it frees has blocks.
+    fn free_on_full_disk(&self) -> Result<()> {
+        let frees = {
+            let state = self.lock();
+            state.space.is_full() && state.due.is_some()
+        };
+        if frees { self.sync_journal() } else { Ok(()) }
+    }
+
     /// Cuts the journal back when little of it is needed after a large transaction.
     fn trim(&self) {
-        let high = self.lock().space.high().max(self.header.base() + 2 * self.limits.checkpoint);
+        // What was written ahead stays.
+        let high = self.lock().space.high() + 2 * u64::from(self.header.unit);
+        let high = high.max(self.header.base() + 2 * self.limits.checkpoint);
         if disk::len(&*self.journal).is_ok_and(|len| len > high) {
+            self.lock().space.note_cut(high);
             // Nothing depends on it: a journal that stays long is long.
             let _ = disk::set_len(&*self.journal, high);
         }

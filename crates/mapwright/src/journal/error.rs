@@ -59,7 +59,8 @@ pub enum JournalError {
     },
     /// Bytes that were durable cannot be read.
     #[error(
-        "{path}: damaged at offset {at}: {what}; restore a backup, or keep what the file has by `mapwright recover --discard`"
+        "{path}: damaged at offset {at}: {what}; discard it with `mapwright recover --discard`, then restore a backup, or \
+         keep what the file has"
     )]
     Damaged {
         /// The journal's path.
@@ -71,8 +72,8 @@ pub enum JournalError {
     },
     /// The file has a length that its journal can't have left.
     #[error(
-        "{path}: {len} bytes long, where its journal left between {least} and {most}: somebody else has changed it; restore a \
-         backup, or keep what it has by `mapwright recover --discard`"
+        "{path}: {len} bytes long, where its journal left between {least} and {most}: somebody else has changed it; discard \
+         the journal with `mapwright recover --discard`, then restore a backup, or keep what the file has"
     )]
     FileLength {
         /// The file's path.
@@ -106,6 +107,12 @@ impl JournalError {
     /// An [`JournalError::Io`].
     pub fn io(operation: &'static str, path: impl Into<String>, offset: u64, source: io::Error) -> Self {
         Self::Io { operation, path: path.into(), offset, source: Arc::new(source) }
+    }
+
+    /// Whether there was no room for what was to be written.
+    pub(crate) fn is_full(&self) -> bool {
+        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        matches!(self, Self::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge))
     }
 
     /// An [`JournalError::Damaged`].

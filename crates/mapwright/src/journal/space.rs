@@ -1,13 +1,19 @@
 //! Where in the journal the next entry goes.
 //!
 //! What is still needed is a list of *runs*, in the order of the chain; inside a run entries lie one behind the other, and from
-//! the end of a run a jump leads to the next. Everything else is free. Behind every run one unit stays free, so that a jump
-//! always has its place.
+//! the end of a run a jump leads to the next. Everything else is free. Behind every entry some units stay free, so that a
+//! claim and a jump always have their place; and they are written with the entry, so that the file system has blocks for them
+//! when the disk is full.
 //!
 //! An entry goes behind the last one where that is free and below the soft limit; else to the beginning of the journal; else
-//! behind everything: a journal grows only when its live part leaves no room.
+//! behind everything: a journal grows only when its live part leaves no room. When the disk is full the soft limit is where
+//! the blocks end.
 
 use std::collections::VecDeque;
+use std::ops::Range;
+
+/// Units that a journal grows by at least, below its soft limit.
+const GROW: u64 = 16;
 
 /// A run of entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,12 +48,51 @@ pub struct Space {
     soft_end: u64,
     first: u64,
     runs: VecDeque<Run>,
+    /// The file system has blocks for everything before this.
+    backed: u64,
+    /// It had none when more was asked for last.
+    is_full: bool,
 }
 
 impl Space {
     /// The space of an empty journal, whose entries begin at `base` and should end before `soft_end`.
     pub fn new(unit: u64, base: u64, soft_end: u64) -> Self {
-        Self { unit, base, soft_end, first: 0, runs: VecDeque::from([Run { start: base, end: base }]) }
+        let runs = VecDeque::from([Run { start: base, end: base }]);
+        Self { unit, base, soft_end, first: 0, runs, backed: base, is_full: false }
+    }
+
+    /// Up to where blocks should be asked for with an entry that ends at `end`, and up to where there must be some:
+    /// where both are the same there is nothing to ask for.
+    pub fn wants_backed(&self, end: u64, ahead: u64) -> Range<u64> {
+        let must = end + ahead;
+        if must <= self.backed {
+            return end..end;
+        }
+        // Many units at once: each growth costs the file system a change of its own metadata in the next sync.
+        let more = if self.is_full { 0 } else { (end + GROW * self.unit).min(self.soft_end) };
+        must..must.max(more)
+    }
+
+    /// Takes note of what was written, and so has blocks.
+    pub fn note_backed(&mut self, end: u64) {
+        if end > self.backed {
+            (self.backed, self.is_full) = (end, false);
+        }
+    }
+
+    /// Takes note that there were no more blocks.
+    pub fn note_full(&mut self) {
+        self.is_full = true;
+    }
+
+    /// Whether there were no more blocks when some were asked for last.
+    pub fn is_full(&self) -> bool {
+        self.is_full
+    }
+
+    /// Takes note that the journal was cut to a length.
+    pub fn note_cut(&mut self, len: u64) {
+        self.backed = self.backed.min(len);
     }
 
     fn last(&self) -> Run {
@@ -69,16 +114,22 @@ impl Space {
         self.runs.iter().map(|run| run.end).max().unwrap_or(self.base)
     }
 
-    /// Takes the place for an entry of `size` bytes, a multiple of the unit.
-    pub fn place(&mut self, size: u64) -> Placed {
+    /// Takes the place for an entry of `size` bytes, a multiple of the unit, with `ahead` bytes free behind it, a unit at
+    /// least.
+    pub fn place(&mut self, size: u64, ahead: u64) -> Placed {
         let end = self.last().end;
         let above =
             self.runs.iter().map(|run| run.start).filter(|start| *start >= end && *start > self.last().start);
         let above = above.min().unwrap_or(u64::MAX);
         let lowest = self.runs.iter().map(|run| run.start).min().unwrap_or(self.base);
-        let fits_here = end + size + self.unit <= above;
-        let fits_low = self.base + size + self.unit <= lowest;
-        if fits_here && (above != u64::MAX || end + size <= self.soft_end || !fits_low) {
+        let fits_here = end + size + ahead <= above;
+        let fits_low = self.base + size + ahead <= lowest;
+        let is_below = if self.is_full {
+            end + size + ahead <= self.soft_end.min(self.backed)
+        } else {
+            end + size <= self.soft_end
+        };
+        if fits_here && (above != u64::MAX || is_below || !fits_low) {
             self.extend(size);
             return Placed { jump: None, position: end };
         }
@@ -155,7 +206,7 @@ mod tests {
                     }
                     _ => {
                         let size = (1 + random(6)) * UNIT;
-                        let placed = space.place(size);
+                        let placed = space.place(size, (1 + random(2)) * UNIT);
                         let mut taken = vec![(placed.position, placed.position + size)];
                         taken.extend(placed.jump.map(|jump| (jump, jump + UNIT)));
                         wrapped += u64::from(placed.jump.is_some() && placed.position == 24);
@@ -178,14 +229,42 @@ mod tests {
     }
 
     #[test]
+    fn on_a_full_disk_what_has_blocks_is_used_again() {
+        let mut space = Space::new(UNIT, 24, 24 + 100 * UNIT);
+        let placed = space.place(4 * UNIT, 2 * UNIT);
+        let end = placed.position + 4 * UNIT;
+        let wanted = space.wants_backed(end, 2 * UNIT);
+        assert_eq!(wanted, end + 2 * UNIT..end + GROW * UNIT, "more than must be");
+        space.note_full();
+        let wanted = space.wants_backed(end, 2 * UNIT);
+        assert_eq!(wanted, end + 2 * UNIT..end + 2 * UNIT);
+        space.note_backed(wanted.end);
+        assert!(!space.is_full());
+        space.note_full();
+        // The claim is small enough, what comes next is not, until something is free.
+        let claim = space.place(UNIT, UNIT);
+        assert_eq!(
+            (claim, space.wants_backed(end + UNIT, UNIT)),
+            (Placed { jump: None, position: end }, end + UNIT..end + UNIT)
+        );
+        let tip = space.tip();
+        let mut grown = space.clone();
+        assert_eq!(grown.place(UNIT, 2 * UNIT).position, end + UNIT);
+        space.free_before(tip);
+        let low = space.place(2 * UNIT, 2 * UNIT);
+        assert_eq!(low, Placed { jump: Some(end + UNIT), position: 24 });
+        assert!(end + 2 * UNIT <= wanted.end, "the jump's unit has blocks");
+    }
+
+    #[test]
     fn the_beginning_is_used_again_before_the_journal_grows() {
         let mut space = Space::new(UNIT, 24, 24 + 4 * UNIT);
         for _ in 0..4 {
-            assert_eq!(space.place(UNIT).jump, None);
+            assert_eq!(space.place(UNIT, UNIT).jump, None);
         }
         let tip = space.tip();
-        assert_eq!(space.place(UNIT), Placed { jump: None, position: 24 + 4 * UNIT });
+        assert_eq!(space.place(UNIT, UNIT), Placed { jump: None, position: 24 + 4 * UNIT });
         space.free_before(tip);
-        assert_eq!(space.place(UNIT), Placed { jump: Some(24 + 5 * UNIT), position: 24 });
+        assert_eq!(space.place(UNIT, UNIT), Placed { jump: Some(24 + 5 * UNIT), position: 24 });
     }
 }

@@ -1,11 +1,17 @@
 //! Entries on their way to the journal: what a commit and a spill have in common.
 
+use std::ops::Range;
+
 use super::{AtomicFile, Committed, Flag, Point, State};
 use crate::journal::disk;
-use crate::journal::error::Result;
+use crate::journal::error::{JournalError, Result};
 use crate::journal::format::{Entry, HEAD, Kind, PAGE, RECORD, Record};
 use crate::journal::index::{Piece, RecordAt};
 use crate::journal::sabotage::{self, Sabotage};
+
+/// From this number on none are left out any more, so that numbers last: some billion entries are before it, and as many
+/// after it as nobody can write.
+const LAST_GAP: u64 = 1 << 63;
 
 /// Entries on their way to the journal. Dropped without [`commit`](Self::commit) or [`spill`](Self::spill), nothing has
 /// happened: the next batch writes over it.
@@ -27,6 +33,8 @@ pub struct Batch<'a> {
     pub(super) buffered: Vec<Change>,
     /// Length of the file with the transaction under way.
     pub(super) len: u64,
+    /// Why there is no number for the entry being filled.
+    pub(super) numberless: Option<JournalError>,
 }
 
 #[derive(Clone, Copy)]
@@ -71,10 +79,16 @@ impl Batch<'_> {
     }
 
     /// Gives the buffer to a new entry. Numbers are given out two at a time: the one before is for a jump, of which nobody
-    /// knows yet whether it is needed, while the records' checksums need the entry's own.
-    pub(super) fn take_number(&mut self, state: &mut State) {
-        self.sequence = state.next_sequence + 1;
-        state.next_sequence += 2;
+    /// knows yet whether it is needed, while the records' checksums need the entry's own. Before them some are left out, by
+    /// chance, so that nobody can foresee them.
+    pub(super) fn take_number(&mut self, state: &mut State, gap: Result<u64>) {
+        let gap = gap.unwrap_or_else(|error| {
+            self.numberless = Some(error);
+            0
+        });
+        let gap = if state.next_sequence < LAST_GAP { gap } else { 0 };
+        self.sequence = state.next_sequence + gap + 1;
+        state.next_sequence = self.sequence + 1;
         if sabotage::is(Sabotage::ReuseSequence) {
             self.sequence = self.chain.sequence + 2;
         }
@@ -84,12 +98,22 @@ impl Batch<'_> {
 
     /// Writes the entry, and a jump before it if it needs one. Not synced.
     pub(super) fn write(&mut self, kind: Kind) -> Result<()> {
-        let header = &self.atomic.header;
-        let size = (self.buffer.len() as u64).next_multiple_of(u64::from(header.unit));
-        let (placed, tip, mut durable_commit) = {
-            let mut state = self.atomic.lock();
-            let placed = state.space.place(size);
-            (placed, state.space.tip(), state.committed.at.sequence)
+        if let Some(error) = self.numberless.take() {
+            return Err(error);
+        }
+        let atomic = self.atomic;
+        let header = &atomic.header;
+        let unit = u64::from(header.unit);
+        let size = (self.buffer.len() as u64).next_multiple_of(unit);
+        // Behind whatever a checkpoint may have to bring to the file there is place for a claim, and behind that for a jump.
+        let is_claim = kind == Kind::Part && self.buffer.len() == HEAD;
+        let ahead = if is_claim { unit } else { 2 * unit };
+        atomic.free_on_full_disk()?;
+        let (placed, tip, mut durable_commit, backed) = {
+            let mut state = atomic.lock();
+            let placed = state.space.place(size, ahead);
+            let backed = state.space.wants_backed(placed.position + size, ahead);
+            (placed, state.space.tip(), state.committed.at.sequence, backed)
         };
         if sabotage::is(Sabotage::EarlyClaim) && matches!(kind, Kind::Commit { .. }) {
             durable_commit = self.sequence;
@@ -100,7 +124,7 @@ impl Batch<'_> {
             let sequence = self.sequence - 1;
             let jump =
                 Entry { kind, begins: false, position, sequence, previous, durable_commit, records: 0 };
-            disk::write(&*self.atomic.journal, position, &jump.encode(&header.salt))?;
+            disk::write(&*atomic.journal, position, &jump.encode(&header.salt))?;
             previous = sequence;
         }
         let records = (self.buffer.len() - HEAD) as u32;
@@ -115,7 +139,7 @@ impl Batch<'_> {
         };
         self.buffer[..HEAD].copy_from_slice(&entry.encode(&header.salt));
         self.buffer.resize(size as usize, 0);
-        disk::write(&*self.atomic.journal, placed.position, &self.buffer)?;
+        self.write_backed(placed.position, backed)?;
         self.chain = Point { sequence: self.sequence, tip };
         (self.claims, self.begins) = (durable_commit, false);
         for change in self.buffered.drain(..) {
@@ -127,9 +151,31 @@ impl Batch<'_> {
                 length => length,
             });
         }
-        let atomic = self.atomic;
-        self.take_number(&mut atomic.lock());
+        let gap = atomic.draw_gap();
+        self.take_number(&mut atomic.lock(), gap);
         Ok(())
+    }
+
+    /// Writes the buffer, with zeros behind it up to the end of `backed`, or on a full disk up to its beginning.
+    fn write_backed(&mut self, position: u64, backed: Range<u64>) -> Result<()> {
+        let atomic = self.atomic;
+        let mut attempt = |end: u64| {
+            self.buffer.resize((end - position) as usize, 0);
+            disk::write(&*atomic.journal, position, &self.buffer)
+        };
+        let mut end = backed.end;
+        let mut written = attempt(end);
+        if written.as_ref().is_err_and(JournalError::is_full) && backed.start < end {
+            end = backed.start;
+            written = attempt(end);
+        }
+        let mut state = atomic.lock();
+        match &written {
+            Ok(()) => state.space.note_backed(end),
+            Err(error) if error.is_full() => state.space.note_full(),
+            Err(_) => {}
+        }
+        written
     }
 
     /// Makes everything since the last commit durable, with what is in this batch: all of it, or, where it fails, none or all.
