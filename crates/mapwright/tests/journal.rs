@@ -1,95 +1,19 @@
 //! Commits, recovery and refusals over real files: what the journal promises where there is no power failure to simulate.
 
 use std::fs::{self, File};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
 use std::sync::Arc;
 
-use mapwright::journal::format::{Entry, HEAD, Header, Kind, UNIT};
-use mapwright::journal::place::Directory;
+use mapwright::journal::format::{Entry, HEAD, Header, Kind, RECORD, Record, UNIT};
 use mapwright::journal::scan::Scan;
-use mapwright::journal::{Accept, AtomicFile, JournalError, Limits, Place, discard, inspect, recover};
+use mapwright::journal::{Accept, AtomicFile, JournalError, Limits, Place, discard, recover};
 use mapwright::stores::{FileOptions, FileStore, Store};
 
-const PAGE: usize = 4096;
+mod common;
 
-/// A file of eight pages in a folder of its own.
-struct Sample {
-    folder: tempfile::TempDir,
-    path: PathBuf,
-}
-
-impl Sample {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("data.bin");
-        fs::write(&path, vec![1; 8 * PAGE]).unwrap();
-        Self { folder, path }
-    }
-
-    fn journal(&self) -> PathBuf {
-        self.folder.path().join("data.bin.mapwright-journal")
-    }
-
-    fn parts(&self) -> (Arc<Directory>, Arc<FileStore>) {
-        parts(&self.path)
-    }
-
-    fn open(&self) -> Result<AtomicFile, JournalError> {
-        let (place, file) = self.parts();
-        AtomicFile::open(place, file, Limits::default()).map(|(atomic, _)| atomic)
-    }
-
-    fn inspect(&self) -> Result<Option<u64>, JournalError> {
-        let (place, file) = self.parts();
-        inspect(&*place, &*file, Accept::Own).map(|found| found.map(|found| found.scan.commits))
-    }
-
-    fn recover(&self) -> Result<Option<u64>, JournalError> {
-        let (place, file) = self.parts();
-        recover(&*place, &*file, Accept::Own).map(|found| found.map(|found| found.scan.commits))
-    }
-
-    /// Everything in the folder, to see that nothing was changed.
-    fn all(&self) -> Vec<(PathBuf, Vec<u8>)> {
-        let entries = fs::read_dir(self.folder.path()).unwrap();
-        let mut all: Vec<_> = entries
-            .map(|entry| entry.unwrap().path())
-            .filter(|path| path.is_file())
-            .map(|path| (path.clone(), fs::read(path).unwrap()))
-            .collect();
-        all.sort();
-        all
-    }
-
-    /// Refused, and nothing is changed by trying.
-    fn is_refused(&self) -> JournalError {
-        let before = self.all();
-        let refused = self.recover().expect_err("refused");
-        self.inspect().expect_err("refused too");
-        self.open().map(drop).expect_err("refused as well");
-        assert_eq!(self.all(), before, "a refusal changed something: {refused}");
-        refused
-    }
-}
-
-fn parts(path: &Path) -> (Arc<Directory>, Arc<FileStore>) {
-    let store = FileStore::open(path, &FileOptions { write: true, direct: false }).unwrap();
-    (Arc::new(Directory::of(store.as_fd(), path).unwrap()), Arc::new(store))
-}
-
-fn commit(atomic: &AtomicFile, page: usize, value: u8) {
-    let mut batch = atomic.begin();
-    batch.put((page * PAGE) as u64, &[value; PAGE]).unwrap();
-    batch.commit().unwrap();
-}
-
-/// Commits `count` pages and leaves without closing, as a killed program does.
-fn leave_commits(sample: &Sample, count: usize) {
-    let atomic = sample.open().unwrap();
-    (0..count).for_each(|page| commit(&atomic, page, 10 + page as u8));
-}
+use common::PAGE;
+use common::journal::{Sample, commit, leave_commits, parts};
 
 fn flip(path: &Path, at: usize) {
     let mut bytes = fs::read(path).unwrap();
@@ -397,7 +321,7 @@ fn a_journal_has_at_most_the_files_permissions() {
 }
 
 #[test]
-fn a_link_to_the_file_leads_to_the_same_journal_and_a_second_name_is_refused() {
+fn a_link_to_the_file_leads_to_the_same_journal() {
     let sample = Sample::new();
     leave_commits(&sample, 1);
     let other = tempfile::tempdir().unwrap();
@@ -405,9 +329,6 @@ fn a_link_to_the_file_leads_to_the_same_journal_and_a_second_name_is_refused() {
     symlink(&sample.path, &link).unwrap();
     let (place, file) = parts(&link);
     assert!(recover(&*place, &*file, Accept::Own).unwrap().is_some());
-    fs::hard_link(&sample.path, sample.folder.path().join("second name")).unwrap();
-    let file = File::open(&sample.path).unwrap();
-    assert!(matches!(Directory::of(file.as_fd(), &sample.path), Err(JournalError::Refused { .. })));
 }
 
 #[test]
@@ -590,4 +511,101 @@ fn snapshots_are_whole_beside_commits_and_checkpoints() {
     drop(atomic);
     sample.recover().unwrap();
     assert_eq!(fs::read(&sample.path).unwrap(), vec![148; 8 * PAGE]);
+}
+
+/// Bytes that look like a commit of "forged" to the beginning of the file: what somebody may write to the file who can read the
+/// journal's salt.
+fn forged(sample: &Sample, position: u64, previous: u64) -> Vec<u8> {
+    let header = Header::decode(&fs::read(sample.journal()).unwrap()).unwrap();
+    let sequence = u64::MAX - 1;
+    let mut records = Vec::new();
+    Record::Data { offset: 0, len: 6 }.append(&mut records, b"forged", sequence, &header.salt);
+    let entry = Entry {
+        kind: Kind::Commit { file_len: 8 * PAGE as u64 },
+        begins: true,
+        position,
+        sequence,
+        previous,
+        durable_commit: 0,
+        records: records.len() as u32,
+    };
+    let mut bytes = entry.encode(&header.salt).to_vec();
+    bytes.extend(records);
+    bytes
+}
+
+/// Somebody's bytes lie in the journal where the next entry would be, with everything right but for the number of the entry
+/// before it, which was drawn after them.
+#[test]
+fn bytes_that_look_like_an_entry_are_none_without_the_number_before() {
+    const UNIT: usize = 512;
+    for knows in [false, true] {
+        for guess in 1..30 {
+            let sample = Sample::new();
+            let (place, file) = sample.parts();
+            let limits = Limits { unit: UNIT as u32, entry: 4300, ..Limits::default() };
+            let (atomic, _) = AtomicFile::open(place, file, limits).unwrap();
+            commit(&atomic, 0, 2);
+            let position = atomic.live_bytes() + 3 * UNIT as u64;
+            // Written and given up; behind the first unit of the entry lies what was chosen.
+            let target = position + UNIT as u64;
+            let last = last_number(&sample);
+            let mut page = vec![0; PAGE];
+            let chosen = forged(&sample, target, last + guess);
+            page[UNIT - HEAD - RECORD..][..chosen.len()].copy_from_slice(&chosen);
+            let mut batch = atomic.begin();
+            batch.put(PAGE as u64, &page).unwrap();
+            batch.put(2 * PAGE as u64, &page).unwrap();
+            drop(batch);
+            // A commit of one unit, behind which it lies.
+            let mut batch = atomic.begin();
+            batch.put(100, b"small").unwrap();
+            batch.commit().unwrap();
+            drop(atomic);
+            let there = fs::read(sample.journal()).unwrap()[target as usize..][..chosen.len()].to_vec();
+            assert_eq!(there, chosen, "the bytes lie where they are looked for");
+            if knows {
+                let right = forged(&sample, target, last_number(&sample));
+                let journal = File::options().write(true).open(sample.journal()).unwrap();
+                journal.write_all_at(&right, target).unwrap();
+            }
+            sample.recover().unwrap();
+            let is_forged = fs::read(&sample.path).unwrap().starts_with(b"forged");
+            assert_eq!(is_forged, knows, "only the number tells them from an entry");
+            if knows {
+                break;
+            }
+        }
+    }
+}
+
+/// The number of the last entry of the chain.
+fn last_number(sample: &Sample) -> u64 {
+    let store = FileStore::open(sample.journal(), &FileOptions::default()).unwrap();
+    let mut last = 0;
+    Scan::read_with(&store, None, &mut |seen| last = seen.entry.sequence).unwrap();
+    last
+}
+
+/// A large transaction of tiny changes, replayed in a time that grows with their number and not with its square.
+#[test]
+fn many_small_changes_of_one_page_take_no_time() {
+    let sample = Sample::new();
+    let atomic = sample.open().unwrap();
+    let mut batch = atomic.begin();
+    for n in 0..300_000u64 {
+        batch.put(n * 7919 % 4000, &n.to_le_bytes()).unwrap();
+    }
+    batch.commit().unwrap();
+    let mut expected = vec![1; PAGE];
+    (0..300_000u64)
+        .for_each(|n| expected[(n * 7919 % 4000) as usize..][..8].copy_from_slice(&n.to_le_bytes()));
+    let mut page = vec![0; PAGE];
+    for _ in 0..20 {
+        atomic.read(0, &mut page).unwrap();
+        assert_eq!(page, expected);
+    }
+    drop(atomic);
+    sample.recover().unwrap();
+    assert_eq!(fs::read(&sample.path).unwrap()[..PAGE], expected);
 }

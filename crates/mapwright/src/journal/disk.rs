@@ -10,13 +10,13 @@ use crate::stores::Store;
 /// Where the journal of one file lies: names in a directory, and what identifies the file.
 ///
 /// # Contract
-/// 1. `open` gives the journal under its final name, `None` if there is no such name. It follows no link, and refuses what may
-///    have been put there by somebody who may not write the file.
+/// 1. `open` gives the journal under its final name, `None` if there is no such name and a journal may be begun. It follows no
+///    link, changes nothing, and refuses what may have been put there by somebody who may not write the file.
 /// 2. `create` makes an empty journal under the unfinished name, which it takes away first if it is there. Exclusively: it
 ///    never opens what is there.
 /// 3. `publish` gives the created journal its final name, atomically, and fails if that name is taken; `replace` takes the
 ///    name from the journal that has it, which can be read on by whoever has it open.
-/// 4. `remove` takes the final name away; that there is none is no error.
+/// 4. `remove` takes both names away; that there is none is no error.
 /// 5. `confirm` looks whether the file still has the name that the journal is called after.
 /// 6. Names are durable when `sync` returned `Ok`, and perhaps before.
 pub trait Place: Send + Sync {
@@ -38,7 +38,8 @@ pub trait Place: Send + Sync {
     /// The journal, if there is one.
     ///
     /// # Errors
-    /// [`JournalError::Refused`] for one that is not to be trusted; what the file system answers.
+    /// [`JournalError::Refused`] for one that is not to be trusted, and where there is none and none may be begun; what the file
+    /// system answers.
     fn open(&self) -> Result<Option<Arc<dyn Store>>>;
 
     /// A new journal under the unfinished name.
@@ -59,7 +60,7 @@ pub trait Place: Send + Sync {
     /// What the file system answers.
     fn replace(&self) -> Result<()>;
 
-    /// Removes the journal's final name.
+    /// Removes the journal's names.
     ///
     /// # Errors
     /// What the file system answers.

@@ -3,7 +3,7 @@
 //! The file's own directory is opened once, through the path the kernel has for the file (/proc/self/fd), so that a symbolic
 //! link to the file leads to the same journal; everything after that is relative to the directory's descriptor. Names are never
 //! followed where they are links. What is found under the journal's name is trusted only if nobody could have put it there or
-//! written to it who may not write the file.
+//! written to it who may not write the file. A journal is begun only where whoever opens the file next will find and trust it.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -43,7 +43,8 @@ impl Directory {
     /// The place of the journal of `file`, which is open; `path` is for messages.
     ///
     /// # Errors
-    /// [`JournalError::Refused`] for what is no regular file, has no name any more, or several; [`JournalError::Io`].
+    /// [`JournalError::Refused`] for what is no regular file, has no name any more, is mounted by itself, or lies on a file system
+    /// that numbers its files anew at each mount; [`JournalError::Io`].
     pub fn of(file: BorrowedFd<'_>, path: &Path) -> Result<Self> {
         let refused = |why: &str, remedy| JournalError::Refused {
             path: path.display().to_string(),
@@ -57,13 +58,14 @@ impl Directory {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(refused("only a regular file can have a journal", "use Durability::Flush"));
         }
-        match stat.st_nlink {
-            0 => return Err(refused("the file has no name any more", "name a file that exists")),
-            1 => {}
-            _ => {
-                let why = "the file has several names, and its journal would be found by one of them only";
-                return Err(refused(why, "copy it to a file of its own"));
-            }
+        if stat.st_nlink == 0 {
+            return Err(refused("the file has no name any more", "name a file that exists"));
+        }
+        let magic =
+            rustix::fs::fstatfs(file).map_err(|error| failed("find the file system of", error))?.f_type;
+        if numbers_files_anew(magic as u64 & 0xffff_ffff) {
+            let why = "the file system numbers its files anew at each mount, so that no journal could name its file";
+            return Err(refused(why, "use Durability::Flush, or another file system"));
         }
         let link = format!("/proc/self/fd/{}", file.as_raw_fd());
         let real =
@@ -79,6 +81,13 @@ impl Directory {
             .map_err(|error| failed("find the name of", error))?;
         if (there.st_dev, there.st_ino) != (stat.st_dev, stat.st_ino) {
             return Err(refused("another file has its name now", "open it again"));
+        }
+        if mount_of(file).map_err(|error| failed("find the mount of", error))?
+            != mount_of(directory.as_fd())
+                .map_err(|error| failed("find the mount of the directory of", error))?
+        {
+            let why = "the file is mounted by itself, and its journal would lie on another file system";
+            return Err(refused(why, "open it by its name in the directory that it is in"));
         }
         let file = file.try_clone_to_owned().map_err(|error| {
             JournalError::io("duplicate the descriptor of", path.display().to_string(), 0, error)
@@ -115,12 +124,16 @@ impl Directory {
     }
 
     /// Whether what lies under the journal's name may be believed.
-    fn trust(&self, journal: &Stat) -> std::result::Result<(), String> {
+    fn trust(&self, journal: BorrowedFd<'_>) -> std::result::Result<(), String> {
+        let unseen = |error: Errno| format!("it cannot be looked at: {}", io::Error::from(error));
+        let has_list = has_access_list(journal).map_err(unseen)?
+            || has_access_list(self.file.as_fd()).map_err(unseen)?;
+        let journal = &rustix::fs::fstat(journal).map_err(unseen)?;
         let Ok(file) = self.stat_file() else { return Err("the file cannot be looked at".to_owned()) };
         if FileType::from_raw_mode(journal.st_mode) != FileType::RegularFile {
             return Err("not a regular file".to_owned());
         }
-        if journal.st_nlink != 1 {
+        if journal.st_nlink != 1 && !(journal.st_nlink == 2 && self.is_unfinished(journal)) {
             return Err(format!("it has {} names", journal.st_nlink));
         }
         let (bytes, allocated) = (journal.st_size as u64, journal.st_blocks as u64 * 512);
@@ -133,8 +146,9 @@ impl Directory {
         if !trusted.contains(&journal.st_uid) {
             return Err(format!("owned by user {}, the file by user {}", journal.st_uid, file.st_uid));
         }
-        let writers = journal.st_mode & 0o022;
-        if writers & !file.st_mode != 0 || (writers & 0o020 != 0 && journal.st_gid != file.st_gid) {
+        // Where there is an access list the group's bits are those of everybody on it, at most.
+        let (writers, group) = (journal.st_mode & 0o022, journal.st_mode & 0o020 != 0);
+        if writers & !file.st_mode != 0 || (group && (journal.st_gid != file.st_gid || has_list)) {
             return Err(format!(
                 "mode {:o} lets those write it who may not write the file",
                 journal.st_mode & 0o7777
@@ -143,23 +157,96 @@ impl Directory {
         Ok(())
     }
 
-    /// Gives a new journal owner and group of the file where that is allowed, and at most its permissions.
+    /// Refuses a file that has other names besides, by which its journal may be, or would not be found.
+    fn has_one_name(&self) -> Result<()> {
+        match self.stat_file()?.st_nlink {
+            1 => Ok(()),
+            names => Err(JournalError::Refused {
+                path: self.name(),
+                why: format!(
+                    "there is none, and the file has {names} names, of which a journal is found by one only"
+                ),
+                remedy: "if a program was killed that had it open, recover it by the name it was opened by; then remove the \
+                         other names, or copy it to a file of its own",
+            }),
+        }
+    }
+
+    /// Whether the journal has the unfinished name too: link(2) gave it the final one, and whoever did it was killed before
+    /// taking the other away.
+    fn is_unfinished(&self, journal: &Stat) -> bool {
+        let there = rustix::fs::statat(&self.directory, self.unfinished(), AtFlags::SYMLINK_NOFOLLOW);
+        there.is_ok_and(|there| (there.st_dev, there.st_ino) == (journal.st_dev, journal.st_ino))
+    }
+
+    /// Gives a new journal the owner of the file, who else would not trust it, its group where that is allowed, and at most its
+    /// permissions.
     fn take_after_file(&self, journal: BorrowedFd<'_>) -> Result<()> {
         let file = self.stat_file()?;
         let made = rustix::fs::fstat(journal).map_err(|error| self.failed("stat", error))?;
-        if (made.st_uid, made.st_gid) != (file.st_uid, file.st_gid) {
-            // May be refused: then the journal stays ours, and the group's permissions are left out below.
-            let owner = Some(Uid::from_raw(file.st_uid));
-            let group = Some(Gid::from_raw(file.st_gid));
-            if rustix::fs::fchown(journal, owner, group).is_err() {
-                let _ = rustix::fs::fchown(journal, None, group);
-            }
+        let (owner, group) = (Some(Uid::from_raw(file.st_uid)), Some(Gid::from_raw(file.st_gid)));
+        if made.st_gid != file.st_gid {
+            // May be refused: then the group's permissions are left out below.
+            let _ = rustix::fs::fchown(journal, None, group);
         }
+        if made.st_uid != file.st_uid {
+            rustix::fs::fchown(journal, owner, None).map_err(|error| JournalError::Refused {
+                path: self.name(),
+                why: format!(
+                    "user {} owns the file, and could not be given its journal ({}), which nobody else's program would trust",
+                    file.st_uid,
+                    io::Error::from(error)
+                ),
+                remedy: "open the file as its owner, or own it",
+            })?;
+        }
+        // One that the directory gives to everything made in it.
+        match rustix::fs::fremovexattr(journal, ACCESS_LIST) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => {}
+            Err(error) => return Err(self.failed("remove the access list of", error)),
+        }
+        let has_list =
+            has_access_list(self.file.as_fd()).map_err(|error| self.failed("look at the file of", error))?;
         let made = rustix::fs::fstat(journal).map_err(|error| self.failed("stat", error))?;
-        let kept = if made.st_gid == file.st_gid { 0o666 } else { 0o606 };
+        let kept = match (has_list, made.st_gid == file.st_gid) {
+            (true, _) => 0o600,
+            (false, true) => 0o666,
+            (false, false) => 0o606,
+        };
         let mode = Mode::from_raw_mode(file.st_mode & kept);
         rustix::fs::fchmod(journal, mode).map_err(|error| self.failed("set the permissions of", error))
     }
+
+    fn unlink(&self, name: &OsStr) -> rustix::io::Result<()> {
+        match rustix::fs::unlinkat(&self.directory, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The extended attribute that holds POSIX access control lists: acl(5).
+const ACCESS_LIST: &str = "system.posix_acl_access";
+
+/// Whether more is said of who may use a file than its mode says.
+fn has_access_list(file: BorrowedFd<'_>) -> rustix::io::Result<bool> {
+    match rustix::fs::fgetxattr_query(file, ACCESS_LIST) {
+        Ok(len) => Ok(len > 0),
+        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The number of a file's mount; `None` before Linux 5.8, which does not say. Not the device: file systems with several volumes,
+/// such as btrfs, and overlays have several.
+fn mount_of(file: BorrowedFd<'_>) -> rustix::io::Result<Option<u64>> {
+    let stat = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
+    Ok((stat.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(stat.stx_mnt_id))
+}
+
+/// Whether inode numbers last as long as a mount only: fs/fat/inode.c and fs/exfat/inode.c draw them (`iunique`).
+fn numbers_files_anew(magic: u64) -> bool {
+    matches!(magic, 0x4d44 | 0x2011_bab0)
 }
 
 impl Place for Directory {
@@ -218,26 +305,26 @@ impl Place for Directory {
         };
         let journal = match rustix::fs::openat(&self.directory, &self.name, flags, Mode::empty()) {
             Ok(journal) => journal,
-            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::NOENT) => return self.has_one_name().map(|()| None),
             Err(Errno::LOOP) => return Err(refused("a symbolic link".to_owned())),
             Err(Errno::ISDIR | Errno::NXIO) => return Err(refused("not a regular file".to_owned())),
             Err(error) => return Err(self.failed("open", error)),
         };
-        let stat = rustix::fs::fstat(&journal).map_err(|error| self.failed("stat", error))?;
-        self.trust(&stat).map_err(refused)?;
+        self.trust(journal.as_fd()).map_err(refused)?;
         self.store(journal).map(Some)
     }
 
     fn create(&self) -> Result<Arc<dyn Store>> {
         let name = self.unfinished();
-        match rustix::fs::unlinkat(&self.directory, &name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(self.failed("remove an unfinished", error)),
-        }
+        self.unlink(&name).map_err(|error| self.failed("remove an unfinished", error))?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let journal = rustix::fs::openat(&self.directory, &name, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|error| self.failed("create", error))?;
-        self.take_after_file(journal.as_fd())?;
+        if let Err(error) = self.take_after_file(journal.as_fd()) {
+            // Left there, it would be removed by the next one.
+            let _ = self.unlink(&name);
+            return Err(error);
+        }
         self.store(journal)
     }
 
@@ -266,13 +353,23 @@ impl Place for Directory {
     }
 
     fn remove(&self) -> Result<()> {
-        match rustix::fs::unlinkat(&self.directory, &self.name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(self.failed("remove", error)),
-        }
+        self.unlink(&self.name).map_err(|error| self.failed("remove", error))?;
+        self.unlink(&self.unfinished()).map_err(|error| self.failed("remove an unfinished", error))
     }
 
     fn sync(&self) -> Result<()> {
         rustix::fs::fsync(&self.directory).map_err(|error| self.failed("sync the directory of", error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_systems_without_lasting_numbers_are_known() {
+        // MSDOS_SUPER_MAGIC, EXFAT_SUPER_MAGIC; ext4, XFS, btrfs, tmpfs: statfs(2) and linux/magic.h.
+        assert!([0x4d44, 0x2011_bab0].into_iter().all(numbers_files_anew));
+        assert!(![0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994].into_iter().any(numbers_files_anew));
     }
 }

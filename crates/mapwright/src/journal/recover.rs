@@ -74,7 +74,8 @@ pub fn recover(place: &dyn Place, file: &dyn Store, accept: Accept) -> Result<Op
     // Between opening and locking somebody may have put another file in its place.
     place.confirm()?;
     let Some(journal) = place.open()? else {
-        // Perhaps it was removed a moment before the machine stopped, and the name is not durably gone.
+        // Perhaps it was removed a moment before the machine stopped, and the name is not durably gone; or one was begun.
+        place.remove()?;
         place.sync()?;
         return Ok(None);
     };

@@ -2,6 +2,8 @@
 //! demand, a watchdog, and child processes made of this very test.
 #![allow(dead_code, missing_docs)]
 
+pub mod journal;
+
 use std::future::Future;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
