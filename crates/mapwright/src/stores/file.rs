@@ -260,14 +260,10 @@ impl Store for FileStore {
             return Ok(());
         }
         let written = std::mem::replace(&mut *self.unsynced(), 0..0);
-        // The length is metadata that fdatasync(2) does write.
-        let result = loop {
-            match rustix::fs::fdatasync(&self.buffered) {
-                Err(Errno::INTR) => {}
-                other => break other,
-            }
-        };
-        if let Err(error) = result {
+        // The length is metadata that fdatasync(2) does write. Not again after EINTR: an error is told once only, and may have
+        // been told to the call that was interrupted (a FUSE server's answer comes too late), so that the next would succeed and
+        // prove nothing. To be sure, what is dirty must be written again.
+        if let Err(error) = rustix::fs::fdatasync(&self.buffered) {
             if !written.is_empty() {
                 self.note_unsynced(written);
             }

@@ -132,7 +132,8 @@ pub trait Store: Send + Sync + 'static {
     /// Makes everything written so far durable.
     ///
     /// # Errors
-    /// Whatever the store meets. The default, for stores that can't be written: `Ok`.
+    /// Whatever the store meets. What a sync that failed was to make durable, an interrupted one too, may be lost: it is to be
+    /// written again, not only synced again. The default, for stores that can't be written: `Ok`.
     fn sync(&self) -> io::Result<()> {
         Ok(())
     }
