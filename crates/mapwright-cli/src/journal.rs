@@ -3,16 +3,19 @@
 //! `recover` changes nothing unless it is told to: it says what is there and what a replay would do. Opening the file for
 //! atomic commit recovers it as well; the command is for looking first, for copies, and for giving a damaged journal up.
 
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
 use mapwright::journal::format::{Kind, Record};
 use mapwright::journal::place::{Directory, SUFFIX};
 use mapwright::journal::scan::{Scan, Seen};
-use mapwright::journal::{Accept, Found, JournalError, discard, inspect, recover};
+use mapwright::journal::{Accept, Found, JournalError, Place, discard, inspect, recover};
 use mapwright::stores::{FileOptions, FileStore, Store};
 use mapwright_measure::failure::{Failure, Result};
 use serde::Serialize;
@@ -174,6 +177,9 @@ fn present(report: &Report) -> String {
 #[derive(Debug, Serialize)]
 struct Dumped {
     journal: String,
+    /// A program has the file open, and may have written meanwhile; absent where that can't be found out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    in_use: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     refused: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -256,41 +262,67 @@ impl EntryOut {
     }
 }
 
+/// A journal to be printed.
+struct Opened {
+    path: PathBuf,
+    /// Or why it is not to be trusted.
+    journal: std::result::Result<Arc<dyn Store>, JournalError>,
+    /// Whether a program has the file locked; `None` if that can't be found out.
+    in_use: Option<bool>,
+    /// Keeps the lock.
+    _file: Option<FileStore>,
+}
+
 /// Prints a journal; `false` if it can't be read to its end.
 pub fn run_dump(options: &Dump) -> Result<bool> {
     debug_assert!(options.journal, "clap requires it");
-    let path = journal_of(&options.file)?;
-    let store = FileStore::open(&path, &FileOptions::default())
-        .map_err(|error| Failure::Message(error.to_string()))?;
+    let Opened { path, journal, in_use, _file } = open_journal(&options.file)?;
     let mut entries = Vec::new();
-    let scan = Scan::read_with(&store, None, &mut |seen| entries.push(EntryOut::of(seen, options.records)));
+    let scan = journal.and_then(|journal| {
+        Scan::read_with(&*journal, None, &mut |seen| entries.push(EntryOut::of(seen, options.records)))
+    });
     let (header, refused) = match scan {
         Ok(scan) => (Some(header_of(&scan)), None),
         Err(error @ JournalError::Io { .. }) => return Err(Failure::Message(error.to_string())),
         Err(error) => (None, Some(error.to_string())),
     };
-    let dumped = Dumped { journal: path.display().to_string(), refused, header, entries };
+    let dumped = Dumped { journal: path.display().to_string(), in_use, refused, header, entries };
     let text = if options.json { to_json(&dumped)? } else { present_dump(&dumped) };
     print(&text)?;
     Ok(dumped.refused.is_none())
 }
 
-/// The journal's path: the file itself if it is called like one, or what lies beside it.
-fn journal_of(file: &Path) -> Result<PathBuf> {
-    let real = std::fs::canonicalize(file).map_err(|error| Failure::io("open", file, error))?;
-    if real.as_os_str().as_encoded_bytes().ends_with(SUFFIX.as_bytes()) {
-        return Ok(real);
-    }
-    let mut path = real.into_os_string();
-    path.push(SUFFIX);
-    let path = PathBuf::from(path);
-    if path.symlink_metadata().is_err() {
+/// Opens the journal of a file, which is locked where nobody else has locked it; or a journal that lies there without its file.
+fn open_journal(given: &Path) -> Result<Opened> {
+    let real = std::fs::canonicalize(given).map_err(|error| Failure::io("open", given, error))?;
+    let (file, path) = match real.as_os_str().as_bytes().strip_suffix(SUFFIX.as_bytes()) {
+        Some(file) => (PathBuf::from(OsStr::from_bytes(file)), real),
+        None => (
+            real.clone(),
+            PathBuf::from([real.as_os_str(), OsStr::new(SUFFIX)].into_iter().collect::<OsString>()),
+        ),
+    };
+    if !path.symlink_metadata().is_ok_and(|there| there.is_file()) {
         return Err(Failure::Message(format!(
             "{}: has no journal: it was closed, or never opened for atomic commit",
-            file.display()
+            given.display()
         )));
     }
-    Ok(path)
+    let Ok(store) = FileStore::open(&file, &FileOptions { write: true, direct: false }) else {
+        // There is none, or it may not be written, and so not be locked either.
+        let journal = FileStore::open(&path, &FileOptions::default())
+            .map_err(|error| Failure::Message(error.to_string()))?;
+        return Ok(Opened { path, journal: Ok(Arc::new(journal)), in_use: None, _file: None });
+    };
+    let in_use = match store.lock() {
+        Ok(()) => Some(false),
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Some(true),
+        Err(_) => None,
+    };
+    let opened = Directory::of(store.as_fd(), &file).and_then(|place| place.open());
+    let gone = || Failure::Message(format!("{}: was removed a moment ago", path.display()));
+    let journal = opened.transpose().ok_or_else(gone)?;
+    Ok(Opened { path, journal, in_use, _file: Some(store) })
 }
 
 fn header_of(scan: &Scan) -> HeaderOut {
@@ -313,6 +345,15 @@ fn header_of(scan: &Scan) -> HeaderOut {
 
 fn present_dump(dumped: &Dumped) -> String {
     let mut text = format!("{}\n", dumped.journal);
+    match dumped.in_use {
+        Some(false) => {}
+        Some(true) => {
+            text.push_str("  in use by another program: what it wrote meanwhile may look like damage\n")
+        }
+        None => text.push_str(
+            "  not locked, because the file is not here or may not be written: perhaps it is in use\n",
+        ),
+    }
     if let Some(header) = &dumped.header {
         let _ = writeln!(
             text,

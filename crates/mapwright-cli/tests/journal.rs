@@ -134,8 +134,34 @@ fn a_dump_shows_every_entry_and_changes_nothing() {
     let by_name = sample.json(&["dump", "--journal", "--records", "--json", "data.mapwright-journal"]);
     assert_eq!(by_name, (dumped, Some(0)));
     let text = String::from_utf8(sample.run(&["dump", "--journal", "data"]).stdout).unwrap();
-    assert!(text.contains("commit number 2 after 0: 1 records") && text.contains("2 commits"), "{text}");
+    assert!(text.contains(" after 0: 1 records") && text.contains("2 commits"), "{text}");
     assert_eq!(sample.state(), before);
+}
+
+#[test]
+fn a_dump_says_whether_the_file_is_in_use() {
+    let sample = Sample::crashed();
+    let in_use = |what| sample.json(&["dump", "--journal", "--json", what]).0["in_use"].clone();
+    assert_eq!(in_use("data"), Value::Bool(false));
+    let writer = FileStore::open(sample.path(), &FileOptions { write: true, direct: false }).unwrap();
+    writer.lock().unwrap();
+    assert_eq!((in_use("data"), in_use("data.mapwright-journal")), (Value::Bool(true), Value::Bool(true)));
+    let output = sample.run(&["dump", "--journal", "data"]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("in use by another program"));
+    drop(writer);
+    fs::remove_file(sample.path()).unwrap();
+    let (alone, code) = sample.json(&["dump", "--journal", "--json", "data.mapwright-journal"]);
+    assert_eq!((code, alone.get("in_use"), &alone["header"]["commits"]), (Some(0), None, &2.into()));
+}
+
+#[test]
+fn a_dump_refuses_what_recovery_would_not_trust() {
+    use std::os::unix::fs::PermissionsExt;
+    let sample = Sample::crashed();
+    fs::set_permissions(sample.path(), fs::Permissions::from_mode(0o644)).unwrap();
+    fs::set_permissions(sample.journal(), fs::Permissions::from_mode(0o666)).unwrap();
+    let (dumped, code) = sample.json(&["dump", "--journal", "--json", "data"]);
+    assert_eq!((code, dumped["refused"].is_string()), (Some(1), true));
 }
 
 #[test]
