@@ -19,12 +19,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use mapwright::journal::disk::Place;
-use mapwright::journal::error::{JournalError, Result};
-use mapwright::journal::format::{Identity, Salt};
 use mapwright::stores::{Store, Version};
 
 use crate::rng::Rng;
+
+mod place;
+
+pub use place::DiskPlace;
 
 const SECTOR: u64 = 512;
 const EIO: i32 = 5;
@@ -52,6 +53,19 @@ enum Named {
     Remove { name: String },
 }
 
+impl Named {
+    fn apply(&self, names: &mut BTreeMap<String, u64>) {
+        match self {
+            Self::Create { name, inode } => drop(names.insert(name.clone(), *inode)),
+            Self::Rename { from, to, inode } => {
+                names.remove(from);
+                names.insert(to.clone(), *inode);
+            }
+            Self::Remove { name } => drop(names.remove(name)),
+        }
+    }
+}
+
 /// What a power failure does with what was not synced.
 #[derive(Clone, Copy, Debug)]
 pub struct Draw {
@@ -72,6 +86,8 @@ pub struct Image {
     named: Vec<Named>,
     last_inode: u64,
     salts: u64,
+    /// Names are given by link and unlink.
+    links: bool,
 }
 
 /// Called after each operation that changes something.
@@ -89,6 +105,10 @@ struct Inner {
     error_at: Option<u64>,
     observer: Option<Observer>,
     operations: u64,
+    /// Reads and writes do a part of what they are asked for, or are interrupted, drawn by this.
+    shorts: Option<Rng>,
+    /// Bytes by which files may grow yet; `None`: any.
+    room: Option<u64>,
 }
 
 /// A disk. Clones are handles of the same.
@@ -113,6 +133,16 @@ impl Disk {
             node.write(0, &bytes);
         }
         disk
+    }
+
+    /// Adds a file, durable with its name; one that has the name loses it.
+    pub fn put_file(&self, name: &str, bytes: Vec<u8>) {
+        let image = &mut self.lock().image;
+        image.last_inode += 1;
+        let inode = image.last_inode;
+        image.files.insert(inode, Node { durable: bytes.clone(), volatile: bytes, log: Vec::new() });
+        image.names.insert(name.to_owned(), inode);
+        image.durable_names.insert(name.to_owned(), inode);
     }
 
     fn of(image: Image) -> Self {
@@ -144,6 +174,50 @@ impl Disk {
         let inner = &mut *self.lock();
         inner.error_at = Some(inner.operations + after + 1);
         inner.rng.get_or_insert_with(|| Rng::new(after));
+    }
+
+    /// Lets reads and writes be short or interrupted, as `rng` draws; such reads fail too, where errors are set. `None`: not.
+    pub fn set_shorts(&self, rng: Option<Rng>) {
+        self.lock().shorts = rng;
+    }
+
+    /// Lets names be given by link and unlink, as where there is no rename that does not replace.
+    pub fn set_links(&self, links: bool) {
+        self.lock().image.links = links;
+    }
+
+    /// Lets the disk be full when files have grown by so many bytes; `None`: never.
+    pub fn set_room(&self, bytes: Option<u64>) {
+        self.lock().room = bytes;
+    }
+
+    /// Flips a bit of a file, while it is open; whether there was one.
+    pub fn flip_bit(&self, name: &str, rng: &mut Rng) -> bool {
+        let inner = &mut *self.lock();
+        let Some(node) = inner.image.names.get(name).and_then(|inode| inner.image.files.get_mut(inode))
+        else {
+            return false;
+        };
+        if node.volatile.is_empty() {
+            return false;
+        }
+        let (at, bit) = (rng.index(node.volatile.len()), 1 << rng.below(8));
+        node.volatile[at] ^= bit;
+        if let Some(byte) = node.durable.get_mut(at) {
+            *byte ^= bit;
+        }
+        true
+    }
+
+    /// How much of a read or write is done, or why nothing is.
+    fn shortened(&self, len: usize) -> io::Result<usize> {
+        let inner = &mut *self.lock();
+        let Some(rng) = inner.shorts.as_mut().filter(|_| len > 0) else { return Ok(len) };
+        match rng.below(12) {
+            0 => Err(io::ErrorKind::Interrupted.into()),
+            1 | 2 => Ok(1 + rng.index(len)),
+            _ => Ok(len),
+        }
     }
 
     /// Calls `observer` after every operation that changes something.
@@ -368,14 +442,7 @@ impl Image {
             if !rng.per_1000(draw.kept_per_1000) && rng.per_1000(500) {
                 continue;
             }
-            match named {
-                Named::Create { name, inode } => drop(names.insert(name.clone(), *inode)),
-                Named::Rename { from, to, inode } => {
-                    names.remove(from);
-                    names.insert(to.clone(), *inode);
-                }
-                Named::Remove { name } => drop(names.remove(name)),
-            }
+            named.apply(&mut names);
         }
         let files = names.values().filter_map(|inode| {
             let bytes = self.files.get(inode)?.crash(rng, draw);
@@ -388,6 +455,7 @@ impl Image {
             named: Vec::new(),
             last_inode: self.last_inode,
             salts: self.salts,
+            links: self.links,
         })
     }
 
@@ -419,6 +487,19 @@ pub struct DiskFile {
 }
 
 impl DiskFile {
+    /// How much of a write there is room for.
+    fn take_room(&self, offset: u64, len: usize) -> io::Result<usize> {
+        let inner = &mut *self.disk.lock();
+        let Some(room) = &mut inner.room else { return Ok(len) };
+        let now = inner.image.files.get(&self.inode).map_or(0, |node| node.volatile.len() as u64);
+        let end = (offset + len as u64).min(now.max(offset) + *room);
+        if len > 0 && end <= offset {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        *room -= end.saturating_sub(now.max(offset));
+        Ok((end - offset) as usize)
+    }
+
     fn node<T>(image: &mut Image, inode: u64, work: impl FnOnce(&mut Node) -> T) -> io::Result<T> {
         image.files.get_mut(&inode).map(work).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
@@ -437,9 +518,15 @@ impl Store for DiskFile {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        let len = self.disk.shortened(buf.len())?;
+        let buf = &mut buf[..len];
         let mut inner = self.disk.lock();
         if inner.left == Some(0) {
             return Err(io::Error::other("the power has failed"));
+        }
+        let per_1000 = if inner.shorts.is_some() { inner.errors_per_1000 / 4 } else { 0 };
+        if inner.rng.as_mut().is_some_and(|rng| rng.per_1000(per_1000)) {
+            return Err(io::Error::from_raw_os_error(EIO));
         }
         Self::node(&mut inner.image, self.inode, |node| {
             let from = (offset as usize).min(node.volatile.len());
@@ -455,6 +542,8 @@ impl Store for DiskFile {
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<usize> {
         let inode = self.inode;
+        let n = self.disk.shortened(buf.len())?;
+        let buf = &buf[..self.take_room(offset, n)?];
         let write =
             |image: &mut Image| Self::node(image, inode, |node| node.write(offset, buf)).map(|()| buf.len());
         self.disk.operate(write, |image, rng| {
@@ -466,17 +555,29 @@ impl Store for DiskFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let inode = self.inode;
-        self.disk.operate(|image| Self::node(image, inode, |node| node.set_len(len)), |_, _| {})
+        let set = |image: &mut Image| Self::node(image, inode, |node| node.set_len(len));
+        // Where it fails it may have been done all the same.
+        self.disk.operate(set, |image, rng| {
+            if rng.below(2) == 0 {
+                let _ = set(image);
+            }
+        })
     }
 
     fn sync(&self) -> io::Result<()> {
         let inode = self.inode;
-        self.disk.operate(
-            |image| Self::node(image, inode, Node::sync),
-            |image, rng| {
-                let _ = Self::node(image, inode, |node| node.fail_sync(rng));
-            },
-        )
+        self.disk
+            .operate(
+                |image| Self::node(image, inode, Node::sync),
+                |image, rng| {
+                    let _ = Self::node(image, inode, |node| node.fail_sync(rng));
+                },
+            )
+            // An interrupted sync has failed like any other.
+            .map_err(|error| match self.disk.operations() % 3 {
+                0 if error.raw_os_error() == Some(EIO) => io::ErrorKind::Interrupted.into(),
+                _ => error,
+            })
     }
 
     fn is_local(&self) -> bool {
@@ -484,117 +585,11 @@ impl Store for DiskFile {
     }
 }
 
-/// The place of a journal on a simulated disk.
-pub struct DiskPlace {
-    disk: Disk,
-    file: String,
-}
-
-impl DiskPlace {
-    /// The place of the journal of the file of that name.
-    pub fn new(disk: &Disk, file: &str) -> Self {
-        Self { disk: disk.clone(), file: file.to_owned() }
-    }
-
-    fn unfinished(&self) -> String {
-        self.name() + ".new"
-    }
-
-    fn failed(&self, operation: &'static str, error: io::Error) -> JournalError {
-        JournalError::io(operation, self.name(), 0, error)
-    }
-}
-
-impl Place for DiskPlace {
-    fn name(&self) -> String {
-        format!("{}.mapwright-journal", self.file)
-    }
-
-    fn identity(&self) -> Result<Identity> {
-        let inode = self.disk.lock().image.names.get(&self.file).copied().unwrap_or(0);
-        Ok(Identity { inode, born_ns: 1 })
-    }
-
-    fn salt(&self) -> Result<Salt> {
-        let salts = &mut self.disk.lock().image.salts;
-        *salts += 1;
-        let mut salt = [7; 16];
-        salt[..8].copy_from_slice(&salts.to_le_bytes());
-        Ok(Salt(salt))
-    }
-
-    fn open(&self) -> Result<Option<Arc<dyn Store>>> {
-        if self.disk.is_dead() {
-            return Err(self.failed("open", io::Error::other("the power has failed")));
-        }
-        Ok(self.disk.file(&self.name()).ok().map(|file| Arc::new(file) as Arc<dyn Store>))
-    }
-
-    fn create(&self) -> Result<Arc<dyn Store>> {
-        let name = self.unfinished();
-        let create = |image: &mut Image| {
-            if image.names.remove(&name).is_some() {
-                image.named.push(Named::Remove { name: name.clone() });
-            }
-            image.last_inode += 1;
-            let inode = image.last_inode;
-            image.files.insert(inode, Node::default());
-            image.names.insert(name.clone(), inode);
-            image.named.push(Named::Create { name: name.clone(), inode });
-            Ok(())
-        };
-        self.disk.operate(create, |_, _| {}).map_err(|error| self.failed("create", error))?;
-        let file = self.disk.file(&name).map_err(|error| self.failed("create", error))?;
-        Ok(Arc::new(file))
-    }
-
-    fn publish(&self) -> Result<()> {
-        if self.disk.lock().image.names.contains_key(&self.name()) {
-            return Err(self.failed("rename", io::ErrorKind::AlreadyExists.into()));
-        }
-        self.replace()
-    }
-
-    fn replace(&self) -> Result<()> {
-        let (from, to) = (self.unfinished(), self.name());
-        let rename = |image: &mut Image| {
-            let inode = image.names.remove(&from).ok_or(io::ErrorKind::NotFound)?;
-            image.names.insert(to.clone(), inode);
-            image.named.push(Named::Rename { from: from.clone(), to: to.clone(), inode });
-            Ok(())
-        };
-        self.disk.operate(rename, |_, _| {}).map_err(|error| self.failed("rename", error))
-    }
-
-    fn remove(&self) -> Result<()> {
-        let name = self.name();
-        let remove = |image: &mut Image| {
-            if image.names.remove(&name).is_some() {
-                image.named.push(Named::Remove { name: name.clone() });
-            }
-            Ok(())
-        };
-        self.disk.operate(remove, |_, _| {}).map_err(|error| self.failed("remove", error))
-    }
-
-    fn confirm(&self) -> Result<()> {
-        // Nobody renames anything here.
-        self.disk.file(&self.file).map(drop).map_err(|error| self.failed("find the file of", error))
-    }
-
-    fn sync(&self) -> Result<()> {
-        let sync = |image: &mut Image| {
-            image.named.clear();
-            image.durable_names.clone_from(&image.names);
-            Ok(())
-        };
-        self.disk.operate(sync, |_, _| {}).map_err(|error| self.failed("sync the directory of", error))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+
+    use mapwright::journal::Place;
 
     use super::*;
 

@@ -15,7 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mapwright::journal::scan::Scan;
-use mapwright::journal::{Accept, AtomicFile, Limits, Snapshot, recover};
+use mapwright::journal::{Accept, AtomicFile, Checkpoint, JournalError, Limits, Snapshot, recover};
 use mapwright::stores::Store;
 
 use crate::disk::{Disk, DiskPlace, Draw, Image};
@@ -41,6 +41,12 @@ pub struct Tally {
     pub checkpoints: u64,
     /// Commits that failed.
     pub failures: u64,
+    /// Operations for which the disk was full.
+    pub full: u64,
+    /// Checkpoints that ended while a batch was being filled.
+    pub beside: u64,
+    /// Pages that were an error because a bit had been flipped while the file was open.
+    pub unreadable: u64,
     /// Journals with a flipped bit that were refused.
     pub refused: u64,
     /// Journals with a flipped bit that were read all the same.
@@ -57,6 +63,9 @@ impl Tally {
         self.commits += other.commits;
         self.checkpoints += other.checkpoints;
         self.failures += other.failures;
+        self.full += other.full;
+        self.beside += other.beside;
+        self.unreadable += other.unreadable;
         self.refused += other.refused;
         self.read += other.read;
     }
@@ -145,6 +154,8 @@ struct Style {
     /// Writes and syncs fail, of 1000.
     errors_per_1000: u32,
     pages: u64,
+    /// The disk is full now and then.
+    fills: bool,
 }
 
 struct Run {
@@ -157,6 +168,8 @@ struct Run {
     now: Vec<u8>,
     logged: Vec<u8>,
     dirty: Vec<(u64, u64)>,
+    /// A bit was flipped under the open file: the end.
+    has_flipped: bool,
 }
 
 impl Run {
@@ -170,17 +183,25 @@ impl Run {
         };
         let destroys = rng.below(3) == 0;
         let errors_per_1000 = if rng.below(3) == 0 { [40, 250][rng.index(2)] } else { 0 };
-        let style = Style { limits, destroys, errors_per_1000, pages: rng.within(2..7) };
+        let (pages, fills) = (rng.within(2..7), rng.below(4) == 0);
+        let style = Style { limits, destroys, errors_per_1000, pages, fills };
         let bytes = vec![1; (style.pages * PAGE) as usize];
         let disk = Disk::with_file(FILE, bytes.clone());
+        disk.set_links(rng.below(4) == 0);
         // Where syncs fail, what others wrote before must be durable: opening can sync it, and not write it again.
         let is_durable = errors_per_1000 == 0 || disk.file(FILE).and_then(|file| file.sync()).is_ok();
         assert!(is_durable, "a disk without errors");
-        Self { seed, rng, style, disk, truth, logged: bytes.clone(), now: bytes, dirty: Vec::new() }
+        let logged = bytes.clone();
+        Self { seed, rng, style, disk, truth, logged, now: bytes, dirty: Vec::new(), has_flipped: false }
     }
 
     fn truth(&self) -> MutexGuard<'_, Truth> {
         self.truth.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether an operation may fail now.
+    fn may_fail(&self) -> bool {
+        self.style.errors_per_1000 > 0 || self.style.fills
     }
 
     fn watch(&self) {
@@ -200,6 +221,9 @@ impl Run {
         self.watch();
         for session in 0..self.rng.within(1..4) {
             self.session().map_err(|why| format!("session {session}: {why}"))?;
+            if self.has_flipped {
+                break;
+            }
             if let Some(why) = self.truth().found.take() {
                 return Err(format!("session {session}: {why}"));
             }
@@ -237,8 +261,15 @@ impl Run {
             self.dirty.clear();
         }
         self.set_errors(true);
+        let shorts = (self.rng.below(2) == 0).then(|| Rng::new(self.rng.next_u64()));
+        self.disk.set_shorts(shorts);
         let atomic = Arc::new(atomic);
         self.work(&atomic)?;
+        self.disk.set_room(None);
+        self.disk.set_shorts(None);
+        if self.rng.below(8) == 0 && self.truth().found.is_none() {
+            return self.flip(&atomic);
+        }
         let atomic = Arc::try_unwrap(atomic).map_err(|_| "a snapshot is left")?;
         match self.rng.below(3) {
             0 => self.close(atomic),
@@ -303,15 +334,16 @@ impl Run {
         let mut snapshots: Vec<(Snapshot, Vec<u8>)> = Vec::new();
         for _ in 0..self.rng.within(5..40) {
             match self.rng.below(100) {
-                0..=40 => {
+                0..=37 => {
                     self.change();
-                    self.commit(atomic)?;
+                    self.commit(atomic, &mut checkpoint)?;
                 }
                 // What a failed commit left, or nothing.
-                41..=44 => self.commit(atomic)?,
+                38..=41 => self.commit(atomic, &mut None)?,
+                42..=44 => self.drop_half_way(atomic),
                 45..=54 => {
                     self.change();
-                    self.spill(atomic)?;
+                    self.spill(atomic, &mut checkpoint)?;
                 }
                 55..=61 => self.change(),
                 62..=68 => self.rollback(atomic)?,
@@ -323,6 +355,12 @@ impl Run {
                 82..=84 if !snapshots.is_empty() => {
                     let (snapshot, bytes) = snapshots.swap_remove(self.rng.index(snapshots.len()));
                     self.is_read(&bytes, "snapshot", |at, into| snapshot.read(at, into))?;
+                }
+                91..=93 => self.claim(atomic)?,
+                94..=99 if self.style.fills => {
+                    let full = self.rng.below(2) == 0;
+                    let room = self.rng.below(8 * u64::from(self.style.limits.unit));
+                    self.disk.set_room(full.then_some(room));
                 }
                 85..=90 => {
                     let logged = self.logged.clone();
@@ -346,14 +384,11 @@ impl Run {
         Ok(())
     }
 
-    fn go_on<'a>(
-        &mut self,
-        mut running: mapwright::journal::Checkpoint<'a>,
-    ) -> Result<Option<mapwright::journal::Checkpoint<'a>>, String> {
+    fn go_on<'a>(&mut self, mut running: Checkpoint<'a>) -> Result<Option<Checkpoint<'a>>, String> {
         let outcome = match running.step() {
             Ok(false) => return Ok(Some(running)),
             Ok(true) => running.finish().map(drop),
-            Err(_) if self.style.errors_per_1000 > 0 && self.rng.below(2) == 0 => {
+            Err(_) if self.may_fail() && self.rng.below(2) == 0 => {
                 self.truth().tally.resumed += 1;
                 return Ok(Some(running));
             }
@@ -361,7 +396,7 @@ impl Run {
         };
         match outcome {
             Ok(()) => self.truth().tally.checkpoints += 1,
-            Err(error) if self.style.errors_per_1000 == 0 => return Err(format!("checkpoint: {error}")),
+            Err(error) if !self.may_fail() => return Err(format!("checkpoint: {error}")),
             Err(_) => {}
         }
         Ok(None)
@@ -401,12 +436,49 @@ impl Run {
         });
     }
 
-    fn commit(&mut self, atomic: &AtomicFile) -> Result<(), String> {
+    /// Lets a checkpoint go on while a batch is open.
+    fn go_on_beside(&mut self, checkpoint: &mut Option<Checkpoint<'_>>) -> Result<(), String> {
+        while self.rng.below(3) > 0
+            && let Some(running) = checkpoint.take()
+        {
+            let before = self.truth().tally.checkpoints;
+            *checkpoint = self.go_on(running)?;
+            let mut truth = self.truth();
+            truth.tally.beside += truth.tally.checkpoints - before;
+        }
+        Ok(())
+    }
+
+    /// A batch that was begun and is given up, with some of it written.
+    fn drop_half_way(&mut self, atomic: &AtomicFile) {
+        let mut batch = atomic.begin();
+        for (from, to) in &self.dirty {
+            if batch.put(*from, &self.now[*from as usize..*to as usize]).is_err() || self.rng.below(3) == 0 {
+                break;
+            }
+        }
+    }
+
+    fn claim(&mut self, atomic: &AtomicFile) -> Result<(), String> {
+        match atomic.claim() {
+            Err(error) if !self.may_fail() => Err(format!("claim: {error}")),
+            _ => {
+                // What was in doubt has been written over, or was not looked at.
+                if !atomic.is_in_doubt() {
+                    self.truth().doubt.clear();
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn commit(&mut self, atomic: &AtomicFile, checkpoint: &mut Option<Checkpoint<'_>>) -> Result<(), String> {
         let now = self.now.clone();
         self.truth().doubt.push(now.clone());
         let mut batch = atomic.begin();
         let put =
             self.dirty.iter().try_for_each(|(from, to)| batch.put(*from, &now[*from as usize..*to as usize]));
+        self.go_on_beside(checkpoint)?;
         // A batch that fails before its last entry leaves nothing in doubt, but what was in doubt before stays.
         match put.and_then(|()| batch.commit()) {
             Ok(_) => {
@@ -418,22 +490,24 @@ impl Run {
                 self.dirty.clear();
                 Ok(())
             }
-            Err(error) if self.style.errors_per_1000 == 0 => Err(format!("commit: {error}")),
-            Err(_) => {
+            Err(error) if !self.may_fail() => Err(format!("commit: {error}")),
+            Err(error) => {
                 self.truth().tally.failures += 1;
+                self.truth().tally.full += u64::from(error.to_string().contains("storage space"));
                 // Often it is given up, and where that fails too, nothing is committed on top of it.
                 if self.rng.below(2) == 0 { self.rollback(atomic) } else { Ok(()) }
             }
         }
     }
 
-    fn spill(&mut self, atomic: &AtomicFile) -> Result<(), String> {
+    fn spill(&mut self, atomic: &AtomicFile, checkpoint: &mut Option<Checkpoint<'_>>) -> Result<(), String> {
         let some = self.rng.index(self.dirty.len() + 1);
         let spilled: Vec<(u64, u64)> = self.dirty[..some].to_vec();
         let mut batch = atomic.begin();
         let put = spilled
             .iter()
             .try_for_each(|(from, to)| batch.put(*from, &self.now[*from as usize..*to as usize]));
+        self.go_on_beside(checkpoint)?;
         match put.and_then(|()| batch.spill()) {
             Ok(()) => {
                 for (from, to) in spilled {
@@ -446,8 +520,45 @@ impl Run {
                 }
                 Ok(())
             }
-            Err(error) if self.style.errors_per_1000 == 0 => Err(format!("spill: {error}")),
+            Err(error) if !self.may_fail() => Err(format!("spill: {error}")),
             Err(_) => Ok(()),
+        }
+    }
+
+    /// Flips bits of the journal under the open file: what is read then is right or an error, also for a checkpoint; and
+    /// recovery refuses the journal, or finds what it may.
+    fn flip(&mut self, atomic: &AtomicFile) -> Result<(), String> {
+        self.has_flipped = true;
+        self.set_errors(false);
+        self.disk.observe(|_| {});
+        let journal = format!("{FILE}.mapwright-journal");
+        if !(0..self.rng.within(1..9)).all(|_| self.disk.flip_bit(&journal, &mut self.rng)) {
+            return Ok(());
+        }
+        for (page, expected) in self.logged.chunks(PAGE as usize).enumerate() {
+            let mut bytes = vec![0; expected.len()];
+            match atomic.read(page as u64 * PAGE, &mut bytes) {
+                Ok(_) if bytes != expected => return Err(format!("a flipped bit was read in page {page}")),
+                Ok(_) => {}
+                Err(JournalError::Damaged { .. }) => self.truth().tally.unreadable += 1,
+                Err(error) => return Err(format!("a flipped bit: {error}")),
+            }
+        }
+        if self.rng.below(2) == 0 {
+            // Whatever was damaged is not the newest any more.
+            self.change();
+            self.commit(atomic, &mut None)?;
+        }
+        match atomic.checkpoint() {
+            Ok(_) | Err(JournalError::Damaged { .. }) => {}
+            Err(error) => return Err(format!("a checkpoint after a flipped bit: {error}")),
+        }
+        let (truth, disk) = (self.truth(), self.disk.kill());
+        match recovered(&disk) {
+            Ok(bytes) if !truth.allows(&bytes) => {
+                Err(format!("flipped while open: {}", truth.describe(&bytes)))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -458,10 +569,10 @@ impl Run {
         self.dirty.clear();
         match rolled_back {
             Ok(()) => self.truth().doubt.clear(),
-            Err(error) if self.style.errors_per_1000 == 0 => return Err(format!("rollback: {error}")),
+            Err(error) if !self.may_fail() => return Err(format!("rollback: {error}")),
             Err(_) if self.rng.below(2) == 0 => {
                 self.truth().tally.empty += 1;
-                self.commit(atomic)?;
+                self.commit(atomic, &mut None)?;
                 self.disk.show();
             }
             Err(_) => {}
@@ -476,7 +587,11 @@ impl Run {
         read: impl Fn(u64, &mut [u8]) -> Result<usize, mapwright::journal::JournalError>,
     ) -> Result<(), String> {
         let mut bytes = vec![0; expected.len() + 10];
-        let n = read(0, &mut bytes).map_err(|error| format!("{what}: {error}"))?;
+        let n = match read(0, &mut bytes) {
+            Ok(n) => n,
+            Err(JournalError::Io { .. }) if self.style.errors_per_1000 > 0 => return Ok(()),
+            Err(error) => return Err(format!("{what}: {error}")),
+        };
         if bytes[..n] == *expected {
             return Ok(());
         }
@@ -517,10 +632,17 @@ fn look(image: &Image, truth: &mut Truth, rng: &mut Rng, destroys: bool) -> Resu
         truth.tally.count(end);
         // Ends during recovery, and during the recovery from that.
         for _ in 0..rng.below(4) {
-            disk.fail_after(Some(rng.below(14)));
-            let outcome = recovered(&disk);
-            if !disk.is_dead() {
-                outcome.map_err(|why| format!("{why} (after {ends:?})"))?;
+            if rng.below(4) == 0 {
+                // Failures that pass: whoever tries again begins anew.
+                disk.set_errors(150, Rng::new(rng.next_u64()));
+                disk.set_shorts(Some(Rng::new(rng.next_u64())));
+                let _ = recovered(&disk);
+            } else {
+                disk.fail_after(Some(rng.below(14)));
+                let outcome = recovered(&disk);
+                if !disk.is_dead() {
+                    outcome.map_err(|why| format!("{why} (after {ends:?})"))?;
+                }
             }
             let (end, next) = disk.with_image(|image| End::of(image, rng, destroys));
             disk = next;

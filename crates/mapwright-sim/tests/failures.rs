@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use mapwright::journal::{Accept, AtomicFile, JournalError, Limits, recover};
+use mapwright::journal::{Accept, AtomicFile, JournalError, Limits, Place, recover};
 use mapwright::stores::Store;
 use mapwright_sim::Rng;
 use mapwright_sim::disk::{Disk, DiskPlace, Draw};
@@ -180,4 +180,68 @@ fn a_commit_of_nothing_ends_the_doubt_about_the_one_before() {
     for draw in [NOTHING, EVERYTHING] {
         assert_eq!(after_crash(&disk, draw), [2, 1, 1, 1]);
     }
+}
+
+/// A disk that is full for good: a checkpoint frees what the journal has, and commits that fit there go on.
+#[test]
+fn on_a_full_disk_commits_go_on_in_what_a_checkpoint_frees() {
+    let (disk, atomic) = opened();
+    for value in 2..6 {
+        commit(&atomic, 0, value).unwrap();
+    }
+    disk.set_room(Some(0));
+    let mut refused = 0;
+    for value in 10..110 {
+        if let Err(error) = commit(&atomic, 1, value) {
+            let JournalError::Io { source, .. } = &error else { panic!("{error}") };
+            assert_eq!(source.kind(), std::io::ErrorKind::StorageFull, "{error}");
+            refused += 1;
+            atomic.checkpoint().unwrap();
+            commit(&atomic, 1, value).unwrap();
+        }
+        assert_eq!(after_crash(&disk, NOTHING), [5, value, 1, 1]);
+        assert_eq!(after_crash(&disk, EVERYTHING), [5, value, 1, 1]);
+    }
+    assert!(refused > 3, "{refused}");
+    // What does not fit is refused, until there is room.
+    let all = |value| -> Result<u64, JournalError> {
+        let mut batch = atomic.begin();
+        batch.put(0, &[value; 4 * PAGE])?;
+        batch.put(0, &[value; 4 * PAGE])?;
+        batch.put(0, &[value; 4 * PAGE])?;
+        batch.commit()
+    };
+    all(200).unwrap_err();
+    atomic.checkpoint().unwrap();
+    all(200).unwrap_err();
+    assert_eq!(after_crash(&disk, NOTHING), [5, 109, 1, 1]);
+    disk.set_room(None);
+    all(200).unwrap();
+    assert_eq!(after_crash(&disk, NOTHING), [200; 4]);
+}
+
+#[test]
+fn an_interrupted_sync_has_failed() {
+    let mut interrupted = 0;
+    for round in 0..8 {
+        let (disk, atomic) = opened();
+        for value in 0..round {
+            commit(&atomic, 0, value).unwrap();
+        }
+        disk.fail_once(SYNC);
+        let JournalError::Io { source, .. } = commit(&atomic, 1, 3).unwrap_err() else { panic!() };
+        interrupted += u32::from(source.kind() == std::io::ErrorKind::Interrupted);
+        assert!(atomic.is_in_doubt());
+    }
+    assert!(interrupted > 0);
+}
+
+#[test]
+fn an_unfinished_journal_is_removed_where_there_is_no_other() {
+    let disk = Disk::with_file(FILE, vec![1; PAGE]);
+    let place = DiskPlace::new(&disk, FILE);
+    place.create().unwrap();
+    assert!(disk.file("data.mapwright-journal.new").is_ok());
+    recover(&place, &disk.file(FILE).unwrap(), Accept::Own).unwrap();
+    assert!(disk.file("data.mapwright-journal.new").is_err());
 }

@@ -14,7 +14,7 @@ fn no_power_failure_loses_a_commit() {
         println!("{:?}", power::run(seed).unwrap());
         return;
     }
-    let wanted = number("MAPWRIGHT_CRASH_STATES").unwrap_or(20_000);
+    let wanted = number("MAPWRIGHT_CRASH_STATES").unwrap_or(60_000);
     let mut tally = Tally::default();
     for seed in 0.. {
         tally.add(&power::run(seed).unwrap_or_else(|why| panic!("{why}")));
@@ -25,6 +25,7 @@ fn no_power_failure_loses_a_commit() {
     }
     assert!(tally.commits > 0 && tally.checkpoints > 0 && tally.failures > 0, "{tally:?}");
     assert!(tally.kills > 0 && tally.resumed > 0 && tally.empty > 0, "{tally:?}");
+    assert!(tally.full > 0 && tally.beside > 0 && tally.unreadable > 0, "{tally:?}");
     assert!(tally.refused > 0 && tally.read > 0, "{tally:?}");
 }
 
