@@ -41,6 +41,7 @@
 
 pub mod disk;
 mod frames;
+pub mod fuzz;
 mod handle;
 mod kernel;
 mod moved;
