@@ -668,8 +668,8 @@ fn look(image: &Image, truth: &mut Truth, rng: &mut Rng, destroys: bool) -> Resu
             }
         }
     }
-    if rng.below(4) == 0
-        && let Some(disk) = image.with_flipped_bit(&format!("{FILE}.mapwright-journal"), rng)
+    if rng.below(2) == 0
+        && let Some(disk) = flipped(image, rng, destroys)
     {
         truth.tally.states += 1;
         let before = entries(&disk);
@@ -682,6 +682,19 @@ fn look(image: &Image, truth: &mut Truth, rng: &mut Rng, destroys: bool) -> Resu
         }
     }
     Ok(())
+}
+
+/// A bit of the journal flipped: at once, or after a recovery that did not come to its end.
+fn flipped(image: &Image, rng: &mut Rng, destroys: bool) -> Option<Disk> {
+    const JOURNAL: &str = "data.mapwright-journal";
+    if rng.below(2) == 0 {
+        return image.with_flipped_bit(JOURNAL, rng);
+    }
+    let disk = image.kill();
+    disk.fail_after(Some(rng.below(14)));
+    let _ = recovered(&disk);
+    let (_, left) = disk.with_image(|image| End::of(image, rng, destroys));
+    left.with_image(|image| image.with_flipped_bit(JOURNAL, rng))
 }
 
 /// The entries of a journal, for messages.

@@ -76,7 +76,9 @@ pub fn recover(place: &dyn Place, file: &dyn Store, accept: Accept) -> Result<Op
     let Some(journal) = place.open()? else {
         // Perhaps it was removed a moment before the machine stopped, and the name is not durably gone; or one was begun.
         place.remove()?;
-        place.sync()?;
+        if !sabotage::is(Sabotage::NoGoneSync) {
+            place.sync()?;
+        }
         return Ok(None);
     };
     let found = check(&*journal, place, file, accept)?;
@@ -88,7 +90,11 @@ pub fn recover(place: &dyn Place, file: &dyn Store, accept: Accept) -> Result<Op
     let (base_len, (claimed, claimed_len)) = (scan.anchor.file_len, scan.claimed);
     let bring = |commit, file_len| Replay::new(scan.index.plan(commit), base_len, file_len);
     if scan.last_commit > claimed && !sabotage::is(Sabotage::TrustCache) {
-        replay(file, &*journal, scan, bring(claimed, claimed_len))?;
+        let mut first = bring(claimed, claimed_len);
+        write_all(file, &*journal, scan, &mut first)?;
+        if !sabotage::is(Sabotage::NoClaimedSync) {
+            disk::sync(file)?;
+        }
         // Pages in whole, where the file is unsure: a recovery that found more in the kernel's cache than there is now may have
         // begun to write them, and left anything beyond the end of the file.
         let rest = scan.index.plan_between(claimed, scan.last_commit);
@@ -111,14 +117,21 @@ fn make_found_durable(place: &dyn Place, journal: &dyn Store) -> Result<()> {
     if sabotage::is(Sabotage::NoFoundNameSync) {
         return Ok(());
     }
-    disk::sync(journal)?;
+    if !sabotage::is(Sabotage::NoFoundSync) {
+        disk::sync(journal)?;
+    }
     place.sync()
 }
 
 /// Brings the file to a commit, durably.
 fn replay(file: &dyn Store, journal: &dyn Store, scan: &Scan, mut replay: Replay) -> Result<()> {
-    while !replay.step(file, journal, &scan.header.salt)? {}
+    write_all(file, journal, scan, &mut replay)?;
     if sabotage::is(Sabotage::RetireFirst) { Ok(()) } else { disk::sync(file) }
+}
+
+fn write_all(file: &dyn Store, journal: &dyn Store, scan: &Scan, replay: &mut Replay) -> Result<()> {
+    while !replay.step(file, journal, &scan.header.salt)? {}
+    Ok(())
 }
 
 /// Writes what follows the claimed commit to a new journal, as one commit, and puts that in the place of the old one.
@@ -148,13 +161,14 @@ fn log_anew(place: &dyn Place, old: &dyn Store, scan: &Scan, rest: &Replay) -> R
         }
     }
     log.write(Kind::Commit { file_len: scan.file_len })?;
-    disk::sync(&*log.journal)?;
-    // Named as durable, so that damage to it is found while the file has a part of it.
+    // Named as durable, so that damage to it is found while the file has a part of it. It is by the time the journal has its name.
     log.durable_commit = log.sequence;
     log.write(Kind::Part)?;
-    disk::sync(&*log.journal)?;
+    if !sabotage::is(Sabotage::NoAnewSync) {
+        disk::sync(&*log.journal)?;
+    }
     place.replace()?;
-    place.sync()
+    if sabotage::is(Sabotage::NoReplaceSync) { Ok(()) } else { place.sync() }
 }
 
 /// A journal with one transaction.

@@ -132,7 +132,8 @@ impl Replay {
     fn set_len(&self, file: &dyn Store) -> Result<()> {
         let now = disk::len(file)?;
         let mut len = now;
-        if let Some(cut) = self.plan.cut.filter(|cut| *cut < now) {
+        let cut = self.plan.cut.filter(|_| !sabotage::is(Sabotage::NoCut));
+        if let Some(cut) = cut.filter(|cut| *cut < now) {
             disk::set_len(file, cut)?;
             len = cut;
         }

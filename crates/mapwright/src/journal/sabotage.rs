@@ -57,10 +57,22 @@ pub enum Sabotage {
     NoFoundNameSync,
     /// Records smaller than a page are replayed alone beyond what the file has had durably.
     SmallBeyondEnd,
+    /// Recovery trusts an entry that names a commit as durable, though it may be in the kernel's cache only.
+    NoFoundSync,
+    /// Recovery that finds no journal does not make sure that it is gone for good.
+    NoGoneSync,
+    /// Recovery puts another journal in the place of the first before the file has what only the first has.
+    NoClaimedSync,
+    /// Recovery names the journal that it writes before it is synced.
+    NoAnewSync,
+    /// Recovery writes the file before the name of the journal that it has written is durable.
+    NoReplaceSync,
+    /// What was cut off and has grown again is not made zeros.
+    NoCut,
 }
 
 /// All of them.
-pub const ALL: [Sabotage; 25] = [
+pub const ALL: [Sabotage; 31] = [
     Sabotage::NoCommitSync,
     Sabotage::NoSpillSync,
     Sabotage::SyncAgainOnly,
@@ -86,6 +98,12 @@ pub const ALL: [Sabotage; 25] = [
     Sabotage::EmptyInDoubt,
     Sabotage::NoFoundNameSync,
     Sabotage::SmallBeyondEnd,
+    Sabotage::NoFoundSync,
+    Sabotage::NoGoneSync,
+    Sabotage::NoClaimedSync,
+    Sabotage::NoAnewSync,
+    Sabotage::NoReplaceSync,
+    Sabotage::NoCut,
 ];
 
 static CHOSEN: AtomicU32 = AtomicU32::new(0);
