@@ -147,7 +147,7 @@ impl AtomicFile {
     /// file's lock, for as long as the store is open. Says what was recovered.
     ///
     /// # Errors
-    /// Every refusal of [`JournalError`], with nothing changed; [`JournalError::Io`].
+    /// Every refusal of [`JournalError`], with nothing changed but what recovery has done, which comes first; [`JournalError::Io`].
     pub fn open(
         place: Arc<dyn Place>,
         file: Arc<dyn Store>,

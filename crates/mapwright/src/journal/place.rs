@@ -1,7 +1,7 @@
 //! A journal's place on a file system: beside the file, under the file's name.
 //!
 //! The file's own directory is opened once, through the path the kernel has for the file (/proc/self/fd), so that a symbolic
-//! link to the file leads to the same journal; everything after that is relative to the directory's descriptor. Names are never
+//! link to the file leads to the same journal; a file that is renamed leaves it behind. Everything after that is relative to the directory's descriptor. Names are never
 //! followed where they are links. What is found under the journal's name is trusted only if nobody could have put it there or
 //! written to it who may not write the file. A journal is begun only where whoever opens the file next will find and trust it.
 

@@ -358,6 +358,45 @@ pub fn on_a_small_file_system(test: &str, body: impl FnOnce(&Path)) {
     body(&path);
 }
 
+/// Runs `body` with a folder on a file system of the kind `kind` in a loop device of `mib` MiB, sparse: in a process of its own,
+/// which is test `test` again, as root. The mount, and with it the device, ends with that process. Where the machine has no such
+/// file system, or no program that makes one, it says so and does nothing, in CI too.
+pub fn on_a_loop_device(test: &str, kind: &str, mib: u64, body: impl FnOnce(&Path)) {
+    if let Some(place) = role() {
+        return body(Path::new(&place));
+    }
+    let say = |why: &str| eprintln!("######## {kind} is not tried here: {why} ########");
+    // SAFETY: geteuid has no preconditions.
+    if unsafe { libc::geteuid() } != 0 {
+        return say("needs root");
+    }
+    let dir = scratch();
+    let (image, place) = (dir.path().join("image"), dir.path().join("place"));
+    std::fs::create_dir(&place).unwrap();
+    std::fs::File::create(&image).unwrap().set_len(mib << 20).unwrap();
+    let made = Command::new(format!("mkfs.{kind}")).arg("-q").arg(&image).output();
+    match made {
+        Ok(output) if output.status.success() => {}
+        Ok(output) => return say(&String::from_utf8_lossy(&output.stderr)),
+        Err(error) => return say(&format!("mkfs.{kind}: {error}")),
+    }
+    let mut command = Command::new("unshare");
+    // 77: it could not be mounted.
+    let script = "mount -t \"$1\" -o loop \"$2\" \"$3\" || exit 77; test=$4; shift 4; exec \"$test\" \"$@\"";
+    command.args(["--mount", "--propagation", "private", "--", "sh", "-c", script, "sh", kind]);
+    command.args([&image, &place]).arg(std::env::current_exe().unwrap());
+    command.args([test, "--exact", "--nocapture"]).env("MAPWRIGHT_TEST_ROLE", &place);
+    let output = run(command);
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    if output.status.code() == Some(77) {
+        return say(&text);
+    }
+    assert!(output.status.success(), "{:?}\n{text}", output.status);
+    assert!(text.contains("1 passed"), "{text}");
+    println!("{text}");
+}
+
 /// Runs a child; the process is ended after a minute.
 pub fn run(mut command: Command) -> Output {
     use std::process::Stdio;
