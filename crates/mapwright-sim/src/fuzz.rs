@@ -1,14 +1,16 @@
 //! What is tried with any bytes in a journal's place: the fuzzer of `fuzz/` and `tests/journal_reader.rs` call it.
 //!
 //! Random bytes would end at the first checksum. So the first byte of an input may ask that all checksums be made right
-//! before the rest is read as a journal; what is then found behind them may still be anything.
+//! before the rest is read as a journal; what is then found behind them may still be anything. Or it asks that the rest be read as a
+//! program that writes a journal: then the chain is right too, and what varies is what transactions do, and which of them
+//! are named as durable.
 //!
 //! The oracle follows docs/journal-format.md in the simplest way: the entries that the reader tells of, transaction by
 //! transaction, byte by byte, into a `Vec<u8>`.
 
 use std::sync::Arc;
 
-use mapwright::journal::format::{Entry, HEAD, Header, Kind, RECORD, Record, Salt};
+use mapwright::journal::format::{Anchor, Entry, HEAD, Header, Identity, Kind, RECORD, Record, Salt};
 use mapwright::journal::scan::Scan;
 use mapwright::journal::{Accept, AtomicFile, JournalError, Limits, inspect, recover};
 
@@ -21,6 +23,8 @@ const JOURNAL: &str = "data.mapwright-journal";
 const MOST: u64 = 1 << 17;
 /// In the first byte: checksums are made right.
 pub const SEAL: u8 = 1;
+/// In the first byte: the rest is a program.
+pub const WRITE: u8 = 2;
 
 /// What became of an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +85,7 @@ pub fn sample(seed: u64) -> Vec<u8> {
 /// When something is wrong: that is what a fuzzer looks for.
 pub fn try_journal(input: &[u8]) -> Outcome {
     let Some((flags, bytes)) = input.split_first() else { return Outcome::Refused };
-    let mut bytes = bytes.to_vec();
+    let mut bytes = if flags & WRITE != 0 { Writer::run(bytes) } else { bytes.to_vec() };
     if flags & SEAL != 0 {
         seal(&mut bytes);
     }
@@ -137,6 +141,120 @@ fn naive(journal: &[u8], mut file: Vec<u8>, told: &[(Entry, Vec<(u64, Record)>)]
         }
     }
     file
+}
+
+/// Writes a journal as an input says, byte by byte.
+struct Writer {
+    header: Header,
+    journal: Vec<u8>,
+    records: Vec<u8>,
+    /// Number of the last entry, and numbers of commits.
+    last: u64,
+    commits: Vec<u64>,
+    claim: usize,
+    /// Whether no entry of the transaction was written yet.
+    begins: bool,
+    /// Length after the last commit, and now.
+    committed_len: u64,
+    len: u64,
+}
+
+impl Writer {
+    const UNIT: u32 = 512;
+
+    fn run(program: &[u8]) -> Vec<u8> {
+        let mut next = program.iter().copied();
+        let mut number = move || next.next().map(u64::from);
+        let header = Header { unit: Self::UNIT, salt: Salt([5; 16]), identity: Identity::default() };
+        let len = number().unwrap_or(0) * 97;
+        let anchor = Anchor { counter: 1, start: header.base(), sequence: 0, file_len: len };
+        let mut journal = vec![0; header.base() as usize];
+        journal[..HEAD].copy_from_slice(&header.encode());
+        let at = anchor.position(&header) as usize;
+        journal[at..at + HEAD].copy_from_slice(&anchor.encode(&header.salt));
+        let (records, commits) = (Vec::new(), vec![0]);
+        let mut writer = Self {
+            header,
+            journal,
+            records,
+            last: 0,
+            commits,
+            claim: 0,
+            begins: true,
+            committed_len: len,
+            len,
+        };
+        while let Some(operation) = number() {
+            if writer.operate(operation, &mut number).is_none() || writer.journal.len() > 1 << 15 {
+                break;
+            }
+        }
+        writer.journal
+    }
+
+    /// One operation; `None` when there is nothing more to read.
+    fn operate(&mut self, operation: u64, number: &mut impl FnMut() -> Option<u64>) -> Option<()> {
+        match operation % 16 {
+            0..=5 => {
+                let offset = (number()? << 8 | number()?) % self.len.max(1);
+                let most = (4096 - offset % 4096).min(self.len.saturating_sub(offset));
+                let wanted = if operation.is_multiple_of(2) { 1 + number()? } else { 4096 };
+                let (data, len) = (vec![operation as u8; wanted.min(most) as usize], wanted.min(most) as u32);
+                if len > 0 {
+                    self.push(Record::Data { offset, len }, &data);
+                }
+            }
+            6..=8 => {
+                self.len = number()? << 7 | number()?;
+                self.push(Record::Length(self.len), &[]);
+            }
+            9 => self.end(Kind::Part, self.begins),
+            // A rollback before it.
+            10 => {
+                let records = std::mem::take(&mut self.records);
+                self.end(Kind::Part, self.begins);
+                (self.len, self.records) = (self.committed_len, records);
+                self.records.clear();
+                self.begins = true;
+            }
+            11 => self.claim = self.commits.len() - 1,
+            12 => {
+                // A jump over some units.
+                let to = self.journal.len() as u64 + u64::from(Self::UNIT) * (1 + number()? % 4);
+                self.records.clear();
+                self.end(Kind::Jump { to }, false);
+                self.journal.resize(to as usize, 0);
+            }
+            _ => {
+                self.end(Kind::Commit { file_len: self.len }, self.begins);
+                self.commits.push(self.last);
+                (self.committed_len, self.begins) = (self.len, true);
+            }
+        }
+        Some(())
+    }
+
+    fn push(&mut self, record: Record, data: &[u8]) {
+        record.append(&mut self.records, data, self.last + 1, &self.header.salt);
+    }
+
+    fn end(&mut self, kind: Kind, begins: bool) {
+        let previous = self.last;
+        self.last += 1;
+        let entry = Entry {
+            kind,
+            begins,
+            position: self.journal.len() as u64,
+            sequence: self.last,
+            previous,
+            durable_commit: self.commits[self.claim],
+            records: self.records.len() as u32,
+        };
+        self.journal.extend(entry.encode(&self.header.salt));
+        self.journal.append(&mut self.records);
+        self.journal.resize(self.journal.len().next_multiple_of(Self::UNIT as usize), 0);
+        self.begins = begins && matches!(kind, Kind::Jump { .. });
+    }
 }
 
 /// Makes the checksums right of everything that looks like a part of a journal.

@@ -13,7 +13,7 @@
 //!   writes.
 //!
 //! Beside it, without virtual threads: a disk with a directory ([`disk`]), and a program that commits on it while the power fails
-//! ([`power`]).
+//! ([`power`]); and what must hold for any bytes in a journal's place ([`fuzz`]).
 //!
 //! ```
 //! use std::sync::Arc;

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use mapwright_sim::Rng;
-use mapwright_sim::fuzz::{Outcome, SEAL, mutate, sample, try_journal};
+use mapwright_sim::fuzz::{Outcome, SEAL, WRITE, mutate, sample, try_journal};
 
 const SAMPLES: u64 = 24;
 
@@ -19,6 +19,10 @@ fn corpus() -> Vec<(PathBuf, Vec<u8>)> {
         .collect();
     all.sort();
     all
+}
+
+fn rounds() -> u64 {
+    std::env::var("MAPWRIGHT_FUZZ_ROUNDS").map_or(40_000, |text| text.parse().unwrap())
 }
 
 #[test]
@@ -36,7 +40,7 @@ fn the_corpus_is_read_or_refused() {
 
 #[test]
 fn mutations_are_read_or_refused() {
-    let rounds = std::env::var("MAPWRIGHT_FUZZ_ROUNDS").map_or(40_000, |text| text.parse().unwrap());
+    let rounds = rounds();
     let mut inputs: Vec<Vec<u8>> = (0..SAMPLES).map(sample).collect();
     if let Some(folder) = std::env::var_os("MAPWRIGHT_FUZZ_SEEDS") {
         for (seed, input) in inputs.iter().enumerate() {
@@ -59,4 +63,19 @@ fn mutations_are_read_or_refused() {
     }
     println!("refused, read, replayed: {seen:?}");
     assert!(seen.iter().all(|seen| *seen > 0), "{seen:?} of {rounds}");
+}
+
+/// Programs that write journals, at random: mostly right ones, so that what is compared is what they do to the file.
+#[test]
+fn written_journals_do_what_the_oracle_says() {
+    let rounds = rounds() / 4;
+    let mut rng = Rng::new(2);
+    let mut seen = [0; 3];
+    for _ in 0..rounds {
+        let mut program: Vec<u8> = (0..rng.below(250)).map(|_| rng.next_u64() as u8).collect();
+        program.insert(0, WRITE);
+        seen[try_journal(&program) as usize] += 1;
+    }
+    println!("refused, read, replayed: {seen:?}");
+    assert!(seen[Outcome::Replayed as usize] > rounds / 2, "{seen:?} of {rounds}");
 }
