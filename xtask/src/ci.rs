@@ -21,6 +21,8 @@ const STRESS_SECONDS: &str = "60";
 const SIM_SEEDS: &str = "2000";
 /// States of the disk after a power failure that are drawn at least.
 const CRASH_STATES: &str = "300000";
+/// Mutations of journals that are read.
+const FUZZ_ROUNDS: &str = "200000";
 /// Bytes of the file that the smoke runs read.
 const SAMPLE: usize = 4 << 20;
 
@@ -143,7 +145,8 @@ fn steps(scratch: &Scratch) -> Vec<Step> {
         tests("stress", "-p mapwright --test stress").with("MAPWRIGHT_STRESS_SECONDS", STRESS_SECONDS),
         tests("simulator, many seeds", "-p mapwright-sim --tests")
             .with("MAPWRIGHT_SIM_SEEDS", SIM_SEEDS)
-            .with("MAPWRIGHT_CRASH_STATES", CRASH_STATES),
+            .with("MAPWRIGHT_CRASH_STATES", CRASH_STATES)
+            .with("MAPWRIGHT_FUZZ_ROUNDS", FUZZ_ROUNDS),
         cargo(
             "compare, smoke run",
             "run --quiet -- compare --write --rounds 1 --seconds-per-round 0.1 --quiet --limit 1M",
