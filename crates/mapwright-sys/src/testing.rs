@@ -37,6 +37,9 @@ pub fn refuse_system_calls(calls: &[libc::c_long], errno: i32) -> io::Result<()>
 pub const IO_URING: [libc::c_long; 3] =
     [libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register];
 
+/// The system call that syncs a file.
+pub const FDATASYNC: libc::c_long = libc::SYS_fdatasync;
+
 /// How many pages of a file's first `len` bytes are in the kernel's page cache. (A read with `RWF_NOWAIT` tells too, but starts
 /// read-ahead.)
 ///

@@ -553,3 +553,18 @@ fn memory_changes_behind_the_pagers_back() {
     assert_eq!(store.write_at(u64::MAX, b"xy").unwrap_err().kind(), io::ErrorKind::FileTooLarge);
     assert_eq!(store.contents(), [1, 2, 4]);
 }
+
+/// What an interrupted sync had found is not told again: to repeat it would prove nothing.
+#[test]
+fn an_interrupted_sync_of_a_file_has_failed() {
+    if child_argument().is_none() {
+        let directory = directory();
+        return in_child("an_interrupted_sync_of_a_file_has_failed", directory.path(), |_| {});
+    }
+    let path = child_argument().unwrap().join("data");
+    std::fs::write(&path, [1; 100]).unwrap();
+    let store = FileStore::open(path, &WRITE).unwrap();
+    store.write_at(0, &[2; 10]).unwrap();
+    testing::refuse_system_calls(&[testing::FDATASYNC], rustix::io::Errno::INTR.raw_os_error()).unwrap();
+    assert_eq!(store.sync().unwrap_err().kind(), io::ErrorKind::Interrupted);
+}
