@@ -22,7 +22,7 @@ const SIM_SEEDS: &str = "2000";
 /// States of the disk after a power failure that are drawn at least.
 const CRASH_STATES: &str = "300000";
 /// Mutations of journals that are read.
-const FUZZ_ROUNDS: &str = "200000";
+const FUZZ_ROUNDS: &str = "100000";
 /// Bytes of the file that the smoke runs read.
 const SAMPLE: usize = 4 << 20;
 
