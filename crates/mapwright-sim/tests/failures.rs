@@ -220,6 +220,31 @@ fn on_a_full_disk_commits_go_on_in_what_a_checkpoint_frees() {
     assert_eq!(after_crash(&disk, NOTHING), [200; 4]);
 }
 
+/// Wherever the room ends, in a claim, a jump or between them: the next checkpoint goes on, and so do small commits.
+#[test]
+fn room_that_ends_anywhere_leaves_place_for_a_claim_and_a_jump() {
+    let mut refused = 0;
+    for room in (16 * 512..48 * 512).step_by(128) {
+        let (disk, atomic) = opened();
+        disk.set_room(Some(room));
+        let small = |value: u8| {
+            let mut batch = atomic.begin();
+            batch.put(0, &[value; 100])?;
+            batch.commit()
+        };
+        for value in 2..100 {
+            if small(value).is_ok() {
+                continue;
+            }
+            refused += 1;
+            atomic.checkpoint().unwrap_or_else(|error| panic!("room for {room} bytes: {error}"));
+            small(value).unwrap_or_else(|error| panic!("room for {room} bytes: {error}"));
+        }
+        assert_eq!(after_crash(&disk, NOTHING)[0], 99);
+    }
+    assert!(refused > 100, "{refused}");
+}
+
 #[test]
 fn an_interrupted_sync_has_failed() {
     let mut interrupted = 0;
