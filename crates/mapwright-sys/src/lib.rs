@@ -5,7 +5,8 @@
 //!
 //! The rule on aliasing, which the rest relies on: memory that user code may see through a slice is turned into a Rust
 //! reference in two places only: [`window`], for files behind a `Map`, and [`mmap`], for the kernel's own mappings; their types
-//! make shared and exclusive access exclude each other. Everything else reaches it by system calls or by raw copies.
+//! make shared and exclusive access exclude each other. [`shared`] makes references to atomic words of memory of which no slice
+//! exists. Everything else reaches it by system calls or by raw copies.
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("mapwright runs on 64-bit Linux only");
@@ -23,6 +24,7 @@ pub mod page_cache;
 pub mod page_state;
 pub mod pagemap;
 pub mod ring;
+pub mod shared;
 pub mod signals;
 pub mod table;
 #[doc(hidden)]

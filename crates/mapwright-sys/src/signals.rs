@@ -3,14 +3,16 @@
 //! It looks at faults of the kernel only (never at signals that were sent), at addresses inside ranges that asked for it
 //! ([`guard`]) or inside a copy that comes back (`copy.rs`), and passes everything else on. It runs on the faulting thread's own stack, not on the alternate one, which
 //! Rust makes too small to read files on; it keeps errno. A program that installs its own SIGBUS handler afterwards must
-//! call the old one, as it must for any library. In a thread that blocks SIGBUS a fault ends the process: no handler is asked.
+//! call the old one, as it must for any library. The lock of the ranges is held over fork(2), so that a child can take and give up
+//! guards whatever other threads of the parent were doing. In a thread that blocks SIGBUS a fault ends the process: no handler is asked.
 
+use std::cell::UnsafeCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockWriteGuard};
 
 use crate::check;
 
@@ -34,9 +36,29 @@ type Guards = BTreeMap<usize, (usize, Arc<dyn BusGuard>)>;
 
 /// Ranges by start. Taken for reading in the handler: nobody touches guarded memory while holding it.
 static GUARDS: RwLock<Guards> = RwLock::new(BTreeMap::new());
+/// The lock of [`GUARDS`], while it is held by a thread that forks.
+static FORKING: Forking = Forking(UnsafeCell::new(None));
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
 /// Whether the previous handler has given way to the default action, as it would have done without ours.
 static SPENT: AtomicBool = AtomicBool::new(false);
+
+struct Forking(UnsafeCell<Option<RwLockWriteGuard<'static, Guards>>>);
+
+// SAFETY: it is reached by the thread that forks only, between taking the lock and giving it back: before that the lock keeps
+// others out.
+unsafe impl Sync for Forking {}
+
+extern "C" fn before_fork() {
+    let guards = GUARDS.write().unwrap_or_else(PoisonError::into_inner);
+    // SAFETY: this thread has the lock, so no other one is here.
+    unsafe { *FORKING.0.get() = Some(guards) };
+}
+
+extern "C" fn after_fork() {
+    // SAFETY: this thread has had the lock since `before_fork`, or is the child's copy of one that had.
+    let guards = unsafe { (*FORKING.0.get()).take() };
+    drop(guards);
+}
 
 /// Keeps a guard in force.
 #[derive(Debug)]
@@ -90,6 +112,11 @@ fn install_once() -> io::Result<()> {
     let _one = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
     if PREVIOUS.get().is_some() {
         return Ok(());
+    }
+    // SAFETY: the three live as long as the program, and call nothing that forks.
+    let registered = unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(after_fork)) };
+    if registered != 0 {
+        return Err(io::Error::from_raw_os_error(registered));
     }
     let mut previous = MaybeUninit::<libc::sigaction>::uninit();
     // SAFETY: a null action only asks; `previous` has room for the answer.
@@ -233,6 +260,35 @@ mod tests {
         drop(held);
         thread.join().unwrap();
         assert_eq!(copied, Ok(Err(0)));
+    }
+
+    #[test]
+    fn a_child_takes_guards_whatever_the_parents_threads_do() {
+        use crate::shared::Words;
+        use crate::testing::Fork;
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(PAGE_SIZE as u64).unwrap();
+        let map = || drop(Words::map(file.as_fd(), PAGE_SIZE).unwrap());
+        map();
+        let is_over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                    map();
+                }
+            });
+            for round in 0..100 {
+                let child = Fork::new(map).unwrap();
+                let since = std::time::Instant::now();
+                let mut status = None;
+                while status.is_none() && since.elapsed() < Duration::from_secs(20) {
+                    status = child.has_ended();
+                    std::thread::yield_now();
+                }
+                is_over.store(round == 99 || status != Some(0), std::sync::atomic::Ordering::Relaxed);
+                assert_eq!(status, Some(0), "round {round}");
+            }
+        });
     }
 
     #[test]

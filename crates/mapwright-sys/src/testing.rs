@@ -50,3 +50,82 @@ pub fn pages_in_kernel_cache(fd: BorrowedFd<'_>, len: usize) -> io::Result<usize
     crate::page_cache::mincore(fd, 0, &mut resident)?;
     Ok(resident.iter().filter(|&&page| page & 1 != 0).count())
 }
+
+/// A child made by fork(2), without exec. It is ended and waited for when this is dropped.
+#[derive(Debug)]
+pub struct Fork(libc::pid_t);
+
+impl Fork {
+    /// Runs `run` in a child, which then ends: with 0, or 101 if it has panicked.
+    ///
+    /// # Errors
+    /// What fork(2) says.
+    pub fn new(run: impl FnOnce()) -> io::Result<Self> {
+        // SAFETY: the child has this thread only. What it runs is a test's, whose locks are the C library's allocator's, which
+        // are in order after fork, and the child never returns from here.
+        let child = unsafe { libc::fork() };
+        match child {
+            -1 => Err(io::Error::last_os_error()),
+            0 => {
+                let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+                // SAFETY: it ends the process, and runs nothing that the parent has left to be run at the end.
+                unsafe { libc::_exit(if outcome.is_ok() { 0 } else { 101 }) }
+            }
+            child => Ok(Self(child)),
+        }
+    }
+
+    /// Ends the calling process at once, by SIGKILL.
+    pub fn die() -> ! {
+        // SAFETY: raise takes a number.
+        unsafe { libc::raise(libc::SIGKILL) };
+        std::process::abort()
+    }
+
+    /// Ends the child by SIGKILL.
+    pub fn kill(&self) {
+        // SAFETY: kill takes numbers; the child has not been waited for, so that its id is still its own.
+        unsafe { libc::kill(self.0, libc::SIGKILL) };
+    }
+
+    /// Whether the child has ended, and how, as [`wait`](Self::wait) tells; it still can be waited for.
+    #[must_use]
+    pub fn has_ended(&self) -> Option<i32> {
+        // SAFETY: an all-zero siginfo is a valid value.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        // SAFETY: it looks at a child of this process and writes to `info`.
+        unsafe { libc::waitid(libc::P_PID, self.0 as libc::id_t, &mut info, flags) };
+        // SAFETY: it was filled in, or is zero.
+        let ended = unsafe { info.si_pid() } == self.0;
+        // SAFETY: as above.
+        let status = unsafe { info.si_status() };
+        ended.then_some(if info.si_code == libc::CLD_EXITED { status } else { -status })
+    }
+
+    /// Waits for the child: its exit code, or minus the signal that has ended it.
+    #[must_use]
+    pub fn wait(self) -> i32 {
+        let status = self.wait_for();
+        std::mem::forget(self);
+        if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { -libc::WTERMSIG(status) }
+    }
+
+    fn wait_for(&self) -> libc::c_int {
+        let mut status = 0;
+        loop {
+            // SAFETY: it waits for a child of this process and writes to `status`.
+            let waited = unsafe { libc::waitpid(self.0, &mut status, 0) };
+            if waited != -1 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+                return status;
+            }
+        }
+    }
+}
+
+impl Drop for Fork {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = self.wait_for();
+    }
+}
