@@ -37,6 +37,51 @@ impl std::fmt::Display for Change {
     }
 }
 
+/// Why bytes can't be seen as a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ViewProblem {
+    /// There are fewer bytes than the value has.
+    TooShort {
+        /// Bytes that the value, or all values, would need.
+        needed: usize,
+        /// Bytes from the offset to the end.
+        left: usize,
+    },
+    /// The bytes don't begin at a multiple of the value's alignment.
+    Misaligned {
+        /// The alignment in bytes.
+        align: usize,
+        /// By how many bytes the address is past such a multiple.
+        rest: usize,
+    },
+    /// The length is no multiple of the value's size.
+    NotWhole {
+        /// Size of a value in bytes.
+        size: usize,
+        /// Length in bytes.
+        len: usize,
+    },
+}
+
+impl std::fmt::Display for ViewProblem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::TooShort { needed, left } => {
+                write!(f, "it has {needed} bytes, and {left} are left; end at or before the last byte")
+            }
+            Self::Misaligned { align, rest } => write!(
+                f,
+                "its address must be a multiple of {align}, and is {rest} past one; choose another offset, read_value, or a \
+                 type without alignment, such as those of zerocopy::byteorder"
+            ),
+            Self::NotWhole { size, len } => {
+                write!(f, "{len} bytes are no multiple of its size of {size}; view a slice of them")
+            }
+        }
+    }
+}
+
 /// Why an operation failed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -162,6 +207,16 @@ pub enum Error {
         /// What to do.
         remedy: &'static str,
     },
+    /// Bytes can't be seen as a value of a type.
+    #[error("a view of {type_name} at offset {offset}: {problem}")]
+    View {
+        /// The type.
+        type_name: &'static str,
+        /// Offset in bytes.
+        offset: usize,
+        /// What is wrong.
+        problem: ViewProblem,
+    },
     /// A limit of the system or the process is met.
     #[error("{path}: {operation}: the limit {limit} of {value} is reached: {remedy}")]
     LimitReached {
@@ -238,9 +293,10 @@ impl From<Error> for io::Error {
             | Error::Unsupported { source, .. }
             | Error::LimitReached { source, .. } => source.kind(),
             Error::TimedOut { .. } => io::ErrorKind::TimedOut,
-            Error::OutOfRange { .. } | Error::Invalid { .. } | Error::NotMappable { .. } => {
-                io::ErrorKind::InvalidInput
-            }
+            Error::OutOfRange { .. }
+            | Error::Invalid { .. }
+            | Error::NotMappable { .. }
+            | Error::View { .. } => io::ErrorKind::InvalidInput,
             Error::Locked { .. } => io::ErrorKind::WouldBlock,
             Error::ReadOnly { .. } | Error::NotTrusted { .. } => io::ErrorKind::PermissionDenied,
             Error::BudgetExhausted { .. } => io::ErrorKind::OutOfMemory,

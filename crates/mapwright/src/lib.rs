@@ -38,6 +38,8 @@ pub mod engine;
 pub mod journal;
 pub mod mmap;
 pub mod stores;
+#[cfg(feature = "zerocopy")]
+mod typed;
 
 pub use api::{
     Choice, Machine, Map, MapMut, MapOptions, Pager, PagerBuilder, Pinned, Shared, Strategy, UserfaultFacts,
@@ -45,7 +47,9 @@ pub use api::{
 pub use engine::kernel::{FaultMode, FrameKind};
 pub use engine::read_ahead::Advice;
 pub use engine::stats::Stats;
-pub use error::{Change, Error, Result};
+pub use error::{Change, Error, Result, ViewProblem};
+#[cfg(feature = "zerocopy")]
+pub use typed::{MapVec, Views, ViewsMut};
 
 /// The programs of the README run as tests.
 #[cfg(doctest)]

@@ -204,6 +204,12 @@ impl MapMut {
         scope.end().map(|()| result)
     }
 
+    /// Its owner has flushed it, or has reported why not: nothing is done about that when it is dropped.
+    #[cfg(feature = "zerocopy")]
+    pub(crate) fn set_closed(&mut self) {
+        self.closed = true;
+    }
+
     /// Flushes and closes the map.
     ///
     /// # Errors

@@ -388,7 +388,7 @@ impl MapOptions {
         self.reserve.unwrap_or_else(|| len.saturating_mul(2).max(len.saturating_add(DEFAULT_GROWTH))).max(len)
     }
 
-    fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         matches!((self.start, self.end), (Bound::Unbounded | Bound::Included(0), Bound::Unbounded))
     }
 

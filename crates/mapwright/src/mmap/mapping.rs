@@ -193,6 +193,24 @@ impl<K: Copies> Mapping<K> {
         Ok(bytes)
     }
 
+    /// A copy of the value at `offset`, which may be any.
+    ///
+    /// ```
+    /// let shared = mapwright::mmap::MmapOptions::new().len(4096).map_anon_shared()?;
+    /// shared.write_value(13, &[7u32, 8])?;
+    /// assert_eq!(shared.read_value::<u32>(17)?, 8);
+    /// # Ok::<(), mapwright::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`read_at`](Self::read_at).
+    #[cfg(feature = "zerocopy")]
+    pub fn read_value<T: zerocopy::FromBytes + zerocopy::IntoBytes>(&self, offset: usize) -> Result<T> {
+        let mut value = T::new_zeroed();
+        self.read_at(offset, value.as_mut_bytes())?;
+        Ok(value)
+    }
+
     /// The error for a page at which the copy stopped.
     fn no_page(&self, operation: &'static str, at: usize) -> Error {
         let offset = self.file_offset() + at as u64;
@@ -226,6 +244,19 @@ impl<K: CopiesMut> Mapping<K> {
     pub fn write_at(&self, offset: usize, bytes: &[u8]) -> Result<()> {
         self.resolve(offset..offset.saturating_add(bytes.len()))?;
         self.region.copy_in(offset, bytes).map_err(|at| self.no_page("write", offset + at))
+    }
+
+    /// Writes a value at `offset`, which may be any.
+    ///
+    /// # Errors
+    /// As for [`write_at`](Self::write_at).
+    #[cfg(feature = "zerocopy")]
+    pub fn write_value<T: zerocopy::IntoBytes + zerocopy::Immutable>(
+        &self,
+        offset: usize,
+        value: &T,
+    ) -> Result<()> {
+        self.write_at(offset, value.as_bytes())
     }
 }
 
