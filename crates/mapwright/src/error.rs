@@ -217,6 +217,28 @@ pub enum Error {
         /// What is wrong.
         problem: ViewProblem,
     },
+    /// A mutex whose owner died, and whose value the next holder has given up.
+    #[error(
+        "{path}: a mutex is not recoverable: its owner died, and who held it next did not mark its value consistent; unlink \
+         the memory and let all attach to a new one"
+    )]
+    NotRecoverable {
+        /// Path of the shared memory.
+        path: String,
+    },
+    /// There is nobody at the other end, and nothing to do without.
+    #[error(
+        "{path}: the {who} has {}: wait for another to come, and try again",
+        if *.died { "died" } else { "left" }
+    )]
+    PeerGone {
+        /// Path of the shared memory.
+        path: String,
+        /// Whom there is none of: `"producer"` or `"consumer"`.
+        who: &'static str,
+        /// Whether the last one died, rather than left.
+        died: bool,
+    },
     /// A limit of the system or the process is met.
     #[error("{path}: {operation}: the limit {limit} of {value} is reached: {remedy}")]
     LimitReached {
@@ -300,7 +322,10 @@ impl From<Error> for io::Error {
             Error::Locked { .. } => io::ErrorKind::WouldBlock,
             Error::ReadOnly { .. } | Error::NotTrusted { .. } => io::ErrorKind::PermissionDenied,
             Error::BudgetExhausted { .. } => io::ErrorKind::OutOfMemory,
-            Error::Changed { .. } | Error::Latched { .. } => io::ErrorKind::Other,
+            Error::PeerGone { .. } => io::ErrorKind::BrokenPipe,
+            Error::Changed { .. } | Error::Latched { .. } | Error::NotRecoverable { .. } => {
+                io::ErrorKind::Other
+            }
         };
         io::Error::new(kind, error)
     }

@@ -39,6 +39,8 @@ pub mod journal;
 pub mod mmap;
 pub mod stores;
 #[cfg(feature = "zerocopy")]
+pub mod sync;
+#[cfg(feature = "zerocopy")]
 mod typed;
 
 pub use api::{
@@ -52,7 +54,7 @@ pub use error::{Change, Error, Result, ViewProblem};
 pub use typed::{MapVec, Views, ViewsMut};
 
 /// The programs of the README run as tests.
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "zerocopy"))]
 #[doc = include_str!("../../../README.md")]
 struct Readme;
 
