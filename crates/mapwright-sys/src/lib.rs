@@ -23,6 +23,7 @@ pub mod moved;
 pub mod page_cache;
 pub mod page_state;
 pub mod pagemap;
+mod process;
 pub mod ring;
 pub mod shared;
 pub mod signals;

@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rustix::mm::{
     Advice, MapFlags, MremapFlags, MsyncFlags, ProtFlags, madvise, mmap, mmap_anonymous, mremap_fixed, msync,
@@ -11,6 +11,7 @@ use rustix::mm::{
 };
 
 use crate::PAGE_SIZE;
+use crate::process::Owner;
 use crate::window::{AddressRange, Claims};
 
 /// A reserved range of addresses. Whatever is mapped into it is unmapped with it.
@@ -21,6 +22,8 @@ pub(crate) struct Reservation {
     /// Whether a part may be somebody else's memory by now, so that the range must never be unmapped nor mapped over: see
     /// [`NotPlaced`].
     lost: AtomicBool,
+    /// Where it is kept from children, the process that it is in.
+    owner: Owner,
 }
 
 /// Why nothing could be placed over a part of a reservation.
@@ -42,6 +45,11 @@ pub(crate) unsafe fn place_over(
     map: impl FnOnce() -> io::Result<usize>,
 ) -> Result<(), NotPlaced> {
     let made = map().map_err(|error| NotPlaced { error, is_reserved: true })?;
+    if let Err(error) = try_a_move() {
+        // SAFETY: made just now; nobody else knows of it.
+        let _ = unsafe { munmap(made as *mut _, at.len()) };
+        return Err(NotPlaced { error, is_reserved: true });
+    }
     let flags = MremapFlags::MAYMOVE;
     // SAFETY: the mapping is new and moves over memory that the caller gives up.
     let moved = unsafe { mremap_fixed(made as *mut _, at.len(), at.len(), flags, at.start as *mut _) };
@@ -49,6 +57,39 @@ pub(crate) unsafe fn place_over(
     // SAFETY: a move that fails leaves what was to be moved where it was; nobody else knows of it.
     let _ = unsafe { munmap(made as *mut _, at.len()) };
     Err(NotPlaced { error: error.into(), is_reserved: reserve_again(at) })
+}
+
+/// Moves a page that nobody uses, to see whether vm.max_map_count is met. A move to a fixed address looks at it before it touches
+/// that, as this one does; what it can't tell is which of the two reasons for `ENOMEM` there was, this or one that left a gap.
+fn try_a_move() -> io::Result<()> {
+    /// A page that is never unmapped, and never touched.
+    static PAGE: AtomicUsize = AtomicUsize::new(0);
+    let mut page = PAGE.load(Ordering::Acquire);
+    if page == 0 {
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
+        let made =
+            unsafe { mmap_anonymous(std::ptr::null_mut(), PAGE_SIZE, ProtFlags::empty(), flags) }? as usize;
+        page = match PAGE.compare_exchange(0, made, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => made,
+            Err(other) => {
+                // SAFETY: made just now; nobody else knows of it.
+                let _ = unsafe { munmap(made as *mut _, PAGE_SIZE) };
+                other
+            }
+        };
+    }
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_DONTUNMAP;
+    // Not by a function of four arguments: with this flag the kernel takes a fifth for a hint, which must be a page.
+    // SAFETY: the page stays, and what it moves elsewhere are no bytes: it can't be touched.
+    let copy = unsafe { libc::syscall(libc::SYS_mremap, page, PAGE_SIZE, PAGE_SIZE, flags, 0) };
+    match crate::check(copy) {
+        // SAFETY: made just now; nobody else knows of it.
+        Ok(copy) => Ok(unsafe { munmap(copy as *mut _, PAGE_SIZE) }?),
+        // Linux before 5.7: the move itself must tell.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Reserves addresses from which the kernel may have taken the mapping away, unless anything is there: what was there
@@ -74,7 +115,7 @@ impl Reservation {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
         let start = unsafe { mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::empty(), flags) }?;
-        Ok(Self { start: start as usize, len, lost: AtomicBool::new(false) })
+        Ok(Self { start: start as usize, len, lost: AtomicBool::new(false), owner: Owner::default() })
     }
 
     /// Reserves `len` bytes at a multiple of `align`, both multiples of the page size.
@@ -180,6 +221,7 @@ impl Reservation {
 
     /// Keeps a range from children and from core dumps.
     pub(crate) fn keep_private(&self, range: Range<u64>) -> io::Result<()> {
+        self.owner.keep();
         self.advise(&range, Advice::LinuxDontFork)?;
         self.advise(&range, Advice::LinuxDontDump)
     }
@@ -195,7 +237,7 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        if *self.lost.get_mut() {
+        if *self.lost.get_mut() || !self.owner.is_here() {
             return;
         }
         // SAFETY: the reservation is the owner's; slices of it borrow from the owner and are gone.

@@ -8,8 +8,8 @@ use std::fs::File;
 use common::{PAGE, child, contents, file_of, role, run_ok, scratch};
 use mapwright::Error;
 use mapwright::mmap::{
-    Advice, MapAssumedWith, MmapMut, MmapOptions, Residency, Restored, Support, cache_stat, cached_ranges,
-    dirty_ranges,
+    Advice, MapAssumedWith, MmapMut, MmapOptions, Reservation, Residency, Resize, Restored, Support,
+    cache_stat, cached_ranges, dirty_ranges,
 };
 
 const PAGES: usize = 64;
@@ -243,6 +243,61 @@ fn fork_advice_is_followed() {
         }
     }
     assert_eq!((wiped[0], absent.to_vec(..1).unwrap()), (7, vec![0]));
+}
+
+#[test]
+fn what_a_child_has_not_got_it_may_drop() {
+    let this = "what_a_child_has_not_got_it_may_drop";
+    if role().is_none() {
+        run_ok(child(this, "forks"));
+        return;
+    }
+    let space = Reservation::new(16 * PAGE).unwrap();
+    let placed = MmapOptions::new().len(2 * PAGE).place(&space, PAGE).map_anon().unwrap();
+    let anonymous = MmapMut::map_anon(4 * PAGE).unwrap();
+    for map in [&placed, &anonymous] {
+        map.advise(Advice::DontFork).unwrap();
+    }
+    let (front, back) = anonymous.split_at(2 * PAGE).unwrap();
+    let addresses = [&placed, &front, &back].map(|map| map.as_ptr() as usize);
+    // SAFETY: the child touches what it maps itself, and ends.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            // What somebody maps there in the child is not for the parent's mappings to touch.
+            for address in addresses {
+                let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+                let access = libc::PROT_READ | libc::PROT_WRITE;
+                // SAFETY: a new mapping where there is none.
+                let made = unsafe { libc::mmap(address as *mut _, 2 * PAGE, access, flags, -1, 0) };
+                assert_eq!(made as usize, address);
+                // SAFETY: mapped just now.
+                unsafe { made.cast::<u8>().write(9) };
+            }
+            assert_eq!(placed.advise(Advice::DontFork).unwrap_err().errno(), Some(libc::EFAULT));
+            let refused = front.make_read_only().unwrap_err();
+            assert_eq!(refused.error.errno(), Some(libc::EFAULT));
+            let mut front = refused.mapping;
+            assert_eq!(front.discard(..).unwrap_err().errno(), Some(libc::EFAULT));
+            assert_eq!(front.resize(PAGE, Resize::InPlace).unwrap_err().errno(), Some(libc::EFAULT));
+            front.close().unwrap();
+            drop((placed, back, space));
+            for address in addresses {
+                // SAFETY: mapped above.
+                assert_eq!(unsafe { (address as *const u8).read() }, 9);
+            }
+        }));
+        // SAFETY: ends the child at once.
+        unsafe { libc::_exit(i32::from(status.is_err())) };
+    }
+    let mut status = 0;
+    // SAFETY: the child is this process's, and `status` lives across the call.
+    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+    assert_eq!(status, 0);
+    // Shared again, it is unmapped as ever.
+    placed.advise(Advice::DoFork).unwrap();
+    placed.close().unwrap();
+    assert_eq!(space.taken(), []);
 }
 
 #[test]

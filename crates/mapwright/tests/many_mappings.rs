@@ -5,7 +5,7 @@ mod common;
 
 use common::{PAGE, child, role, run_ok};
 use mapwright::Error;
-use mapwright::mmap::{MmapMut, MmapOptions, MmapRawRead};
+use mapwright::mmap::{MmapMut, MmapOptions, MmapRawRead, Reservation};
 
 fn limit() -> usize {
     std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap().trim().parse().unwrap()
@@ -78,4 +78,44 @@ fn the_limit_on_mappings_is_met_by_name_and_mappings_come_back() {
     drop((kept, rest));
     let again: Vec<MmapRawRead> = (0..60_000.min(limit() - 1000)).map(|_| map().unwrap()).collect();
     assert!(again.len() >= 60_000 || limit() < 61_000);
+}
+
+/// A move over reserved addresses meets the limit a little earlier than a new mapping does: where the latter still succeeds, nothing
+/// of the reservation is lost.
+#[test]
+fn a_place_that_met_the_limit_is_free_again() {
+    let this = "a_place_that_met_the_limit_is_free_again";
+    if role().is_none() {
+        run_ok(child(this, "many"));
+        return;
+    }
+    if limit() > 200_000 {
+        return common::skip("vm.max_map_count is too large to be met");
+    }
+    let dir = common::scratch();
+    let (path, _) = common::file_of(dir.path(), PAGE);
+    let file = std::fs::File::open(&path).unwrap();
+    let map = || MmapOptions::new().len(PAGE).map_raw_read_only(&file);
+    let space = Reservation::new(64 * PAGE).unwrap();
+    let place = |at: usize| MmapOptions::new().len(PAGE).place(&space, at * PAGE).map_raw_read_only(&file);
+    let mut maps = Vec::with_capacity(limit() + 10);
+    while let Ok(one) = map() {
+        maps.push(one);
+    }
+    for free in 1..16 {
+        maps.pop(); // one mapping more below the limit each time
+        let before = space.taken();
+        match place(free * 2) {
+            Ok(one) => one.close().unwrap(),
+            Err(error) => {
+                assert!(matches!(&error, Error::LimitReached { limit: "vm.max_map_count", .. }), "{error}");
+                assert_eq!(space.taken(), before, "{free} below the limit");
+            }
+        }
+    }
+    drop(maps);
+    let all: Vec<_> = (0..64).map(|at| place(at).expect("all of it is free")).collect();
+    assert_eq!(space.taken().len(), 64);
+    drop(all);
+    assert_eq!(space.taken(), []);
 }

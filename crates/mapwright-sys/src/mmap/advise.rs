@@ -46,8 +46,9 @@ pub enum Advice {
     DontDump,
     /// MADV_DODUMP: in core dumps again.
     DoDump,
-    /// MADV_DONTFORK: not there in children. A child made by fork(2) must not touch the mapping, nor drop or change it: at its
-    /// addresses there is nothing, or what the child has mapped there since. It may end by exec or `_exit`.
+    /// MADV_DONTFORK: not there in children. A child made by fork(2) must not touch the mapping: at its addresses there is nothing, or
+    /// what the child has mapped there since. It may drop it, which does nothing there; changes and advice are refused with
+    /// `EFAULT`. That goes by the mapping as a whole, also where only a part of it is kept from children.
     DontFork,
     /// MADV_DOFORK: there in children again.
     DoFork,
@@ -136,9 +137,19 @@ impl<K: Kind> Region<K> {
     /// If the range reaches past the end.
     pub fn advise(&self, range: Range<usize>, advice: Advice) -> io::Result<()> {
         let pages = self.inner.pages_of(range);
+        self.inner.check_here()?;
+        if advice == Advice::DontFork {
+            // Before: it may fail half-way.
+            self.inner.owner.keep();
+        }
+        let is_all = pages == self.inner.pages();
         // SAFETY: the pages are this region's, and no `Advice` changes what they hold in this process. What a child of fork
         // finds there is another matter: fork is unsafe to call, and its caller keeps to what `DontFork` and `WipeOnFork` say.
-        unsafe { self.madvise(pages, advice.number()) }
+        unsafe { self.madvise(pages, advice.number()) }?;
+        if advice == Advice::DoFork && is_all {
+            self.inner.owner.share();
+        }
+        Ok(())
     }
 
     /// Drops the page-table entries of shared memory: contents stay with the file or the other sharers. The first meaning
@@ -199,6 +210,7 @@ impl<K: Kind> Region<K> {
         if pages.is_empty() {
             return Ok(());
         }
+        self.inner.check_here()?;
         // SAFETY: the pages are this region's; the rest is the caller's condition.
         let advised = unsafe { libc::madvise(pages.start as *mut _, pages.len(), advice) };
         check(advised.into()).map(drop)

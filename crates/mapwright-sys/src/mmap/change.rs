@@ -15,6 +15,7 @@ use super::kind::{Becomes, Kind, Slices, SlicesMut, Stable, may_write, mprotecti
 use super::refused;
 use super::region::{GuardKind, Inner, Region, Source, map_anywhere, unmap_part};
 use crate::check;
+use crate::process::Owner;
 
 impl<K: Kind> Region<K> {
     /// Changes the protection, and with it the kind.
@@ -28,6 +29,9 @@ impl<K: Kind> Region<K> {
     {
         if may_write::<T>() && !self.inner.facts.may_write {
             return Err((self, refused(Errno::PERM)));
+        }
+        if let Err(error) = self.inner.check_here() {
+            return Err((self, error));
         }
         let pages = self.inner.pages();
         if !pages.is_empty() {
@@ -82,6 +86,9 @@ impl<K: Kind> Region<K> {
     {
         if self.inner.home.is_some() {
             return Err((self, refused(Errno::OPNOTSUPP)));
+        }
+        if let Err(error) = self.inner.check_here() {
+            return Err((self, error));
         }
         let outer = self.inner.outer.clone();
         if !outer.is_empty() {
@@ -253,7 +260,8 @@ impl Inner {
                 file: home.file.clone(),
             })
         };
-        let empty = |start| Self { outer: 0..0, start, len: 0, facts, home: None };
+        let owner = self.owner.clone();
+        let empty = |start| Self { outer: 0..0, start, len: 0, facts, home: None, owner: Owner::default() };
         if at == self.len {
             return Ok(empty(address));
         }
@@ -270,6 +278,7 @@ impl Inner {
             len: self.len - at,
             facts,
             home: home(self),
+            owner,
         };
         self.outer.end = address;
         self.len = at;
@@ -280,6 +289,7 @@ impl Inner {
         if len == self.len {
             return Ok(());
         }
+        self.check_here()?;
         if len > self.len && !self.facts.may_grow {
             return Err(refused(Errno::PERM));
         }
@@ -288,7 +298,8 @@ impl Inner {
         }
         self.zero_last_page(len, protection);
         if len == 0 {
-            let empty = Self { outer: 0..0, start: self.start, len: 0, facts: self.facts, home: None };
+            let owner = Owner::default();
+            let empty = Self { outer: 0..0, start: self.start, len: 0, facts: self.facts, home: None, owner };
             return std::mem::replace(self, empty).unmap();
         }
         let page = self.facts.page;

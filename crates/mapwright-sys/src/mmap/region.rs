@@ -2,7 +2,8 @@
 //!
 //! Invariants of [`Inner`]: (1) `outer` is mapped and nobody else's, or empty. (2) The bytes `start..start + len` lie
 //! inside `outer`, after its front guard and before its back guard. (3) Without bytes nothing is mapped. (4) `home`, if
-//! any, has `outer` as one taken part.
+//! any, has `outer` as one taken part. In a child of fork, a region that is kept from children has no addresses: (5) nothing is
+//! done to them there.
 
 use std::io;
 use std::marker::PhantomData;
@@ -19,6 +20,7 @@ use super::refused;
 use super::sealed_fd::SealedFd;
 use super::space::AddressSpace;
 use crate::mapping::Reservation;
+use crate::process::Owner;
 use crate::{PAGE_SIZE, check, copy};
 
 const MADV_GUARD_INSTALL: libc::c_int = 102; // include/uapi/asm-generic/mman-common.h, Linux 6.13
@@ -137,6 +139,8 @@ pub(super) struct Inner {
     pub(super) len: usize,
     pub(super) facts: Facts,
     pub(super) home: Option<Home>,
+    /// Where some of it is kept from children, the process that it is in.
+    pub(super) owner: Owner,
 }
 
 /// A mapping of one kind.
@@ -298,7 +302,8 @@ impl Inner {
         let Leave { write: may_write, grow: may_grow } = leave;
         let facts = Facts { page, anonymous, shared, may_write, may_grow, offset, guard, huge, no_reserve };
         if request.len == 0 {
-            return Ok(Self { outer: 0..0, start: page, len: 0, facts, home: None });
+            let owner = Owner::default();
+            return Ok(Self { outer: 0..0, start: page, len: 0, facts, home: None, owner });
         }
         let lead = (offset % page as u64) as usize;
         let overflow = || refused(Errno::OVERFLOW);
@@ -315,7 +320,8 @@ impl Inner {
         let (outer, guard, home) = map.run()?;
         let start = outer.start + guards + lead;
         debug_assert!(outer.start.is_multiple_of(page), "the kernel aligns what it maps");
-        Ok(Self { outer, start, len: request.len, facts: Facts { guard, ..facts }, home })
+        let owner = Owner::default();
+        Ok(Self { outer, start, len: request.len, facts: Facts { guard, ..facts }, home, owner })
     }
 
     /// The pages that hold the bytes: `outer` without guards.
@@ -330,7 +336,18 @@ impl Inner {
     pub(super) fn unmap(&mut self) -> io::Result<()> {
         let outer = std::mem::replace(&mut self.outer, 0..0);
         self.len = 0;
+        if !self.owner.is_here() {
+            return Ok(()); // nothing, or somebody else's
+        }
         unmap_part(self.home.as_ref(), outer)
+    }
+
+    /// Refuses to change what is not there in this child of fork.
+    ///
+    /// # Errors
+    /// `EFAULT`.
+    pub(super) fn check_here(&self) -> io::Result<()> {
+        if self.owner.is_here() { Ok(()) } else { Err(refused(Errno::FAULT)) }
     }
 }
 

@@ -62,8 +62,9 @@ impl Attempt<'_> {
             let reserved = number("/proc/sys/vm/nr_hugepages").unwrap_or(0);
             return limit("vm.nr_hugepages", reserved, "sysctl vm.nr_hugepages=N reserves more huge pages");
         }
+        // mremap(2) wants to stay five below the limit.
         if let Some((count, most)) = mappings()
-            && count + 3 >= most
+            && count + 6 >= most
         {
             return limit(
                 "vm.max_map_count",

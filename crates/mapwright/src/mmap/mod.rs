@@ -39,10 +39,9 @@
 //!
 //! # Threads and fork
 //! All mappings are `Send` and `Sync`. In a child made by fork(2), private mappings are copies and shared ones are shared,
-//! unless [`Advice::DontFork`] or [`Advice::WipeOnFork`] says otherwise: a child must neither touch nor drop a mapping that it has
-//! not got, and must not rely on bytes that are wiped. In a thread that blocks SIGBUS, a page that can't be had ends the
-//! process under a copy too. Dropping unmaps; [`Mapping::close`] says whether
-//! that failed.
+//! unless [`Advice::DontFork`] or [`Advice::WipeOnFork`] says otherwise: a child must not touch a mapping that it has not got,
+//! though it may drop it, and must not rely on bytes that are wiped. In a thread that blocks SIGBUS, a page that can't be had ends
+//! the process under a copy too. Dropping unmaps; [`Mapping::close`] says whether that failed.
 
 mod advice;
 mod cache;
@@ -61,8 +60,8 @@ pub use cache::{CacheStat, Restored, cache_stat, cached_ranges, dirty_ranges};
 pub use change::{Refused, Resize};
 pub use mapping::{Mapping, Mmap, MmapExec, MmapMut, MmapNone, MmapRaw, MmapRawRead};
 pub use mapwright_sys::mmap::{
-    Advice, Becomes, Copies, CopiesMut, Exec, GuardKind, Kind, MapAssumed, MapAssumedWith, NoAccess,
-    NumaPolicy, Promise, Read, Sealed, Slices, SlicesMut, Stable, Volatile, VolatileMut, Write,
+    Advice, Becomes, Copies, CopiesMut, Exec, GuardKind, Kind, MapAssumed, MapAssumedWith,
+    NoAccess, NumaPolicy, Promise, Read, Sealed, Slices, SlicesMut, Stable, Volatile, VolatileMut, Write,
 };
 pub use memory_file::{MemoryFile, SealedMemory};
 pub use options::MmapOptions;
