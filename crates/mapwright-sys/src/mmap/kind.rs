@@ -8,8 +8,9 @@
 //! | [`NoAccess`] | none | none | [`Read`], [`Write`], [`Exec`] |
 //! | [`Volatile`] | read | copies | [`VolatileMut`] |
 //! | [`VolatileMut`] | read, write | copies | [`Volatile`] |
+//! | [`VolatileExec`] | read, execute | copies | nothing else |
 //!
-//! Nothing passes between the upper four, whose bytes nobody else changes, and the lower two.
+//! Nothing passes between the upper four, whose bytes nobody else changes, and the lower three. None is writable and executable.
 
 use rustix::mm::{MprotectFlags, ProtFlags};
 
@@ -41,6 +42,8 @@ pub trait SlicesMut: Slices {}
 pub trait Copies: Kind {}
 /// Bytes that others may change, and so may this process.
 pub trait CopiesMut: Copies {}
+/// Bytes that are code: they may be jumped to.
+pub trait Executes: Kind {}
 /// A kind that may become `K` by a change of protection.
 pub trait Becomes<K: Kind>: Kind {}
 
@@ -62,6 +65,10 @@ pub enum Volatile {}
 /// Readable and writable, by others too.
 #[derive(Debug)]
 pub enum VolatileMut {}
+
+/// Readable and executable; another mapping of the same memory may write.
+#[derive(Debug)]
+pub enum VolatileExec {}
 
 macro_rules! kinds {
     ($($kind:ident, $bits:expr, $name:literal, $read:ident, $write:ident, [$($other:ident),*];)*) => {$(
@@ -87,6 +94,7 @@ kinds! {
     NoAccess, 0, "inaccessible", Read, Write, [Read, Write, Exec, NoAccess];
     Volatile, R, "read-only", Volatile, VolatileMut, [Volatile, VolatileMut];
     VolatileMut, R | W, "writable", Volatile, VolatileMut, [Volatile, VolatileMut];
+    VolatileExec, R | X, "executable", VolatileExec, VolatileExec, [];
 }
 
 impl Stable for Read {}
@@ -99,6 +107,9 @@ impl Slices for Exec {}
 impl SlicesMut for Write {}
 impl Copies for Volatile {}
 impl Copies for VolatileMut {}
+impl Copies for VolatileExec {}
+impl Executes for Exec {}
+impl Executes for VolatileExec {}
 impl CopiesMut for VolatileMut {}
 
 pub(super) fn protection<K: Kind>() -> ProtFlags {

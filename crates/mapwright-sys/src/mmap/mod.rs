@@ -25,6 +25,7 @@
 mod advise;
 mod assumed;
 mod change;
+mod code;
 mod kind;
 mod region;
 mod sealed_fd;
@@ -33,9 +34,10 @@ mod space;
 pub use advise::{Advice, Freed, is_advice_supported};
 pub use assumed::{MapAssumed, MapAssumedWith, Promise};
 pub use change::{NumaPolicy, Sealed, is_mseal_supported, is_numa_supported};
+pub use code::{synchronise_code, synchronise_new_code, synchronises_code};
 pub use kind::{
-    Becomes, Copies, CopiesMut, Exec, Kind, NoAccess, Read, Slices, SlicesMut, Stable, Volatile, VolatileMut,
-    Write,
+    Becomes, Copies, CopiesMut, Exec, Executes, Kind, NoAccess, Read, Slices, SlicesMut, Stable, Volatile,
+    VolatileExec, VolatileMut, Write,
 };
 pub use region::{GuardKind, Region, Request, Source, is_guard_supported};
 pub use sealed_fd::SealedFd;

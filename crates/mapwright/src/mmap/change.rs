@@ -106,8 +106,8 @@ impl<K: Kind> Mapping<K> {
         self.become_kind()
     }
 
-    /// The same bytes as code. The caller sees to it that the processor's caches agree, on machines where they don't by
-    /// themselves (not x86-64).
+    /// The same bytes as code, not writable any more: see [`entry`](Self::entry). On AArch64 the caches of code are cleaned; on
+    /// machines other than that and x86-64 the caller sees to it.
     ///
     /// # Errors
     /// [`Refused`]: [`ReadOnly`](Error::ReadOnly) where the file system is mounted `noexec`.
@@ -115,7 +115,11 @@ impl<K: Kind> Mapping<K> {
     where
         K: Becomes<Exec>,
     {
-        self.become_kind()
+        let code: MmapExec = self.become_kind()?;
+        // A kernel that refuses membarrier(2), or a machine that is not known: what other threads have fetched of these
+        // addresses before is theirs to forget.
+        let _ = mapwright_sys::mmap::synchronise_new_code(&code.region);
+        Ok(code)
     }
 
     /// The same bytes, out of reach until the kind is changed again.

@@ -9,6 +9,7 @@
 //! | [`MmapMut`] | `&mut [u8]` | [`MmapMut::map_anon`]; of a file by promise: [`MapAssumed`] |
 //! | [`Mmap`] | `&[u8]` | [`SealedMemory::map`], [`Mapping::make_read_only`]; of a file by promise |
 //! | [`MmapExec`] | `&[u8]`, executable | [`Mapping::make_exec`] |
+//! | [`MmapCode`] | copied, executable | [`CodeWriter`], which writes them meanwhile |
 //! | [`MmapNone`] | none | [`MmapOptions::map_none`], [`Mapping::make_none`] |
 //! | [`MmapRaw`], [`MmapRawRead`] | copied, errors are values | [`MmapOptions::open`], [`MmapOptions::map_raw`], [`SharedMemory`] |
 //!
@@ -46,6 +47,7 @@
 mod advice;
 mod cache;
 mod change;
+mod code;
 mod fail;
 mod mapping;
 mod memory_file;
@@ -58,10 +60,12 @@ mod support;
 pub use advice::Freed;
 pub use cache::{CacheStat, Restored, cache_stat, cached_ranges, dirty_ranges};
 pub use change::{Refused, Resize};
+pub use code::{CodeWriter, MmapCode};
 pub use mapping::{Mapping, Mmap, MmapExec, MmapMut, MmapNone, MmapRaw, MmapRawRead};
 pub use mapwright_sys::mmap::{
-    Advice, Becomes, Copies, CopiesMut, Exec, GuardKind, Kind, MapAssumed, MapAssumedWith,
-    NoAccess, NumaPolicy, Promise, Read, Sealed, Slices, SlicesMut, Stable, Volatile, VolatileMut, Write,
+    Advice, Becomes, Copies, CopiesMut, Exec, Executes, GuardKind, Kind, MapAssumed, MapAssumedWith,
+    NoAccess, NumaPolicy, Promise, Read, Sealed, Slices, SlicesMut, Stable, Volatile, VolatileExec,
+    VolatileMut, Write,
 };
 pub use memory_file::{MemoryFile, SealedMemory};
 pub use options::MmapOptions;
