@@ -1,4 +1,4 @@
-//! What rustix lacks for files: locks that belong to an open file, and the size of a block device.
+//! What rustix lacks for files: locks that belong to an open file, the size of a block device, and writing back without syncing.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -60,4 +60,22 @@ pub fn block_device_len(fd: BorrowedFd<'_>) -> io::Result<u64> {
     // SAFETY: the request only reads the device's size.
     let len = unsafe { rustix::ioctl::ioctl(fd, request) }?;
     Ok(len)
+}
+
+/// Writes what the kernel's cache has of a file to its device, and waits until it is written: sync_file_range(2) on all of it. Not
+/// durable, for no metadata is written and no device told to flush; but a write that failed is an error.
+///
+/// # Errors
+/// What the kernel says: `EIO`, `ENOSPC`.
+pub fn write_out(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let all =
+        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    loop {
+        // SAFETY: `fd` is open; the call changes no contents.
+        let written = unsafe { libc::sync_file_range(fd.as_raw_fd(), 0, 0, all) };
+        match crate::check(written.into()) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result.map(drop),
+        }
+    }
 }

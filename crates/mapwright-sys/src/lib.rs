@@ -11,6 +11,7 @@
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("mapwright runs on 64-bit Linux only");
 
+pub mod alloc;
 pub mod bare;
 pub mod buffer;
 mod copy;

@@ -172,6 +172,20 @@ impl FixedMut {
         &mut self.writer
     }
 
+    /// Where it begins.
+    #[must_use]
+    pub fn address(&self) -> usize {
+        self.start as usize
+    }
+
+    /// Bytes from where it begins to the end of the range.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        let range = &*self.writer.0;
+        let base = range.base(false).unwrap_or(usize::MAX);
+        (base.saturating_add(range.len())).saturating_sub(self.start as usize)
+    }
+
     /// Becomes another part of the same range.
     ///
     /// # Panics

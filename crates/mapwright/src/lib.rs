@@ -29,6 +29,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod alloc;
 mod api;
 mod error;
 

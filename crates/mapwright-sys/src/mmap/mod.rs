@@ -39,6 +39,7 @@ pub use kind::{
     Becomes, Copies, CopiesMut, Exec, Executes, Kind, NoAccess, Read, Slices, SlicesMut, Stable, Volatile,
     VolatileExec, VolatileMut, Write,
 };
+pub(crate) use region::MADV_GUARD_INSTALL;
 pub use region::{GuardKind, Region, Request, Source, is_guard_supported};
 pub use sealed_fd::SealedFd;
 pub use space::AddressSpace;

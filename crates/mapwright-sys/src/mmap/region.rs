@@ -23,7 +23,7 @@ use crate::mapping::Reservation;
 use crate::process::Owner;
 use crate::{PAGE_SIZE, check, copy};
 
-const MADV_GUARD_INSTALL: libc::c_int = 102; // include/uapi/asm-generic/mman-common.h, Linux 6.13
+pub(crate) const MADV_GUARD_INSTALL: libc::c_int = 102; // include/uapi/asm-generic/mman-common.h, Linux 6.13
 
 /// Whether guard pages need no mappings of their own.
 #[must_use]

@@ -17,7 +17,7 @@ use super::map_mut::MapMut;
 use super::pager::Pager;
 use super::strategy::{Choice, Strategy};
 use crate::engine::Engine;
-use crate::engine::file::{FileSpec, MOVED_BUDGET};
+use crate::engine::file::{File as PagedFile, FileSpec, MOVED_BUDGET};
 use crate::engine::kernel::{FaultMode, FrameKind};
 use crate::engine::opened::Opened;
 use crate::engine::read_ahead::Advice;
@@ -138,6 +138,13 @@ impl MapOptions {
     pub fn reserve(mut self, bytes: u64) -> Self {
         self.reserve = Some(bytes);
         self
+    }
+
+    /// As [`reserve`](Self::reserve), unless more is reserved already.
+    #[cfg(feature = "allocator-api2")]
+    pub(crate) fn reserve_at_least(self, bytes: u64) -> Self {
+        let more = self.reserve.unwrap_or(0).max(bytes);
+        self.reserve(more)
     }
 
     /// Whether to read past the kernel's page cache (O_DIRECT) where the file system can. The default: if the file is
@@ -349,6 +356,34 @@ impl MapOptions {
         writable: bool,
         why: &'static str,
     ) -> Result<(Core, Arc<dyn AddressRange>)> {
+        let (file, memory) = self.open_file(store, writable)?;
+        let len = file.len();
+        let why = if file.has_moved_frames() { format!("{why}; frames are moved") } else { why.to_owned() };
+        let why = match self.fault_mode {
+            FaultMode::InThread => format!("{why}; faults are served in the faulting thread{EFAULT}"),
+            FaultMode::Thread if file.pager.kernel.serves_user_mode_only() => {
+                format!("{why}; userfaultfd is granted for user mode only{EFAULT}")
+            }
+            FaultMode::Thread => format!("{why}; faults are served by a thread"),
+        };
+        let core = self.part(Behind::Pager(Opened::new(file)), len, Choice::new(Strategy::Pager, why))?;
+        Ok((core, memory))
+    }
+
+    /// Maps a store that is nobody else's for an allocation: what keeps it, and the claim on its bytes. Nothing is flushed when
+    /// both are dropped.
+    #[cfg(feature = "allocator-api2")]
+    pub(crate) fn open_scratch(&self, store: Arc<dyn Store>) -> Result<(Opened, Writer)> {
+        self.check()?;
+        let (file, memory) = self.open_file(store, true)?;
+        Ok((Opened::new(file), writer(memory)?))
+    }
+
+    fn open_file(
+        &self,
+        store: Arc<dyn Store>,
+        writable: bool,
+    ) -> Result<(Arc<PagedFile>, Arc<dyn AddressRange>)> {
         let pager = self.pager.clone().map_or_else(Pager::global, Ok)?;
         if self.frames == FrameKind::Moved && pager.0.budget.total() < MOVED_BUDGET {
             return Err(Error::invalid(
@@ -368,20 +403,10 @@ impl MapOptions {
             advice: self.advice,
         };
         let file = Engine::open_file(&pager.0, spec)?;
-        let len = file.len();
         let Some(memory) = file.frames().memory() else {
             return Err(Error::invalid("a simulated kernel", "use the engine's own interface there"));
         };
-        let why = if file.has_moved_frames() { format!("{why}; frames are moved") } else { why.to_owned() };
-        let why = match self.fault_mode {
-            FaultMode::InThread => format!("{why}; faults are served in the faulting thread{EFAULT}"),
-            FaultMode::Thread if pager.0.kernel.serves_user_mode_only() => {
-                format!("{why}; userfaultfd is granted for user mode only{EFAULT}")
-            }
-            FaultMode::Thread => format!("{why}; faults are served by a thread"),
-        };
-        let core = self.part(Behind::Pager(Opened::new(file)), len, Choice::new(Strategy::Pager, why))?;
-        Ok((core, memory))
+        Ok((file, memory))
     }
 
     fn capacity(&self, len: u64) -> u64 {
