@@ -142,11 +142,11 @@ impl<K: Kind> Region<K> {
             // Before: it may fail half-way.
             self.inner.owner.keep();
         }
-        let is_all = pages == self.inner.pages();
+        let shares_all = advice == Advice::DoFork && pages == self.inner.pages();
         // SAFETY: the pages are this region's, and no `Advice` changes what they hold in this process. What a child of fork
         // finds there is another matter: fork is unsafe to call, and its caller keeps to what `DontFork` and `WipeOnFork` say.
         unsafe { self.madvise(pages, advice.number()) }?;
-        if advice == Advice::DoFork && is_all {
+        if shares_all {
             self.inner.owner.share();
         }
         Ok(())

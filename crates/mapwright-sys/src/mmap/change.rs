@@ -244,7 +244,7 @@ impl Inner {
             return 0..0;
         }
         let page = self.facts.page;
-        (self.start + range.start) / page * page..(self.start + range.end).next_multiple_of(page)
+        (self.start + range.start) & !(page - 1)..(self.start + range.end + page - 1) & !(page - 1)
     }
 
     fn split(&mut self, at: usize) -> io::Result<Self> {

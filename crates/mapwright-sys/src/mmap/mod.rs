@@ -29,6 +29,7 @@ mod code;
 mod kind;
 mod region;
 mod sealed_fd;
+mod seen;
 mod space;
 
 pub use advise::{Advice, Freed, is_advice_supported};
@@ -42,6 +43,7 @@ pub use kind::{
 pub(crate) use region::MADV_GUARD_INSTALL;
 pub use region::{GuardKind, Region, Request, Source, is_guard_supported};
 pub use sealed_fd::SealedFd;
+pub use seen::Seen;
 pub use space::AddressSpace;
 
 use std::io;

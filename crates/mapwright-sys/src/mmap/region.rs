@@ -1,5 +1,7 @@
 //! A range of addresses with an owner: made, seen and unmapped here; changed in [`super::change`].
 //!
+//! Sizes of pages are powers of two: `page_of` makes sure.
+//!
 //! Invariants of [`Inner`]: (1) `outer` is mapped and nobody else's, or empty. (2) The bytes `start..start + len` lie
 //! inside `outer`, after its front guard and before its back guard. (3) Without bytes nothing is mapped. (4) `home`, if
 //! any, has `outer` as one taken part. In a child of fork, a region that is kept from children has no addresses: (5) nothing is
@@ -18,6 +20,7 @@ use super::assumed::Promise;
 use super::kind::{Copies, CopiesMut, Kind, Read, Slices, SlicesMut, Stable, may_write, protection};
 use super::refused;
 use super::sealed_fd::SealedFd;
+use super::seen::Seen;
 use super::space::AddressSpace;
 use crate::mapping::Reservation;
 use crate::process::Owner;
@@ -68,6 +71,8 @@ pub struct Request<'a> {
     pub stack: bool,
     /// MAP_HUGETLB with pages of two to this power.
     pub huge: Option<u8>,
+    /// The file of the source, where it was looked at already.
+    pub seen: Option<&'a Seen<'a>>,
     /// Where: an address space and an offset in it. The kernel chooses otherwise.
     pub place: Option<(&'a Arc<AddressSpace>, usize)>,
 }
@@ -85,6 +90,7 @@ impl<'a> Request<'a> {
             no_reserve: false,
             stack: false,
             huge: None,
+            seen: None,
             place: None,
         }
     }
@@ -330,7 +336,7 @@ impl Inner {
         if self.len == 0 {
             return 0..0;
         }
-        self.start / page * page..(self.start + self.len).next_multiple_of(page)
+        self.start & !(page - 1)..(self.start + self.len + page - 1) & !(page - 1)
     }
 
     pub(super) fn unmap(&mut self) -> io::Result<()> {
@@ -354,17 +360,14 @@ impl Inner {
 /// The size of the pages that the kernel will map a request with. It rounds lengths up to them by itself, so that a wrong one
 /// would leave mapped, or map over, what nobody here knows of.
 fn page_of(request: &Request<'_>) -> io::Result<usize> {
-    const HUGETLBFS_MAGIC: u64 = 0x9584_58f6; // include/uapi/linux/magic.h
     match (request.source, request.huge) {
         (Source::File { .. }, Some(_)) => Err(refused(Errno::INVAL)),
         (_, Some(bits)) if (13..48).contains(&bits) => Ok(1 << bits),
         (_, Some(_)) => Err(refused(Errno::INVAL)),
-        (Source::File { fd, .. }, None) => {
-            let system = rustix::fs::fstatfs(fd)?;
-            // Signed and narrower on some architectures.
-            let is_huge = system.f_type as u64 & 0xffff_ffff == HUGETLBFS_MAGIC;
-            Ok(if is_huge { system.f_bsize as usize } else { PAGE_SIZE })
-        }
+        (Source::File { fd, .. }, None) => match request.seen.and_then(|seen| seen.page_of(fd)) {
+            Some(page) => Ok(page),
+            None => Ok(Seen::look(fd)?.page_size()),
+        },
         (Source::Anonymous | Source::AnonymousShared, None) => Ok(PAGE_SIZE),
     }
 }

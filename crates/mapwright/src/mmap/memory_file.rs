@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use mapwright_sys::PAGE_SIZE;
-use mapwright_sys::mmap::{Region, SealedFd};
+use mapwright_sys::mmap::{Region, SealedFd, Seen};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create};
 use rustix::io::Errno;
 
@@ -246,8 +246,7 @@ impl SealedMemory {
     }
 
     fn page_size(&self) -> usize {
-        fstat(&self.0)
-            .map_or(PAGE_SIZE, |stat| super::options::page_size(self.0.as_fd(), stat.st_blksize as u64))
+        Seen::look(self.0.as_fd()).map_or(PAGE_SIZE, |seen| seen.page_size())
     }
 
     fn out_of_range(&self, offset: u64, end: u64) -> Error {

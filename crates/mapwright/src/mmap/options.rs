@@ -6,8 +6,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use mapwright_sys::mmap::{Advice, Kind, MapAssumedWith, NumaPolicy, Promise, Region, Request, Source};
-use rustix::fs::{FileType, OFlags, fstat, fstatfs};
+use mapwright_sys::mmap::{Advice, Kind, MapAssumedWith, NumaPolicy, Promise, Region, Request, Seen, Source};
+use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
 use super::fail::{Attempt, OrFailed};
@@ -18,8 +18,6 @@ use crate::stores::is_made_up_size;
 
 /// A page where no huge pages are involved.
 const PAGE: usize = mapwright_sys::PAGE_SIZE;
-/// HUGETLBFS_MAGIC, include/uapi/linux/magic.h.
-const HUGETLBFS: u64 = 0x9584_58f6;
 
 /// Settings of a mapping: names as in memmap2 where it has them.
 ///
@@ -287,7 +285,7 @@ impl MmapOptions {
     fn map_file<K: Kind>(
         &self,
         fd: BorrowedFd<'_>,
-        shape: &Shape,
+        shape: &Shape<'_>,
         shared: bool,
         name: &str,
         map: impl FnOnce(&Request<'_>) -> std::io::Result<Region<K>>,
@@ -299,8 +297,9 @@ impl MmapOptions {
             ));
         }
         let source = Source::File { fd, offset: self.offset, shared };
-        let request = Request { page: shape.page, ..self.request(source, shape.len) };
-        let attempt = Attempt { huge: shape.page != PAGE, ..self.attempt(name, shape.len) };
+        let page = shape.seen.page_size();
+        let request = Request { page, seen: Some(&shape.seen), ..self.request(source, shape.len) };
+        let attempt = Attempt { huge: page != PAGE, ..self.attempt(name, shape.len) };
         map(&request).or_failed(attempt)
     }
 
@@ -357,9 +356,9 @@ impl MmapOptions {
     }
 
     /// How long the file is, and how much of it is asked for.
-    fn shape(&self, fd: BorrowedFd<'_>, name: &str) -> Result<Shape> {
-        let failed = |error: Errno| Error::io("stat", name, 0, 0, error.into());
-        let stat = fstat(fd).map_err(failed)?;
+    fn shape<'f>(&self, fd: BorrowedFd<'f>, name: &str) -> Result<Shape<'f>> {
+        let seen = Seen::look(fd).map_err(|error| Error::io("stat", name, 0, 0, error))?;
+        let stat = seen.stat();
         let file_len = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => Some(u64::try_from(stat.st_size).unwrap_or(0)),
             FileType::BlockDevice => {
@@ -392,24 +391,15 @@ impl MmapOptions {
             (None, Some(file_len)) => usize::try_from(file_len - self.offset)
                 .map_err(|_| Error::io("mmap", name, self.offset, file_len, Errno::OVERFLOW.into()))?,
         };
-        Ok(Shape { len, file_len, page: page_size(fd, stat.st_blksize as u64) })
+        Ok(Shape { len, file_len, seen })
     }
 }
 
-/// A file's length, where it has one, the bytes to be mapped, and the size of the pages.
-struct Shape {
+/// A file's length, where it has one, the bytes to be mapped, and what was seen of it.
+struct Shape<'f> {
     len: usize,
     file_len: Option<u64>,
-    page: usize,
-}
-
-/// The size of a file's pages: 4096, but on hugetlbfs, where offsets and lengths go by its own. That is its block size, and no
-/// file system with small pages is asked twice.
-pub(super) fn page_size(fd: BorrowedFd<'_>, block_size: u64) -> usize {
-    let may_be_huge = block_size.is_power_of_two() && block_size >= 64 << 10;
-    // The field's type differs between architectures.
-    let is_huge = || fstatfs(fd).is_ok_and(|fs| fs.f_type as u64 & 0xffff_ffff == HUGETLBFS);
-    if may_be_huge && is_huge() { block_size as usize } else { PAGE }
+    seen: Seen<'f>,
 }
 
 fn not_mappable(name: &str, kind: &'static str) -> Error {
