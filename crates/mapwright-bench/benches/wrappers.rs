@@ -1,0 +1,242 @@
+//! What the wrappers of mmap(2) and its kin cost, beside the same calls by rustix: `cargo bench -p mapwright-bench --bench wrappers`.
+//!
+//! The goal is 1.02 of the raw calls. Times of two runs differ by more than that, so the ratios that are printed first are of
+//! rounds in turns: the median over all rounds of mapwright's time by the raw one's in the same round. Criterion's figures follow.
+//! `MAPWRIGHT_BENCH_ROUNDS` sets the number of rounds (default 2000).
+
+#![allow(missing_docs)]
+
+use std::alloc::{GlobalAlloc, Layout};
+use std::ffi::c_void;
+use std::fs::File;
+use std::hint::black_box;
+use std::os::fd::AsFd;
+use std::ptr::null_mut;
+use std::time::{Duration, Instant};
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use mapwright::alloc::MappedAlloc;
+use mapwright::mmap::{Advice, MapAssumedWith, MmapMut, MmapOptions, MmapRaw, Resize};
+use rustix::mm::{
+    Advice as RawAdvice, MapFlags, MprotectFlags, MremapFlags, MsyncFlags, ProtFlags, madvise, mmap,
+    mmap_anonymous, mprotect, mremap, msync, munmap,
+};
+
+const LEN: usize = 64 << 10;
+const PAGE: usize = 4096;
+/// Calls in a round.
+const CALLS: u32 = 64;
+
+/// Two ways to the same thing, each called once for each timing.
+struct Pair {
+    name: &'static str,
+    raw: Box<dyn FnMut()>,
+    ours: Box<dyn FnMut()>,
+}
+
+fn pair(name: &'static str, raw: impl FnMut() + 'static, ours: impl FnMut() + 'static) -> Pair {
+    Pair { name, raw: Box::new(raw), ours: Box::new(ours) }
+}
+
+fn anonymous() -> *mut c_void {
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
+    unsafe { mmap_anonymous(null_mut(), LEN, access, MapFlags::PRIVATE) }.expect("mmap")
+}
+
+fn unmap(start: *mut c_void, len: usize) {
+    // SAFETY: every caller made the mapping and gives it up.
+    unsafe { munmap(start, len) }.expect("munmap");
+}
+
+fn sample() -> File {
+    let file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).expect("a file");
+    std::os::unix::fs::FileExt::write_all_at(&file, &[7; LEN], 0).expect("write");
+    file.sync_all().expect("sync");
+    file
+}
+
+/// Memory of each side's own, touched.
+fn memory() -> (*mut c_void, MmapMut) {
+    let raw = anonymous();
+    // SAFETY: mapped just now, of that length, and nobody else's.
+    unsafe { raw.cast::<u8>().write_bytes(1, LEN) };
+    let mut ours = MmapMut::map_anon(LEN).expect("map_anon");
+    ours.fill(1);
+    (raw, ours)
+}
+
+fn pairs() -> Vec<Pair> {
+    vec![
+        // How far two of the same may be apart.
+        pair("raw-and-raw", || unmap(black_box(anonymous()), LEN), || unmap(black_box(anonymous()), LEN)),
+        pair(
+            "map-anonymous-and-unmap",
+            || unmap(black_box(anonymous()), LEN),
+            || {
+                drop(black_box(MmapMut::map_anon(LEN).expect("map_anon")));
+            },
+        ),
+        map_file(),
+        protect(),
+        advise(),
+        sync(),
+        residency(),
+        remap(),
+        allocate(),
+    ]
+}
+
+/// Of a file whose length is asked, as everybody must who maps all of it.
+fn map_file() -> Pair {
+    let (file, same) = (sample(), sample());
+    let raw = move || {
+        let len = rustix::fs::fstat(&file).expect("fstat").st_size as usize;
+        // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
+        let map = unsafe { mmap(null_mut(), len, ProtFlags::READ, MapFlags::SHARED, file.as_fd(), 0) };
+        unmap(black_box(map.expect("mmap")), len);
+    };
+    // SAFETY: the file is this program's own, has no name, and is not written.
+    pair("map-file-and-unmap", raw, move || {
+        drop(black_box(unsafe { MmapOptions::new().map(&same) }.expect("map")))
+    })
+}
+
+fn protect() -> Pair {
+    let (raw, ours) = memory();
+    let mut ours = Some(ours);
+    pair(
+        "protect-twice",
+        move || {
+            for access in [MprotectFlags::READ, MprotectFlags::READ | MprotectFlags::WRITE] {
+                // SAFETY: this benchmark's own, and nobody has a reference.
+                unsafe { mprotect(raw, LEN, access) }.expect("mprotect");
+            }
+        },
+        move || {
+            let read_only = ours.take().map(|map| map.make_read_only().expect("protect"));
+            ours = read_only.map(|map| map.make_mut().expect("protect"));
+        },
+    )
+}
+
+fn advise() -> Pair {
+    let (raw, ours) = memory();
+    pair(
+        "advise",
+        // SAFETY: advice that changes nothing, of this benchmark's own memory.
+        move || unsafe { madvise(raw, LEN, RawAdvice::WillNeed) }.expect("madvise"),
+        move || ours.advise(Advice::WillNeed).expect("advise"),
+    )
+}
+
+fn sync() -> Pair {
+    let (file, same) = (sample(), sample());
+    // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
+    let raw =
+        unsafe { mmap(null_mut(), LEN, ProtFlags::READ, MapFlags::SHARED, file.as_fd(), 0) }.expect("mmap");
+    let ours: MmapRaw = MmapOptions::new().map_raw(&same).expect("map_raw");
+    pair(
+        "flush-without-waiting",
+        // SAFETY: changes no contents.
+        move || unsafe { msync(raw, LEN, MsyncFlags::ASYNC) }.expect("msync"),
+        move || ours.flush_async().expect("flush"),
+    )
+}
+
+fn residency() -> Pair {
+    let (raw, ours) = memory();
+    pair(
+        "residency",
+        move || {
+            let mut pages = vec![0_u8; LEN / PAGE];
+            // SAFETY: a byte for each page, for which there is room.
+            let looked = unsafe { libc::mincore(raw, LEN, pages.as_mut_ptr()) };
+            assert_eq!((looked, pages.iter().filter(|page| **page & 1 == 1).count()), (0, LEN / PAGE));
+        },
+        move || assert_eq!(ours.residency(..).expect("mincore").resident_pages(), (LEN / PAGE) as u64),
+    )
+}
+
+fn remap() -> Pair {
+    let (mut raw, mut ours) = memory();
+    pair(
+        "grow-and-shrink",
+        move || {
+            for (from, to) in [(LEN, 2 * LEN), (2 * LEN, LEN)] {
+                // SAFETY: this benchmark's own, and nobody has a reference.
+                raw = unsafe { mremap(raw, from, to, MremapFlags::MAYMOVE) }.expect("mremap");
+            }
+        },
+        move || {
+            for len in [2 * LEN, LEN] {
+                ours.resize(len, Resize::MayMove).expect("resize");
+            }
+        },
+    )
+}
+
+fn allocate() -> Pair {
+    const ALLOCATOR: MappedAlloc = MappedAlloc::new().threshold(LEN);
+    let layout = Layout::from_size_align(LEN, 8).expect("a layout");
+    pair(
+        "allocate-and-free",
+        || unmap(black_box(anonymous()), LEN),
+        move || {
+            // SAFETY: the size is not zero.
+            let start = black_box(unsafe { ALLOCATOR.alloc(layout) });
+            // SAFETY: allocated just now, with that layout.
+            unsafe { ALLOCATOR.dealloc(start, layout) };
+        },
+    )
+}
+
+fn time(work: &mut dyn FnMut()) -> Duration {
+    let started = Instant::now();
+    (0..CALLS).for_each(|_| work());
+    started.elapsed()
+}
+
+/// Rounds in turns, each side first in every second one.
+fn ratios() {
+    let rounds =
+        std::env::var("MAPWRIGHT_BENCH_ROUNDS").ok().and_then(|v| v.parse().ok()).unwrap_or(2000_usize);
+    println!("{:<28}{:>12}{:>12}{:>9}", "call", "raw, ns", "ours, ns", "ratio");
+    for mut pair in pairs() {
+        let mut of: [Vec<f64>; 3] = Default::default();
+        for round in 0..rounds {
+            let (raw, ours) = if round % 2 == 0 {
+                let raw = time(&mut pair.raw);
+                (raw, time(&mut pair.ours))
+            } else {
+                let ours = time(&mut pair.ours);
+                (time(&mut pair.raw), ours)
+            };
+            let each = |time: Duration| time.as_nanos() as f64 / f64::from(CALLS);
+            of[0].push(each(raw));
+            of[1].push(each(ours));
+            of[2].push(each(ours) / each(raw));
+        }
+        let [raw, ours, ratio] = of.map(|mut values| {
+            values.sort_by(f64::total_cmp);
+            values[values.len() / 2]
+        });
+        println!("{:<28}{raw:>12.0}{ours:>12.0}{ratio:>9.3}", pair.name);
+    }
+}
+
+fn wrappers(c: &mut Criterion) {
+    // Asked to list or to test, criterion is called with other arguments.
+    if std::env::args().any(|argument| argument == "--bench") {
+        ratios();
+    }
+    for mut pair in pairs() {
+        let mut group = c.benchmark_group(pair.name);
+        group.bench_function("rustix", |b| b.iter(&mut pair.raw));
+        group.bench_function("mapwright", |b| b.iter(&mut pair.ours));
+        group.finish();
+    }
+}
+
+criterion_group!(benches, wrappers);
+criterion_main!(benches);
