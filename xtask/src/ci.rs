@@ -159,6 +159,11 @@ fn steps(scratch: &Scratch) -> Vec<Step> {
         example("example: look up an index", "index_lookup -- --records 100000 --lookups 2000"),
         example("example: asynchronous server", "async_server -- --self-test"),
         cargo("benchmarks build", "bench --workspace --no-run"),
+        // Built and not only checked: assembly is read when code is generated.
+        cargo(
+            "AArch64, the library",
+            "build -p mapwright --lib --features allocator-api2 --target aarch64-unknown-linux-gnu",
+        ),
     ];
     for name in ["count_lines", "sort_in_place", "index_lookup", "async_server"] {
         steps.push(example("example: its usage", &format!("{name} -- --help")));
@@ -175,9 +180,9 @@ impl Step {
     }
 
     fn run(&self, root: &Path, tally: &mut Tally) -> Result<(), String> {
-        if let Some(test) = self.missing_test(root) {
+        if let Some(what) = self.missing_test(root).or_else(|| self.missing_target()) {
             tally.ignored += 1;
-            println!("left out: there is no {test}");
+            println!("left out: there is no {what}");
             return Ok(());
         }
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -199,6 +204,13 @@ impl Step {
         })
     }
 
+    /// A machine that this step builds for and that the toolchain has no library for.
+    fn missing_target(&self) -> Option<String> {
+        let at = self.arguments.iter().position(|argument| argument == "--target")?;
+        let target = self.arguments.get(at + 1)?;
+        library_of(target).is_none().then(|| format!("library for {target}: rustup target add {target}"))
+    }
+
     /// A test binary that this step names and that is not there.
     fn missing_test(&self, root: &Path) -> Option<String> {
         let at = self.arguments.iter().position(|argument| argument == "--test")?;
@@ -207,6 +219,14 @@ impl Step {
             format!("crates/{}/tests/{}.rs", self.arguments.get(package + 1)?, self.arguments.get(at + 1)?);
         (!root.join(&path).exists()).then_some(path)
     }
+}
+
+/// Where the toolchain has the standard library for a machine.
+fn library_of(target: &str) -> Option<PathBuf> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(rustc).args(["--print", "target-libdir", "--target", target]).output().ok()?;
+    let path = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
+    path.is_dir().then_some(path)
 }
 
 /// Passes a program's output on until it ends, or ends it with everything it has started when its time is up.
@@ -324,6 +344,12 @@ mod tests {
         assert!(supervise(child("exit 0"), limit, 2, |_| {}).is_err());
         let late = supervise(child("echo a; sleep 100 | cat"), Duration::from_millis(200), 0, |_| {});
         assert!(late.is_err_and(|why| why.contains("not done")));
+    }
+
+    #[test]
+    fn a_target_that_is_not_there_is_noticed() {
+        assert!(cargo("x", "build --target no-such-machine").missing_target().is_some());
+        assert_eq!(cargo("x", "build").missing_target(), None);
     }
 
     #[test]

@@ -8,8 +8,10 @@ mod ci;
 mod docs;
 mod files;
 mod links;
+mod sanitize;
 mod source;
 mod tidy;
+mod tools;
 
 use std::process::ExitCode;
 
@@ -24,6 +26,8 @@ usage: cargo xtask COMMAND
   policies [--trace FILE]...   print docs/policies.md: eviction and read-ahead against the textbook's
   man FOLDER   write the man pages of the command
   crash [--hours N] [--seed N]   power failures against the protocol of commits, for an hour or as long as told
+  sanitize [address] [thread]   tests under the compiler's sanitizers, on the stable toolchain
+  tools [--mib N] [--rounds N]   the command's time beside fincore's and pmap's
   bench   measure, and write docs/benchmarks.md: see `cargo xtask bench --help`;
           `--features LIST`, first, adds databases: peers, peers-rocksdb
   help    print this";
@@ -38,6 +42,8 @@ fn main() -> ExitCode {
         ["policies", ..] => program("--release", "mapwright-policies", "mapwright-policies", &arguments[1..]),
         ["man", folder] => program("--release", "mapwright-cli", "mapwright", &["man-pages", folder]),
         ["crash", ..] => program("--profile=sim", "mapwright-sim", "mapwright-crash", &arguments[1..]),
+        ["sanitize", ref rest @ ..] => sanitize::run(rest),
+        ["tools", ref rest @ ..] => tools::run(rest),
         ["bench", ref rest @ ..] => bench::run(rest),
         ["help" | "--help" | "-h"] => {
             println!("{HELP}");
