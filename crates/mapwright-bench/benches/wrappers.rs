@@ -96,9 +96,10 @@ fn map_file() -> Pair {
         let map = unsafe { mmap(null_mut(), len, ProtFlags::READ, MapFlags::SHARED, file.as_fd(), 0) };
         unmap(black_box(map.expect("mmap")), len);
     };
-    // SAFETY: the file is this program's own, has no name, and is not written.
     pair("map-file-and-unmap", raw, move || {
-        drop(black_box(unsafe { MmapOptions::new().map(&same) }.expect("map")))
+        // SAFETY: the file is this program's own, has no name, and is not written.
+        let map = unsafe { MmapOptions::new().map(&same) };
+        drop(black_box(map.expect("map")));
     })
 }
 

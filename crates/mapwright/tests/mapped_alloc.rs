@@ -58,8 +58,7 @@ fn zeroed_memory_is_free_of_cost() {
 #[test]
 fn growing_moves_pages_and_copies_nothing() {
     let faults = || mapwright_sys::bare::faults().unwrap().minor;
-    let mut bytes: Vec<u8> = Vec::new();
-    bytes.resize(32 << 20, 0);
+    let mut bytes = vec![0_u8; 32 << 20];
     bytes.iter_mut().step_by(PAGE).for_each(|byte| *byte = 7);
     let before = faults();
     bytes.reserve_exact(64 << 20);
@@ -242,8 +241,10 @@ fn a_child_of_fork_allocates_while_other_threads_did() {
                 let one = unsafe { ALLOCATOR.alloc(layout) };
                 // SAFETY: allocated with that size; what the parent had is there as well, as a copy.
                 unsafe { one.write_bytes(kept[THRESHOLD], layout.size()) };
-                // SAFETY: as above.
-                let last = unsafe { one.add(THRESHOLD - 1).read() };
+                // SAFETY: inside the allocation.
+                let last = unsafe { one.add(THRESHOLD - 1) };
+                // SAFETY: written just now.
+                let last = unsafe { last.read() };
                 // SAFETY: allocated with that layout.
                 unsafe { ALLOCATOR.dealloc(one, layout) };
                 // SAFETY: ends the child without running anything of the parent's.
