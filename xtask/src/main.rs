@@ -26,7 +26,7 @@ usage: cargo xtask COMMAND
   policies [--trace FILE]...   print docs/policies.md: eviction and read-ahead against the textbook's
   man FOLDER   write the man pages of the command
   crash [--hours N] [--seed N]   power failures against the protocol of commits, for an hour or as long as told
-  sanitize [address] [thread]   tests under the compiler's sanitizers, on the stable toolchain
+  sanitize [address]   tests of the unsafe code under the compiler's sanitizer, on the stable toolchain
   tools [--mib N] [--rounds N]   the command's time beside fincore's and pmap's
   bench   measure, and write docs/benchmarks.md: see `cargo xtask bench --help`;
           `--features LIST`, first, adds databases: peers, peers-rocksdb

@@ -1,8 +1,7 @@
-//! Tests under a sanitizer of the compiler: `cargo xtask sanitize [address|thread]`.
+//! Tests under a sanitizer of the compiler: `cargo xtask sanitize [address]`.
 //!
 //! The runtime libraries are part of the stable toolchain; the flag is not, which is why the compiler is told to take it
-//! (RUSTC_BOOTSTRAP). The standard library itself is as it was built: errors inside it are not seen, and its synchronization is
-//! not always seen by the thread sanitizer either, which is what the list of its tests is short for.
+//! (RUSTC_BOOTSTRAP). The standard library itself is as it was built: errors inside it are not seen.
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -19,28 +18,17 @@ struct Run {
     tests: &'static [&'static str],
 }
 
-const RUNS: [Run; 2] = [
-    Run {
-        sanitizer: "address",
-        flags: "-Zsanitizer=address",
-        options: ("ASAN_OPTIONS", "handle_segv=0:handle_sigbus=0:detect_leaks=0:allocator_may_return_null=1"),
-        tests: &[
-            "-p mapwright-sys --lib",
-            "-p mapwright --test kinds --test parity --test advice --test code --test shared_memory --test spill",
-        ],
-    },
-    Run {
-        sanitizer: "thread",
-        flags: "-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer",
-        options: ("TSAN_OPTIONS", "handle_segv=0:handle_sigbus=0:die_after_fork=0"),
-        tests: &["-p mapwright-sys --lib", "-p mapwright --test code --test sharing"],
-    },
-];
+const RUNS: [Run; 1] = [Run {
+    sanitizer: "address",
+    flags: "-Zsanitizer=address",
+    options: ("ASAN_OPTIONS", "handle_segv=0:handle_sigbus=0:detect_leaks=0:allocator_may_return_null=1"),
+    tests: &["-p mapwright-sys --lib"],
+}];
 
 /// Runs the sanitizers that are named, or all.
 pub fn run(names: &[&str]) -> ExitCode {
     if let Some(unknown) = names.iter().find(|name| RUNS.iter().all(|run| run.sanitizer != **name)) {
-        eprintln!("xtask: there is no sanitizer {unknown:?} here: address or thread");
+        eprintln!("xtask: there is no sanitizer {unknown:?} here: address");
         return ExitCode::from(2);
     }
     let Some(host) = host() else {
