@@ -130,6 +130,15 @@ impl Writer {
         unsafe { std::slice::from_raw_parts(start, len) }
     }
 
+    /// Address of the bytes at `range`, of the plain or the checked view.
+    ///
+    /// # Panics
+    /// As for [`Reader::slice`].
+    #[must_use]
+    pub fn address(&self, checked: bool, range: Range<usize>) -> *const u8 {
+        locate(&*self.0, checked, range).0
+    }
+
     /// The bytes at `range`, to be written.
     ///
     /// # Panics
@@ -184,6 +193,12 @@ impl FixedMut {
         let range = &*self.writer.0;
         let base = range.base(false).unwrap_or(usize::MAX);
         (base.saturating_add(range.len())).saturating_sub(self.start as usize)
+    }
+
+    /// Address of the first byte.
+    #[must_use]
+    pub fn start(&self) -> *mut u8 {
+        self.start
     }
 
     /// Becomes another part of the same range.

@@ -45,7 +45,8 @@ pub mod sync;
 mod typed;
 
 pub use api::{
-    Choice, Machine, Map, MapMut, MapOptions, Pager, PagerBuilder, Pinned, Shared, Strategy, UserfaultFacts,
+    Choice, Held, Machine, Map, MapMut, MapOptions, Pager, PagerBuilder, Pinned, Shared, SharedMapMut,
+    Strategy, UserfaultFacts,
 };
 pub use engine::kernel::{FaultMode, FrameKind};
 pub use engine::read_ahead::Advice;

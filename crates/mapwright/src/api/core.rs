@@ -13,7 +13,11 @@ use crate::engine::read_ahead::Advice;
 use crate::engine::request::{Acquire, Request};
 use crate::engine::{evict, fault, request};
 use crate::error::{Error, Result};
+use crate::mmap::Residency;
 use crate::stores::Store;
+
+/// What residency is told in, in bytes.
+const PAGE: u64 = mapwright_sys::PAGE_SIZE as u64;
 
 /// Where a map's bytes are.
 pub(super) enum Behind {
@@ -219,6 +223,19 @@ impl Core {
             Behind::Pager(file) => evict::drop_clean(file, file.blocks_of(self.in_file(range))),
             Behind::Kernel(_) | Behind::Buffer { .. } => 0,
         }
+    }
+
+    /// Which pages of a range are in memory, from the page of the file that holds its first byte.
+    pub(super) fn residency(&self, range: &Range<u64>) -> Result<Residency> {
+        let bytes = self.in_file(range);
+        let first = bytes.start / PAGE;
+        let pages = if range.is_empty() { first..first } else { first..bytes.end.div_ceil(PAGE) };
+        let resident = match &self.behind {
+            Behind::Pager(file) => pages.map(|page| u8::from(file.is_resident(page * PAGE))).collect(),
+            Behind::Kernel(kernel) => kernel.residency(&pages)?,
+            Behind::Buffer { .. } => pages.map(|_| 1).collect(),
+        };
+        Ok(Residency::new(resident))
     }
 
     /// Bytes of this file that the pager holds now.

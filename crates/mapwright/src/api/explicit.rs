@@ -7,10 +7,11 @@ use std::ops::{Range, RangeBounds};
 
 use super::map::Map;
 use super::map_mut::MapMut;
-use super::pinned::{Pinned, Pins};
+use super::pinned::{Held, Pinned, Pins};
 use super::strategy::Choice;
 use crate::engine::read_ahead::Advice;
 use crate::error::Result;
+use crate::mmap::Residency;
 
 macro_rules! explicit_access {
     (impl $map:ident) => {
@@ -31,6 +32,49 @@ macro_rules! explicit_access {
                 let range = self.core.resolve(range)?;
                 let pins = self.core.pin(&range)?;
                 Ok(self.pinned(&range, pins))
+            }
+
+            /// Makes a range resident for as long as the result lives, which does not borrow the map: see [`Held`]. Programs in
+            /// Rust want [`get`](Self::get).
+            ///
+            /// ```
+            /// # let path = std::env::temp_dir().join(format!("mapwright-hold-{}", std::process::id()));
+            /// # std::fs::write(&path, vec![1u8; 200_000]).unwrap();
+            /// let map = mapwright::Map::open(&path)?;
+            /// let held = map.hold(100_000..100_010)?;
+            /// assert_eq!(map[100_000..100_010], [1; 10]); // no fault
+            /// drop(held);
+            /// # std::fs::remove_file(&path).unwrap();
+            /// # Ok::<(), mapwright::Error>(())
+            /// ```
+            ///
+            /// # Errors
+            /// As for [`get`](Self::get).
+            pub fn hold(&self, range: impl RangeBounds<u64>) -> Result<Held> {
+                let range = self.core.resolve(range)?;
+                Ok(Held::new(self.core.pin(&range)?))
+            }
+
+            /// Which pages of a range are in memory: in the pager's, or in the kernel's page cache with the kernel strategy; all of
+            /// a buffer. Pages are those of the file, 4096 bytes each, counted from the one that holds the first byte of the
+            /// range. It may have changed when this returns.
+            ///
+            /// ```
+            /// # let path = std::env::temp_dir().join(format!("mapwright-residency-{}", std::process::id()));
+            /// # std::fs::write(&path, vec![1u8; 200_000]).unwrap();
+            /// let map = mapwright::Map::open(&path)?;
+            /// map.prefetch(0..8192)?;
+            /// let residency = map.residency(..)?;
+            /// assert_eq!(residency.pages(), 49); // 200,000 bytes
+            /// println!("{} of them in memory", residency.resident_pages());
+            /// # std::fs::remove_file(&path).unwrap();
+            /// # Ok::<(), mapwright::Error>(())
+            /// ```
+            ///
+            /// # Errors
+            /// [`OutOfRange`](crate::Error::OutOfRange); [`Io`](crate::Error::Io) from mincore(2) with the kernel strategy.
+            pub fn residency(&self, range: impl RangeBounds<u64>) -> Result<Residency> {
+                self.core.residency(&self.core.resolve(range)?)
             }
 
             /// As [`get`](Self::get), without blocking the thread while bytes are read. Any runtime can await it.

@@ -12,6 +12,8 @@ use crate::engine::read_ahead::Advice;
 use crate::error::{Change, Error, Result};
 use crate::stores::{FileStore, Store};
 
+/// What mincore(2) tells residency in, in bytes.
+const PAGE: u64 = mapwright_sys::PAGE_SIZE as u64;
 /// Bytes that are copied and written at once.
 const COPY: usize = 256 << 10;
 
@@ -87,6 +89,14 @@ impl KernelFile {
         self.inner.mapping.advise(range.clone(), KernelAdvice::Populate).map_err(|e| {
             self.inner.truncation(range.start).unwrap_or_else(|| self.inner.error("read", &range, e))
         })
+    }
+
+    /// Which pages of the file are in the page cache, as mincore(2) tells it.
+    pub(super) fn residency(&self, pages: &Range<u64>) -> Result<Vec<u8>> {
+        let mut resident = vec![0; (pages.end - pages.start) as usize];
+        mapwright_sys::page_cache::mincore(self.inner.store.as_fd(), pages.start, &mut resident)
+            .map_err(|e| self.inner.error("mincore", &(pages.start * PAGE..pages.end * PAGE), e))?;
+        Ok(resident)
     }
 
     pub(super) fn will_need(&self, range: Range<u64>) -> Result<()> {

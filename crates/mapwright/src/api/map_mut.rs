@@ -180,6 +180,11 @@ impl MapMut {
     ///
     /// [`Strategy::Buffer`]: crate::Strategy::Buffer
     pub fn shared(&mut self) -> Shared<'_> {
+        self.as_shared()
+    }
+
+    /// The same, for those who see to it that there are no slices.
+    pub(super) fn as_shared(&self) -> Shared<'_> {
         Shared { map: self }
     }
 

@@ -10,6 +10,7 @@ mod map_mut;
 mod options;
 mod pager;
 mod pinned;
+mod shared_map;
 mod strategy;
 
 pub use machine::{Machine, UserfaultFacts};
@@ -17,5 +18,6 @@ pub use map::Map;
 pub use map_mut::{MapMut, Shared};
 pub use options::MapOptions;
 pub use pager::{Pager, PagerBuilder};
-pub use pinned::Pinned;
+pub use pinned::{Held, Pinned};
+pub use shared_map::SharedMapMut;
 pub use strategy::{Choice, Strategy};

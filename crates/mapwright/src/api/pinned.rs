@@ -1,4 +1,4 @@
-//! Pinned bytes.
+//! Pinned bytes, with and without the map they are borrowed from.
 
 use std::ops::{Deref, Range};
 use std::sync::Arc;
@@ -16,6 +16,44 @@ use crate::engine::file::File;
 pub struct Pinned<'m> {
     bytes: &'m [u8],
     _pins: Option<Pins<'m>>,
+}
+
+/// Keeps a range of a map resident while it lives, without borrowing the map: for bindings to other languages, whose objects
+/// know no lifetimes. Made by `hold` of [`Map`](crate::Map) and [`MapMut`](crate::MapMut).
+///
+/// It does not give the bytes: those are the map's, and end with it. What is held counts as [`Pinned`] does, also once the map
+/// is closed: the file then stays open in its pager. Cutting a [`MapMut`](crate::MapMut) below what is held waits until the map's
+/// deadline, and is [`TimedOut`](crate::Error::TimedOut) then.
+///
+/// # Threads
+/// `Send` and `Sync`.
+pub struct Held {
+    file: Option<Arc<File>>,
+    blocks: Range<u64>,
+}
+
+impl Held {
+    /// Takes pins over; none for what needs none.
+    pub(crate) fn new(pins: Option<Pins<'_>>) -> Self {
+        let Some(pins) = pins else { return Self { file: None, blocks: 0..0 } };
+        let held = Self { file: Some(Arc::clone(pins.file)), blocks: pins.blocks.clone() };
+        std::mem::forget(pins); // they are given back once: below
+        held
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(file) = &self.file {
+            self.blocks.clone().for_each(|block| file.unpin(block));
+        }
+    }
+}
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Held").field("blocks", &self.blocks).finish_non_exhaustive()
+    }
 }
 
 /// One pin on each of a run of blocks.

@@ -37,7 +37,7 @@ pub struct Residency {
 
 impl Residency {
     /// From the bytes of mincore(2).
-    pub(super) fn new(bytes: Vec<u8>) -> Self {
+    pub(crate) fn new(bytes: Vec<u8>) -> Self {
         let mut runs: Vec<Range<u64>> = Vec::new();
         for (page, _) in (0..).zip(&bytes).filter(|(_, byte)| **byte & 1 == 1) {
             match runs.last_mut() {
