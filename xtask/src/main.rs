@@ -7,6 +7,7 @@ mod bench;
 mod ci;
 mod docs;
 mod files;
+mod install;
 mod links;
 mod sanitize;
 mod source;
@@ -25,6 +26,9 @@ usage: cargo xtask COMMAND
   links   check the links between the documents
   policies [--trace FILE]...   print docs/policies.md: eviction and read-ahead against the textbook's
   man FOLDER   write the man pages of the command
+  install [--prefix DIR] [--destdir DIR] [--profile NAME]   install the command with its pages and completions, and
+          the C library with its header and pkg-config file: below /usr/local, built for release, unless told
+  header  write the header of the C library anew, from its source
   crash [--hours N] [--seed N]   power failures against the protocol of commits, for an hour or as long as told
   sanitize [address]   tests of the unsafe code under the compiler's sanitizer, on the stable toolchain
   tools [--mib N] [--rounds N]   the command's time beside fincore's and pmap's
@@ -41,6 +45,8 @@ fn main() -> ExitCode {
         ["links"] => report(links::check),
         ["policies", ..] => program("--release", "mapwright-policies", "mapwright-policies", &arguments[1..]),
         ["man", folder] => program("--release", "mapwright-cli", "mapwright", &["man-pages", folder]),
+        ["install", ref rest @ ..] => install::run(rest),
+        ["header"] => header(),
         ["crash", ..] => program("--profile=sim", "mapwright-sim", "mapwright-crash", &arguments[1..]),
         ["sanitize", ref rest @ ..] => sanitize::run(rest),
         ["tools", ref rest @ ..] => tools::run(rest),
@@ -62,6 +68,20 @@ fn program(profile: &str, package: &str, name: &str, arguments: &[&str]) -> Exit
     let run = ["run", "--quiet", profile, "--package", package, "--bin", name, "--"];
     match std::process::Command::new(cargo).args(run).args(arguments).status() {
         Ok(status) => ExitCode::from(status.code().map_or(1, |code| code as u8)),
+        Err(error) => {
+            eprintln!("xtask: cargo could not be started: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The test that compares the header writes it, when told.
+fn header() -> ExitCode {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let arguments = ["test", "--quiet", "-p", "mapwright-c", "--test", "header"];
+    match std::process::Command::new(cargo).args(arguments).env("MAPWRIGHT_WRITE_HEADER", "1").status() {
+        Ok(status) if status.success() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("xtask: cargo could not be started: {error}");
             ExitCode::FAILURE
