@@ -106,14 +106,14 @@ impl Any {
         }
     }
 
-    /// The same bytes with another protection; the mapping as it was, and why, otherwise.
-    fn protect(self, protection: c_int) -> Result<Self, (Self, Failure)> {
+    /// The same bytes with another protection, or the mapping as it was, and why.
+    fn protect(self, protection: c_int) -> (Self, Result<(), Failure>) {
         const READ_WRITE: c_int = libc::PROT_READ | libc::PROT_WRITE;
         macro_rules! change {
             ($map:ident, $how:ident, $to:ident, $from:ident) => {
                 match $map.$how() {
-                    Ok(map) => Ok(Self::$to(map)),
-                    Err(refused) => Err((Self::$from(refused.mapping), Failure::from(*refused.error))),
+                    Ok(map) => (Self::$to(map), Ok(())),
+                    Err(refused) => (Self::$from(refused.mapping), Err(Failure::from(*refused.error))),
                 }
             };
         }
@@ -128,12 +128,12 @@ impl Any {
             (Self::RawRead(map), READ_WRITE) => change!(map, make_mut, Raw, RawRead),
             (same @ (Self::Read(_) | Self::RawRead(_)), libc::PROT_READ)
             | (same @ (Self::Write(_) | Self::Raw(_)), READ_WRITE)
-            | (same @ Self::None(_), libc::PROT_NONE) => Ok(same),
+            | (same @ Self::None(_), libc::PROT_NONE) => (same, Ok(())),
             (other, _) => {
                 let text = format!(
                     "the protection {protection:#x} for this mapping: anonymous memory takes PROT_NONE, PROT_READ, and PROT_READ | PROT_WRITE; others the last two"
                 );
-                Err((other, Failure::new(libc::EOPNOTSUPP, text)))
+                (other, Err(Failure::new(libc::EOPNOTSUPP, text)))
             }
         }
     }
@@ -166,7 +166,8 @@ pub extern "C" fn mapwright_mapping_anonymous(
                 return Err(Failure::invalid("anonymous memory without a length"));
             }
             let none = Any::None(MmapOptions::new().len(length).map_none()?);
-            Ok(Mapping::new(none.protect(protection).map_err(|(_, failure)| failure)?))
+            let (mapping, protected) = none.protect(protection);
+            protected.map(|()| Mapping::new(mapping))
         })
     })
 }
@@ -422,16 +423,9 @@ pub extern "C" fn mapwright_mapping_protect(mapping: *mut Mapping, protection: c
     status(|| {
         let object = handles::get(mapping)?;
         let mut guard = object.alone()?;
-        match guard.take().ok_or_else(closed)?.protect(protection) {
-            Ok(any) => {
-                *guard = Some(any);
-                Ok(())
-            }
-            Err((any, failure)) => {
-                *guard = Some(any);
-                Err(failure)
-            }
-        }
+        let (any, protected) = guard.take().ok_or_else(closed)?.protect(protection);
+        *guard = Some(any);
+        protected
     })
 }
 

@@ -181,12 +181,6 @@ impl FixedMut {
         &mut self.writer
     }
 
-    /// Where it begins.
-    #[must_use]
-    pub fn address(&self) -> usize {
-        self.start as usize
-    }
-
     /// Bytes from where it begins to the end of the range.
     #[must_use]
     pub fn capacity(&self) -> usize {

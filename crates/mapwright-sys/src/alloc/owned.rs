@@ -95,7 +95,7 @@ impl<B: Backing> OwnedAlloc<B> {
         let room = layout.align().saturating_sub(crate::PAGE_SIZE);
         let len = layout.size().checked_add(room).ok_or(AllocError)?;
         let (bytes, memory) = self.shared.backing.make(len).ok_or(AllocError)?;
-        let start = bytes.address();
+        let start = bytes.start() as usize;
         let lead = start.next_multiple_of(layout.align()) - start;
         if bytes.capacity() < len || lead > len - layout.size() {
             return Err(AllocError);
