@@ -23,15 +23,35 @@ pub fn unlock(fd: BorrowedFd<'_>) -> io::Result<()> {
     set_lock(fd, libc::F_UNLCK)
 }
 
-fn set_lock(fd: BorrowedFd<'_>, kind: libc::c_int) -> io::Result<()> {
+/// Whether somebody else, by any other open of the file, holds a lock that [`lock_exclusive`] would meet. `fd` need not be open for
+/// writing.
+///
+/// # Errors
+/// What the kernel says, for example `EOPNOTSUPP` on file systems without locks.
+pub fn is_locked(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut lock = whole_file(libc::F_WRLCK);
+    // SAFETY: `fd` is open and `lock` is a `flock` that lives across the call, which writes nothing else.
+    let result = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) };
+    if result == 0 {
+        Ok(libc::c_int::from(lock.l_type) != libc::F_UNLCK)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+fn whole_file(kind: libc::c_int) -> libc::flock {
     // `l_pid` must be 0; start 0 with length 0 means the whole file, however long it grows.
-    let lock = libc::flock {
+    libc::flock {
         l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
         l_start: 0,
         l_len: 0,
         l_pid: 0,
-    };
+    }
+}
+
+fn set_lock(fd: BorrowedFd<'_>, kind: libc::c_int) -> io::Result<()> {
+    let lock = whole_file(kind);
     loop {
         // SAFETY: `fd` is open and `lock` is a `flock` that lives across the call, which only reads it.
         let result = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };

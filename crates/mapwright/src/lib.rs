@@ -37,6 +37,8 @@ mod error;
 pub mod engine;
 #[doc(hidden)]
 pub mod journal;
+#[doc(hidden)]
+pub mod locks;
 pub mod mmap;
 pub mod stores;
 #[cfg(feature = "zerocopy")]

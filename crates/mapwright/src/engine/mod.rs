@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+pub use crate::locks;
 
 pub mod block;
 pub mod budget;
@@ -38,7 +39,6 @@ mod ghost;
 pub mod host;
 mod host_frames;
 pub mod kernel;
-pub mod locks;
 pub mod opened;
 mod page_set;
 pub mod policy;

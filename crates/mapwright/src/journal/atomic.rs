@@ -10,7 +10,7 @@
 //! | **batch, rollback, resize** | the caller's turn (asserted) | side by side: a checkpoint writes durable commits only | side by side |
 //! | **checkpoint** | | one at a time (asserted) | the index has what the file may lack |
 //!
-//! One lock, `AtomicFile::state`, held for no I/O (12).
+//! One lock, `AtomicFile::state`, held for no I/O (12); its place in the order is in `locks`.
 //!
 //! # States of a commit
 //! | state | → | by |
@@ -24,16 +24,17 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::disk::{self, Place};
 use super::error::{JournalError, Result};
-use super::format::{Anchor, HEAD, Header, Kind, Record, Salt, UNIT};
+use super::format::{Anchor, HEAD, Header, Kind, PAGE, Record, Salt, UNIT};
 use super::index::Index;
 use super::recover::{self, Accept, Found};
 use super::replay::{Replay, Replayed};
 use super::sabotage::{self, Sabotage};
 use super::space::{Space, Tip};
+use crate::locks::{self, Held};
 use crate::stores::Store;
 
 mod batch;
@@ -41,6 +42,10 @@ mod view;
 
 pub use batch::Batch;
 pub use view::{Overlay, Snapshot};
+
+/// Bytes of memory that the index takes for a record, at most: its place in the list of its page, the list itself, and the page's
+/// entry; and what a batch notes of it until it is durable.
+pub const PIECE_BYTES: u64 = 256;
 
 /// How large things may get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +131,32 @@ struct State {
     snapshots: BTreeMap<u64, usize>,
     /// How often space was freed: what a reader found in the index may be gone if it changed.
     epoch: u64,
+    /// The least length that the transaction under way has had, and that it began with; `None` if it never changed.
+    least: Option<u64>,
+    /// The least length that the file may have now, and how often that changed.
+    shortest: u64,
+    lengths_changed: u64,
+    /// The buffer of the last batch, for the next one.
+    buffer: Vec<u8>,
+    end: End,
+}
+
+/// Whether it is being closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Open,
+    /// Nothing is committed any more; the journal is removed when the last snapshot is dropped.
+    Closing,
+    Closed,
+}
+
+/// What the transaction under way has changed so far, other than in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uncommitted {
+    /// Pages that were spilled.
+    pub pages: Vec<u64>,
+    /// From here on, in bytes, it may have made zeros of what was there; `u64::MAX` if the length never changed.
+    pub from: u64,
 }
 
 /// A file whose changes become durable all together.
@@ -188,6 +219,11 @@ impl AtomicFile {
             recent: VecDeque::new(),
             snapshots: BTreeMap::new(),
             epoch: 0,
+            least: None,
+            shortest: file_len,
+            lengths_changed: 0,
+            buffer: Vec::new(),
+            end: End::Open,
         };
         let (busy, checkpointing) = (AtomicBool::new(false), AtomicBool::new(false));
         let atomic =
@@ -195,8 +231,8 @@ impl AtomicFile {
         Ok((atomic, recovered))
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> Held<MutexGuard<'_, State>> {
+        locks::lock(&self.state)
     }
 
     /// Length in bytes, with the transaction under way.
@@ -214,9 +250,58 @@ impl AtomicFile {
         self.lock().space.live()
     }
 
-    /// Whether a checkpoint should be made soon.
+    /// Whether a checkpoint should be made soon, and none that ended has done so already: what its anchor frees does not count.
     pub fn wants_checkpoint(&self) -> bool {
-        self.live_bytes() >= self.limits.checkpoint
+        let state = self.lock();
+        state.backlog() >= self.limits.checkpoint && state.may_pass_a_commit()
+    }
+
+    /// Whether the journal is longer than it should get, and a checkpoint can help that: commits had better wait for it.
+    pub fn is_full(&self) -> bool {
+        let state = self.lock();
+        state.backlog() >= 2 * self.limits.checkpoint && state.may_pass_a_commit()
+    }
+
+    /// Whether there are commits that the file may lack and that no snapshot keeps from it.
+    pub fn lacks_a_checkpoint(&self) -> bool {
+        self.lock().may_pass_a_commit()
+    }
+
+    /// Whether a commit would write something: what was spilled, a change of length, or a word about a commit in doubt.
+    pub fn has_changes(&self) -> bool {
+        let state = self.lock();
+        state.spilled || !state.unlogged.is_empty() || state.in_doubt
+    }
+
+    /// What the transaction under way has changed in journal and length: what a rollback takes back. The caller has the turn.
+    pub fn uncommitted(&self) -> Uncommitted {
+        let state = self.lock();
+        let from = state.least.map_or(u64::MAX, |least| least.min(state.committed.file_len));
+        Uncommitted { pages: state.pending.pages().collect(), from }
+    }
+
+    /// The least length that the file may have now, a checkpoint under way or not, and how often that has changed. A file
+    /// that is found shorter was cut by somebody else, if both are the same before and after the look.
+    pub fn least_len(&self) -> (u64, u64) {
+        let state = self.lock();
+        (state.shortest, state.lengths_changed)
+    }
+
+    /// Bytes of memory that the index takes, or a little more.
+    pub fn index_bytes(&self) -> u64 {
+        let state = self.lock();
+        (state.index.pieces() + state.pending.pieces()) as u64 * PIECE_BYTES
+    }
+
+    /// Bytes of memory that a batch takes.
+    pub fn buffer_bytes(&self) -> u64 {
+        let largest = HEAD + Record::Data { offset: 0, len: PAGE as u32 }.size();
+        (self.limits.entry.max(largest) as u64).next_multiple_of(u64::from(self.header.unit))
+    }
+
+    /// Whether it is being closed, or is closed: nothing may be committed any more.
+    pub fn is_closing(&self) -> bool {
+        self.lock().end != End::Open
     }
 
     /// Whether a commit failed of which a crash now may show all or nothing.
@@ -232,6 +317,7 @@ impl AtomicFile {
         let _turn = Flag::raise(&self.busy, "resize beside a batch");
         let mut state = self.lock();
         if len != state.len {
+            state.least = Some(state.least.unwrap_or(state.len).min(len));
             state.unlogged.push(len);
             state.len = len;
         }
@@ -245,13 +331,14 @@ impl AtomicFile {
         let turn = Flag::raise(&self.busy, "two batches at a time");
         let gap = self.draw_gap();
         let mut state = self.lock();
+        assert!(state.end != End::Closed, "a batch after the end");
         // What an earlier batch has left unfinished is written over, under new numbers.
         let durable = state.durable;
         state.space.rewind(durable.tip);
         let mut batch = Batch {
             atomic: self,
             _turn: turn,
-            buffer: Vec::with_capacity(HEAD),
+            buffer: std::mem::take(&mut state.buffer),
             sequence: 0,
             chain: durable,
             begins: !state.spilled,
@@ -268,7 +355,7 @@ impl AtomicFile {
             state.unlogged.clone()
         };
         drop(state);
-        lengths.into_iter().for_each(|len| batch.push(Record::Length(len), &[]));
+        lengths.into_iter().for_each(|len| batch.push_length(len));
         batch
     }
 
@@ -294,7 +381,7 @@ impl AtomicFile {
             state.unlogged.clear();
             (state.len, state.logged_len) = (state.committed.file_len, state.committed.file_len);
             // What was spilled stays where it is: the next entry says that it begins a transaction.
-            state.spilled = false;
+            (state.spilled, state.least) = (false, None);
             state.in_doubt
         };
         if !in_doubt || sabotage::is(Sabotage::ForgetDoubt) {
@@ -380,18 +467,32 @@ impl AtomicFile {
         claimed.map(|()| replayed)
     }
 
-    /// Drops what is not committed, brings the file to the last commit, and removes the journal.
+    /// Drops what is not committed, brings the file to the last commit, and removes the journal. While there are snapshots the
+    /// journal stays, and dropping the last of them removes it. Nothing is committed any more, whatever comes of it.
     ///
     /// # Errors
-    /// [`JournalError::Io`]: file and journal are left for the next open.
+    /// [`JournalError::Io`]: file and journal are left for the next open, or for another call.
     ///
     /// # Panics
-    /// When a snapshot is left: our mistake.
-    pub fn close(self) -> Result<()> {
-        assert!(self.lock().snapshots.is_empty(), "closed beside a snapshot");
+    /// When a batch or a checkpoint is under way: our mistake.
+    pub fn close(&self) -> Result<()> {
+        let is_closed = {
+            let mut state = self.lock();
+            state.end = if state.end == End::Closed { End::Closed } else { End::Closing };
+            state.end == End::Closed
+        };
+        if is_closed {
+            return Ok(());
+        }
         self.rollback()?;
+        let is_viewed = !self.lock().snapshots.is_empty();
+        if is_viewed {
+            return Ok(());
+        }
         self.checkpoint()?;
-        recover::retire(&*self.place)
+        recover::retire(&*self.place)?;
+        self.lock().end = End::Closed;
+        Ok(())
     }
 
     /// Writes the anchor that is due, syncs the journal, and takes note of what is durable now.
@@ -503,6 +604,8 @@ impl Checkpoint<'_> {
         let mut state = self.atomic.lock();
         state.index.forget(at.sequence);
         state.base_len = file_len;
+        state.shortest = file_len.min(state.index.shortest());
+        state.lengths_changed += 1;
         state.recent.retain(|commit| commit.at.sequence > at.sequence);
         let counter = state.anchor.counter + 1;
         let anchor = Anchor { counter, start: at.tip.position, sequence: at.sequence, file_len };
@@ -511,6 +614,19 @@ impl Checkpoint<'_> {
             state.space.free_before(at.tip);
         }
         Ok(self.replay.size())
+    }
+}
+
+impl State {
+    /// Bytes of the journal that are needed when the anchor that is due has been written.
+    fn backlog(&self) -> u64 {
+        self.due.map_or_else(|| self.space.live(), |(_, tip)| self.space.live_from(tip))
+    }
+
+    /// Whether a checkpoint would bring the file any further, once the last commit is claimed.
+    fn may_pass_a_commit(&self) -> bool {
+        let most = self.snapshots.keys().next().copied().unwrap_or(u64::MAX);
+        self.recent.front().is_some_and(|commit| commit.at.sequence <= most)
     }
 }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 /// Result of an operation on a journal.
-pub type Result<T> = std::result::Result<T, JournalError>;
+pub type Result<T, E = JournalError> = std::result::Result<T, E>;
 
 /// Why an operation on a journal failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -94,6 +94,17 @@ pub enum JournalError {
         why: String,
         /// What to do.
         remedy: &'static str,
+    },
+    /// The program that wrote the file was killed, and what it committed last is in the journal only.
+    #[error(
+        "{path}: what was committed last is in {journal} only, because the program that wrote it was killed: open the file for \
+         writing once, or run `mapwright recover`"
+    )]
+    Unrecovered {
+        /// The file's path.
+        path: String,
+        /// The journal's path.
+        journal: String,
     },
     /// A journal is there, and has to be replayed or discarded first.
     #[error("{path}: a journal is there already: recover the file first")]

@@ -301,6 +301,25 @@ impl Record {
     /// When `data` is not as long as the record says.
     pub fn append(&self, to: &mut Vec<u8>, data: &[u8], sequence: u64, salt: &Salt) {
         assert_eq!(data.len(), self.data_len(), "a record's data has the length that it says");
+        let copied = self.append_with(to, sequence, salt, |slot| {
+            slot.copy_from_slice(data);
+            Ok::<(), std::convert::Infallible>(())
+        });
+        copied.unwrap_or_else(|never| match never {});
+    }
+
+    /// As [`append`](Self::append), with the data put in its place by `fill`. The checksum is that of what is there then, so that
+    /// data that changes while it is copied is recorded as it was copied.
+    ///
+    /// # Errors
+    /// What `fill` returns: nothing was appended.
+    pub fn append_with<E>(
+        &self,
+        to: &mut Vec<u8>,
+        sequence: u64,
+        salt: &Salt,
+        fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut bytes = [0; RECORD];
         let (value, len, kind) = match *self {
             Self::Data { offset, len } => (offset, len, 1),
@@ -309,11 +328,18 @@ impl Record {
         put(&mut bytes, 0, &value.to_le_bytes());
         put(&mut bytes, 8, &len.to_le_bytes());
         bytes[12] = kind;
+        let at = to.len();
+        to.resize(at + RECORD + self.data_len(), 0);
+        let data = &mut to[at + RECORD..];
+        if let Err(error) = fill(data) {
+            to.truncate(at);
+            return Err(error);
+        }
         let sum = record_checksum(&bytes, data, sequence, salt);
         put(&mut bytes, 20, &sum.to_le_bytes());
-        to.extend_from_slice(&bytes);
-        to.extend_from_slice(data);
+        to[at..at + RECORD].copy_from_slice(&bytes);
         to.resize(to.len().next_multiple_of(8), 0);
+        Ok(())
     }
 
     /// Reads the head of a record; its checksum is looked at by [`Record::verify`], when the data is there.

@@ -64,6 +64,8 @@ pub struct Index {
     pages: BTreeMap<u64, Doubling<Timed<Piece>>>,
     cuts: Doubling<Timed<u64>>,
     next_order: u64,
+    /// Number of all runs in `pages`.
+    pieces: usize,
 }
 
 /// What to do to a file to bring it to a commit.
@@ -104,11 +106,13 @@ impl Index {
     pub fn data(&mut self, piece: Piece, commit: u64) {
         let order = self.tick();
         let page = self.pages.entry(piece.offset / PAGE).or_default();
+        let before = page.list.len();
         if page.list.is_empty() {
             page.list.reserve_exact(1);
         }
         page.list.push(Timed { order, commit, what: piece });
         page.shorten(|list| drop_hidden_pieces(list, 0));
+        self.pieces = self.pieces + page.list.len() - before;
     }
 
     /// Adds a cut to `len` bytes as the newest change.
@@ -121,6 +125,21 @@ impl Index {
     fn tick(&mut self) -> u64 {
         self.next_order += 1;
         self.next_order
+    }
+
+    /// Number of runs of bytes that it has.
+    pub fn pieces(&self) -> usize {
+        self.pieces
+    }
+
+    /// The pages that were changed, in order.
+    pub fn pages(&self) -> impl Iterator<Item = u64> + '_ {
+        self.pages.keys().copied()
+    }
+
+    /// The least length that any cut left; `u64::MAX` if there was none.
+    pub fn shortest(&self) -> u64 {
+        self.cuts.list.iter().map(|cut| cut.what).min().unwrap_or(u64::MAX)
     }
 
     /// Whether nothing is in it.
@@ -139,6 +158,7 @@ impl Index {
         self.cuts.shorten(|list| drop_hidden_cuts(list, oldest));
         for (page, pieces) in later.pages {
             let page = self.pages.entry(page).or_default();
+            let before = page.list.len();
             page.list.reserve_exact(pieces.list.len());
             let pieces = pieces.list.into_iter();
             page.list.extend(pieces.map(|piece| Timed {
@@ -147,14 +167,18 @@ impl Index {
                 what: piece.what,
             }));
             page.shorten(|list| drop_hidden_pieces(list, oldest));
+            self.pieces = self.pieces + page.list.len() - before;
         }
     }
 
     /// Forgets what the file has: everything up to a commit.
     pub fn forget(&mut self, commit: u64) {
         self.cuts.retain(|cut| cut.commit > commit);
+        let all = &mut self.pieces;
         self.pages.retain(|_, pieces| {
+            *all -= pieces.list.len();
             pieces.retain(|piece| piece.commit > commit);
+            *all += pieces.list.len();
             !pieces.list.is_empty()
         });
     }

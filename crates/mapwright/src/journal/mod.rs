@@ -6,9 +6,10 @@
 //!
 //! From below: `format` is the bytes, `index` and `space` are plain data, `disk` does whole reads and writes and says where a
 //! journal lies, `scan` reads a journal, `replay` brings a file to a commit, `recover` is for what is found at open, `atomic` is
-//! the protocol that the engine calls. `place` is the journal's place on a real file system.
+//! the protocol that the engine calls. `place` is the journal's place on a real file system, `beside` looks whether one is there.
 
 pub mod atomic;
+pub mod beside;
 pub mod disk;
 pub mod error;
 pub mod format;
@@ -21,7 +22,7 @@ pub mod sabotage;
 pub mod scan;
 pub mod space;
 
-pub use atomic::{AtomicFile, Batch, Checkpoint, Limits, Overlay, Snapshot};
+pub use atomic::{AtomicFile, Batch, Checkpoint, Limits, Overlay, Snapshot, Uncommitted};
 pub use disk::Place;
 pub use error::JournalError;
 pub use recover::{Accept, Found, discard, inspect, recover};

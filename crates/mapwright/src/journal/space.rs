@@ -109,6 +109,13 @@ impl Space {
         self.runs.iter().map(|run| run.end - run.start).sum()
     }
 
+    /// Bytes that can't be reused once everything before `tip` is free.
+    pub fn live_from(&self, tip: Tip) -> u64 {
+        let later = self.runs.iter().skip((tip.run - self.first) as usize);
+        let before = later.clone().next().map_or(0, |run| tip.position - run.start);
+        later.map(|run| run.end - run.start).sum::<u64>() - before
+    }
+
     /// The end of everything live.
     pub fn high(&self) -> u64 {
         self.runs.iter().map(|run| run.end).max().unwrap_or(self.base)

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{AtomicFile, Committed, Flag, Point, State};
 use crate::journal::disk;
 use crate::journal::error::{JournalError, Result};
-use crate::journal::format::{Entry, HEAD, Kind, PAGE, RECORD, Record};
+use crate::journal::format::{Entry, HEAD, Kind, PAGE, Record};
 use crate::journal::index::{Piece, RecordAt};
 use crate::journal::sabotage::{self, Sabotage};
 
@@ -52,23 +52,52 @@ impl Batch<'_> {
     /// # Panics
     /// Past the end of the file: our mistake.
     pub fn put(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        assert!(offset + bytes.len() as u64 <= self.len, "bytes past the end of the file");
-        let mut done = 0;
-        while done < bytes.len() {
-            let at = offset + done as u64;
-            let len = ((PAGE - at % PAGE) as usize).min(bytes.len() - done);
-            if self.buffer.len() + RECORD + len > self.atomic.limits.entry.max(HEAD + RECORD + len) {
+        let of = |at: u64, len: usize| &bytes[(at - offset) as usize..][..len];
+        self.put_with(offset..offset + bytes.len() as u64, |at, slot| {
+            slot.copy_from_slice(of(at, slot.len()));
+            Ok::<(), JournalError>(())
+        })
+    }
+
+    /// As [`put`](Self::put), with the bytes put in their place by `fill`, which is called with an offset in the file and where
+    /// the bytes from there on go, for a page or less at a time.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`], and what `fill` returns: the batch has failed, and nothing has happened.
+    ///
+    /// # Panics
+    /// Past the end of the file: our mistake.
+    pub fn put_with<E: From<JournalError>>(
+        &mut self,
+        bytes: Range<u64>,
+        mut fill: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        assert!(bytes.end <= self.len, "bytes past the end of the file");
+        let mut at = bytes.start;
+        while at < bytes.end {
+            let end = ((at / PAGE + 1) * PAGE).min(bytes.end);
+            let record = Record::Data { offset: at, len: (end - at) as u32 };
+            if self.buffer.len() + record.size() > self.atomic.limits.entry.max(HEAD + record.size()) {
                 self.write(Kind::Part)?;
             }
-            self.push(Record::Data { offset: at, len: len as u32 }, &bytes[done..done + len]);
-            done += len;
+            self.push_with(record, |slot| fill(at, slot))?;
+            at = end;
         }
         Ok(())
     }
 
-    pub(super) fn push(&mut self, record: Record, data: &[u8]) {
+    pub(super) fn push_length(&mut self, len: u64) {
+        let pushed = self.push_with(Record::Length(len), |_| Ok::<(), std::convert::Infallible>(()));
+        pushed.unwrap_or_else(|never| match never {});
+    }
+
+    fn push_with<E>(
+        &mut self,
+        record: Record,
+        fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
         let position = self.buffer.len() as u64;
-        record.append(&mut self.buffer, data, self.sequence, &self.atomic.header.salt);
+        record.append_with(&mut self.buffer, self.sequence, &self.atomic.header.salt, fill)?;
         self.buffered.push(match record {
             Record::Length(len) => Change::Length(len),
             Record::Data { offset, len } => {
@@ -76,6 +105,7 @@ impl Batch<'_> {
                 Change::Data(Piece { offset, len, at })
             }
         });
+        Ok(())
     }
 
     /// Gives the buffer to a new entry. Numbers are given out two at a time: the one before is for a jump, of which nobody
@@ -233,7 +263,7 @@ impl Batch<'_> {
     }
 
     /// Takes note of what is durable now.
-    pub(super) fn publish(self, is_commit: bool) {
+    pub(super) fn publish(&mut self, is_commit: bool) {
         let mut state = self.atomic.lock();
         let state = &mut *state;
         for change in &self.written {
@@ -253,10 +283,19 @@ impl Batch<'_> {
         state.in_doubt = false;
         if is_commit {
             let pending = std::mem::take(&mut state.pending);
+            let shortest = pending.shortest().min(self.len).min(state.shortest);
+            state.lengths_changed += u64::from(shortest != state.shortest);
+            (state.shortest, state.least) = (shortest, None);
             let viewed = state.snapshots.keys().next().copied().unwrap_or(u64::MAX);
             state.index.absorb(pending, self.chain.sequence, viewed.min(state.claimed));
             state.committed = Committed { at: self.chain, file_len: self.len };
             state.recent.push_back(state.committed);
         }
+    }
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        self.atomic.lock().buffer = std::mem::take(&mut self.buffer);
     }
 }

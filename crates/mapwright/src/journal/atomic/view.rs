@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{AtomicFile, Committed};
+use super::{AtomicFile, Committed, End};
 use crate::journal::disk;
 use crate::journal::error::Result;
 use crate::journal::format::PAGE;
@@ -159,12 +159,19 @@ impl Snapshot {
 
 impl Drop for Snapshot {
     fn drop(&mut self) {
-        let mut state = self.atomic.lock();
-        if let Some(count) = state.snapshots.get_mut(&self.commit.at.sequence) {
-            *count -= 1;
-            if *count == 0 {
-                state.snapshots.remove(&self.commit.at.sequence);
+        let was_waited_for = {
+            let mut state = self.atomic.lock();
+            if let Some(count) = state.snapshots.get_mut(&self.commit.at.sequence) {
+                *count -= 1;
+                if *count == 0 {
+                    state.snapshots.remove(&self.commit.at.sequence);
+                }
             }
+            state.end == End::Closing && state.snapshots.is_empty()
+        };
+        if was_waited_for {
+            // What fails is left for the next open, which is what a journal is for.
+            let _ = self.atomic.close();
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The engine's locks, and their order.
+//! The locks of the engine and of the journal, and their order.
 //!
 //! | lock | may be held when it is taken | may be taken while it is held |
 //! | --- | --- | --- |
