@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use mapwright::engine::Engine;
-use mapwright::engine::file::FileSpec;
+use mapwright::engine::file::{FileSpec, Keep};
 use mapwright::engine::host::Host;
 use mapwright::stores::{FileOptions, FileStore};
 use mapwright::{Advice, FaultMode, FrameKind, Map, MapOptions, Pager, Strategy};
@@ -164,8 +164,17 @@ fn cached_fault(c: &mut Criterion) {
         let deadline = Duration::from_secs(30);
         let advice = Advice::Random;
         let frames = FrameKind::Auto;
-        let spec =
-            FileSpec { store, writable: false, mode, frames, block_size, reserve: 0, deadline, advice };
+        let spec = FileSpec {
+            store,
+            writable: false,
+            mode,
+            frames,
+            block_size,
+            reserve: 0,
+            deadline,
+            advice,
+            keep: Keep::Flushed,
+        };
         let file = Engine::open_file(&engine, spec).expect("open");
         let bytes =
             Reader::claim(file.frames().memory().expect("memory")).expect("reader").fix(0..LEN as usize);

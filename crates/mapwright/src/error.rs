@@ -7,6 +7,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::journal::JournalError;
+
 /// Result of a mapwright operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -263,6 +265,9 @@ pub enum Error {
         /// The first failure.
         source: Arc<Error>,
     },
+    /// A file's journal is in the way: it is damaged, another file's, or not replayed yet.
+    #[error(transparent)]
+    Journal(Arc<JournalError>),
 }
 
 /// Where an operation failed, in words; nothing where it has no place.
@@ -308,6 +313,17 @@ impl Error {
     }
 }
 
+impl From<JournalError> for Error {
+    fn from(error: JournalError) -> Self {
+        match error {
+            JournalError::Io { operation, path, offset, source } => {
+                Self::Io { operation, path, offset, len: 0, source }
+            }
+            other => Self::Journal(Arc::new(other)),
+        }
+    }
+}
+
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match &error {
@@ -323,6 +339,10 @@ impl From<Error> for io::Error {
             Error::ReadOnly { .. } | Error::NotTrusted { .. } => io::ErrorKind::PermissionDenied,
             Error::BudgetExhausted { .. } => io::ErrorKind::OutOfMemory,
             Error::PeerGone { .. } => io::ErrorKind::BrokenPipe,
+            Error::Journal(error) if matches!(**error, JournalError::Refused { .. }) => {
+                io::ErrorKind::PermissionDenied
+            }
+            Error::Journal(_) => io::ErrorKind::InvalidData,
             Error::Changed { .. } | Error::Latched { .. } | Error::NotRecoverable { .. } => {
                 io::ErrorKind::Other
             }

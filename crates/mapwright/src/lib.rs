@@ -19,7 +19,8 @@
 //! ```
 //!
 //! # Before you rely on it
-//! - **Death.** A killed program loses what it has not flushed. With the kernel's mmap stores survive the program.
+//! - **Death.** A killed program loses what it has not flushed. With the kernel's mmap stores survive the program. With
+//!   [`Durability::Atomic`], a crash of any kind leaves exactly what the last [`MapMut::commit`] left.
 //! - **Fork.** A pager's mappings and threads are not there in the child.
 //! - **System calls.** With [`FaultMode::InThread`], or an unprivileged userfaultfd, a system call handed a pointer to an
 //!   absent page gets EFAULT. Hand it bytes from [`Map::get`].
@@ -47,13 +48,14 @@ pub mod sync;
 mod typed;
 
 pub use api::{
-    Choice, Held, Machine, Map, MapMut, MapOptions, Pager, PagerBuilder, Pinned, Shared, SharedMapMut,
-    Strategy, UserfaultFacts,
+    Choice, Durability, Held, Machine, Map, MapMut, MapOptions, Pager, PagerBuilder, Pinned, Shared,
+    SharedMapMut, Snapshot, Strategy, UserfaultFacts,
 };
 pub use engine::kernel::{FaultMode, FrameKind};
 pub use engine::read_ahead::Advice;
 pub use engine::stats::Stats;
 pub use error::{Change, Error, Result, ViewProblem};
+pub use journal::JournalError;
 #[cfg(feature = "zerocopy")]
 pub use typed::{MapVec, Views, ViewsMut};
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use mapwright::engine::Engine;
-use mapwright::engine::file::FileSpec;
+use mapwright::engine::file::{FileSpec, Keep};
 use mapwright::engine::host::Host;
 use mapwright::stores::{FileOptions, FileStore};
 use mapwright::{Advice, FaultMode, FrameKind};
@@ -47,6 +47,7 @@ pub fn faults(task: &Task, stride: u64, passes: u64) -> Result<Measured> {
                 reserve: 0,
                 deadline,
                 advice,
+                keep: Keep::Flushed,
             };
             let file = Engine::open_file(&engine, spec).map_err(failed)?;
             let reader = file.frames().memory().and_then(Reader::claim);

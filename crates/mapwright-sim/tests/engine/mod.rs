@@ -13,7 +13,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use mapwright::Result;
-use mapwright::engine::file::{File, FileSpec};
+use mapwright::engine::file::{File, FileSpec, Keep};
 use mapwright::engine::kernel::{FaultMode, FrameKind, Kernel};
 use mapwright::engine::read_ahead::Advice;
 use mapwright::engine::{Engine, Handle};
@@ -69,9 +69,18 @@ pub fn for_seeds(
     options: &Options,
     body: impl Fn(&SimHandle, &AtomicU64) + Clone + Send + 'static,
 ) {
+    for_each(name, seeds(count), options, body);
+}
+
+/// As [`for_seeds`], for these.
+pub fn for_each(
+    name: &str,
+    seeds: std::ops::Range<u64>,
+    options: &Options,
+    body: impl Fn(&SimHandle, &AtomicU64) + Clone + Send + 'static,
+) {
     let begun = std::time::Instant::now();
     let (mut steps, mut faults) = (0, 0);
-    let seeds = seeds(count);
     let count = seeds.end - seeds.start;
     for seed in seeds {
         let report =
@@ -119,6 +128,7 @@ impl Opening {
             reserve: self.reserve,
             deadline: self.deadline,
             advice: self.advice,
+            keep: Keep::Flushed,
         };
         Engine::open_file(pager, spec)
     }

@@ -3,13 +3,15 @@
 use std::ops::{Deref, DerefMut, RangeBounds};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use mapwright_sys::signals::print_raw;
 use mapwright_sys::window::{AddressRange, FixedMut, HeapBytes, Writer};
 
+use super::commit::Durability;
 use super::core::{Behind, Core};
 use super::options::MapOptions;
-use crate::engine::write_back;
+use crate::engine::{commit, write_back};
 use crate::error::{Error, Result};
 use crate::stores::Store;
 
@@ -19,7 +21,9 @@ use crate::stores::Store;
 /// out (and with the kernel strategy, whenever the kernel likes). **When the process is killed, what was not flushed is
 /// lost**: unlike the kernel's mmap, where stores survive the death of the program, though not of the machine.
 ///
-/// Dropping a map flushes it; an error then can only be printed, so call [`close`](Self::close) to get it.
+/// Dropping a map flushes it; an error then can only be printed, so call [`close`](Self::close) to get it. With
+/// [`Durability::Atomic`], changes are made durable by [`commit`](Self::commit), and **dropping a map drops what was not
+/// committed**, as a crash does; [`Durability`] has the rest.
 ///
 /// The file is locked against a second writer (an OFD lock: advisory, see fcntl(2)). Within one pager a file is mapped either
 /// by readers or by one writer; readers in other pagers and processes are not kept out, and get
@@ -51,13 +55,38 @@ pub struct MapMut {
     pub(super) core: Core,
     /// Whether it is the whole file, whose length may change.
     whole: bool,
+    pub(super) durability: Durability,
+    /// A slice for writing was handed out since the file was last told.
+    written: AtomicBool,
+    /// An address was handed out by which it may be written at any time.
+    pub(super) has_pointers: AtomicBool,
     closed: bool,
 }
 
 impl MapMut {
-    pub(super) fn new(core: Core, writer: Writer, whole: bool) -> Self {
+    pub(super) fn new(core: Core, writer: Writer, whole: bool, durability: Durability) -> Self {
         let bytes = writer.fix(core.as_index(&(0..core.len)));
-        Self { bytes, core, whole, closed: false }
+        let (written, has_pointers) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { bytes, core, whole, durability, written, has_pointers, closed: false }
+    }
+
+    /// Tells the file if slices may have been written through: page tables are dear to ask.
+    pub(super) fn note_slices(&self) {
+        let may_be_written =
+            self.written.load(Ordering::Acquire) || self.has_pointers.load(Ordering::Acquire);
+        if may_be_written && let Behind::Pager(file) = &self.core.behind {
+            file.note_slices();
+            // After that: whoever sees that there are none to tell of sees that the file knows.
+            self.written.store(false, Ordering::Release);
+        }
+    }
+
+    /// Becomes as long as the file is, if it is the whole file.
+    pub(super) fn follow_len(&mut self, len: u64) {
+        if self.whole {
+            self.core.len = len;
+            self.bytes.set_range(0..len as usize);
+        }
     }
 
     /// Maps a file for reading and writing with the default options. It must exist.
@@ -92,7 +121,8 @@ impl MapMut {
         }
     }
 
-    /// Makes all changes so far durable: bytes and length. Pages written while it runs may or may not be included.
+    /// Makes all changes so far durable: bytes and length. Pages written while it runs may or may not be included. With
+    /// [`Durability::Atomic`] it is [`commit`](Self::commit); with [`Durability::None`] the changes are written and not synced.
     ///
     /// # Errors
     /// [`Io`](Error::Io) or [`TimedOut`](Error::TimedOut) if writing or syncing fails, [`Changed`](Error::Changed) if somebody
@@ -102,7 +132,8 @@ impl MapMut {
         self.flush_range(..)
     }
 
-    /// As [`flush`](Self::flush), for the pages of a range; the length is made durable too.
+    /// As [`flush`](Self::flush), for the pages of a range; the length is made durable too. With [`Durability::Atomic`]
+    /// everything is committed: a part of it can't be.
     ///
     /// # Errors
     /// As for [`flush`](Self::flush), and [`OutOfRange`](Error::OutOfRange).
@@ -112,10 +143,16 @@ impl MapMut {
             tracing::debug_span!("flush", file = self.core.name(), start = range.start, end = range.end)
                 .entered();
         match &self.core.behind {
-            Behind::Pager(file) => write_back::flush(file, self.core.in_file(&range)),
+            Behind::Pager(file) => {
+                self.note_slices();
+                write_back::flush(file, self.core.in_file(&range))
+            }
+            // The kernel has it already.
+            Behind::Kernel(_) if self.durability == Durability::None => Ok(()),
             Behind::Kernel(kernel) => kernel.flush(self.core.in_file(&range)),
             Behind::Buffer { store: Some(store), .. } => {
-                write_buffer(&**store, &self.bytes, self.core.offset, self.whole)
+                let syncs = self.durability != Durability::None;
+                write_buffer(&**store, &self.bytes, self.core.offset, self.whole, syncs)
             }
             Behind::Buffer { store: None, .. } => Ok(()),
         }
@@ -159,8 +196,7 @@ impl MapMut {
                 self.bytes = writer.fix(0..len as usize);
             }
         }
-        self.core.len = len;
-        self.bytes.set_range(0..len as usize);
+        self.follow_len(len);
         Ok(())
     }
 
@@ -204,6 +240,7 @@ impl MapMut {
     /// As for [`Map::checked`](crate::Map::checked).
     pub fn checked_mut<R>(&mut self, work: impl FnOnce(&mut [u8]) -> R) -> Result<R> {
         let scope = self.core.enter_checked()?;
+        *self.written.get_mut() = true;
         let range = self.core.as_index(&(0..self.core.len));
         let result = work(self.bytes.writer_mut().slice_mut(true, range));
         scope.end().map(|()| result)
@@ -215,21 +252,28 @@ impl MapMut {
         self.closed = true;
     }
 
-    /// Flushes and closes the map.
+    /// Flushes and closes the map. With [`Durability::Atomic`] that commits what was changed, brings the file to it, and removes
+    /// the journal.
     ///
     /// # Errors
-    /// As for [`flush`](Self::flush). The map is closed all the same: call `flush` first if you want to try again.
+    /// As for [`flush`](Self::flush). The map is closed all the same: call `flush` or `commit` first if you want to try again. Where
+    /// the file can't be brought to the last commit, the journal has it, for the next open.
     pub fn close(mut self) -> Result<()> {
         self.closed = true;
-        self.flush()
+        let flushed = self.flush();
+        match &self.core.behind {
+            Behind::Pager(file) => flushed.and(commit::close(file)),
+            Behind::Kernel(_) | Behind::Buffer { .. } => flushed,
+        }
     }
 }
 
 /// Writes a buffer back whole.
-fn write_buffer(store: &dyn Store, bytes: &[u8], offset: u64, whole: bool) -> Result<()> {
+fn write_buffer(store: &dyn Store, bytes: &[u8], offset: u64, whole: bool, syncs: bool) -> Result<()> {
     let failed = |operation, at: u64, e| Error::io(operation, store.name(), at, bytes.len() as u64, e);
+    let sync = || if syncs { store.sync().map_err(|e| failed("sync", 0, e)) } else { Ok(()) };
     if !differs(store, bytes, offset, whole) {
-        return store.sync().map_err(|e| failed("sync", 0, e));
+        return sync();
     }
     if whole {
         store.set_len(bytes.len() as u64).map_err(|e| failed("set length", 0, e))?;
@@ -244,7 +288,7 @@ fn write_buffer(store: &dyn Store, bytes: &[u8], offset: u64, whole: bool) -> Re
             Err(error) => return Err(failed("write", at, error)),
         }
     }
-    store.sync().map_err(|e| failed("sync", 0, e))
+    sync()
 }
 
 /// Whether a store holds anything else than a buffer does: what was not changed is not written.
@@ -271,13 +315,17 @@ fn differs(store: &dyn Store, bytes: &[u8], offset: u64, whole: bool) -> bool {
 
 impl Drop for MapMut {
     fn drop(&mut self) {
-        if self.closed {
-            return;
-        }
-        if let Err(error) = self.flush() {
-            print_raw(&format!(
-                "mapwright: changes were lost when a map was dropped (call close to get this error): {error}\n"
-            ));
+        let (ended, what) = match (&self.core.behind, self.durability) {
+            // Closed already, this does nothing.
+            (Behind::Pager(file), Durability::Atomic) => {
+                (commit::close(file), "the last commit is in the journal, for the next open for writing")
+            }
+            (_, Durability::None | Durability::Atomic) => return,
+            _ if self.closed => return,
+            (_, Durability::Flush) => (self.flush(), "changes were lost when a map was dropped"),
+        };
+        if let Err(error) = ended {
+            print_raw(&format!("mapwright: {what} (call close to get this error): {error}\n"));
         }
     }
 }
@@ -293,6 +341,7 @@ impl Deref for MapMut {
 impl DerefMut for MapMut {
     #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
+        *self.written.get_mut() = true;
         &mut self.bytes
     }
 }
@@ -330,6 +379,10 @@ pub struct Shared<'m> {
 }
 
 impl Shared<'_> {
+    pub(super) fn map(&self) -> &MapMut {
+        self.map
+    }
+
     /// Copies bytes out: see [`MapMut::read_at`].
     ///
     /// # Errors

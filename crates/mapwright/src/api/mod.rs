@@ -1,6 +1,7 @@
 //! The public interface: maps, pagers, pins, options. It checks arguments and chooses the strategy; the work is the
 //! engine's.
 
+mod commit;
 mod core;
 mod explicit;
 mod kernel_map;
@@ -13,6 +14,7 @@ mod pinned;
 mod shared_map;
 mod strategy;
 
+pub use commit::{Durability, Snapshot};
 pub use machine::{Machine, UserfaultFacts};
 pub use map::Map;
 pub use map_mut::{MapMut, Shared};

@@ -3,6 +3,7 @@
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::ops::{Bound, RangeBounds};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -10,18 +11,21 @@ use std::time::Duration;
 
 use mapwright_sys::window::{AddressRange, HeapBytes, Reader, Writer};
 
+use super::commit::{Durability, recover_first, refuse_unrecovered};
 use super::core::{Behind, Core};
 use super::kernel_map::KernelFile;
 use super::map::Map;
 use super::map_mut::MapMut;
 use super::pager::Pager;
 use super::strategy::{Choice, Strategy};
-use crate::engine::Engine;
-use crate::engine::file::{File as PagedFile, FileSpec, MOVED_BUDGET};
+use crate::engine::file::{File as PagedFile, FileSpec, Keep, MOVED_BUDGET};
 use crate::engine::kernel::{FaultMode, FrameKind};
 use crate::engine::opened::Opened;
 use crate::engine::read_ahead::Advice;
+use crate::engine::{Engine, commit};
 use crate::error::{Change, Error, Result};
+use crate::journal::AtomicFile;
+use crate::journal::place::Directory;
 use crate::stores::{FileOptions, FileStore, Store};
 
 /// Files up to this length are read rather than mapped, if they are opened for reading: a mapping costs more.
@@ -46,6 +50,7 @@ pub struct MapOptions {
     deadline: Duration,
     reserve: Option<u64>,
     direct: Option<bool>,
+    durability: Durability,
 }
 
 impl Default for MapOptions {
@@ -69,6 +74,7 @@ impl MapOptions {
             deadline: Duration::from_secs(30),
             reserve: None,
             direct: None,
+            durability: Durability::Flush,
         }
     }
 
@@ -155,6 +161,14 @@ impl MapOptions {
         self
     }
 
+    /// When changes reach the file, and what a crash leaves: for [`open_mut`](Self::open_mut). The default is
+    /// [`Durability::Flush`].
+    #[must_use]
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
+    }
+
     /// Maps a file for reading.
     ///
     /// # Errors
@@ -167,6 +181,7 @@ impl MapOptions {
         let path = path.as_ref();
         let _span = tracing::debug_span!("open", path = %path.display()).entered();
         self.check()?;
+        refuse_unrecovered(path)?;
         let may_read = matches!(self.strategy, Strategy::Auto | Strategy::Buffer);
         if let Some(map) = if may_read { self.open_small(path)? } else { None } {
             return Ok(map);
@@ -194,8 +209,12 @@ impl MapOptions {
         let path = path.as_ref();
         let _span = tracing::debug_span!("open_mut", path = %path.display()).entered();
         self.check()?;
+        if self.durability == Durability::Atomic {
+            return self.open_atomic(path);
+        }
         let store = self.file_store(path, true)?;
         lock(&*store)?;
+        recover_first(&store, path)?;
         match self.strategy {
             Strategy::Buffer => self.read_whole_mut(store, "asked for"),
             Strategy::Kernel => self.open_kernel_mut(store, "asked for"),
@@ -236,6 +255,12 @@ impl MapOptions {
     /// As for [`open_mut`](Self::open_mut) and [`open_store`](Self::open_store).
     pub fn open_store_mut(&self, store: Arc<dyn Store>) -> Result<MapMut> {
         self.check()?;
+        if self.durability == Durability::Atomic {
+            return Err(Error::invalid(
+                format!("{}: a store under Durability::Atomic", store.name()),
+                "open a file by its path: a journal lies beside it",
+            ));
+        }
         if !store.is_writable() {
             return Err(Error::ReadOnly { path: store.name() });
         }
@@ -313,7 +338,8 @@ impl MapOptions {
         let len = bytes.len() as u64;
         let behind = Behind::Buffer { name: store.name(), store: Some(store) };
         let core = self.part(behind, len, Choice::new(Strategy::Buffer, why.to_owned()))?;
-        Ok(MapMut::new(core, writer(Arc::new(HeapBytes::new(bytes, true)))?, self.is_whole()))
+        let writer = writer(Arc::new(HeapBytes::new(bytes, true)))?;
+        Ok(MapMut::new(core, writer, self.is_whole(), self.durability))
     }
 
     fn open_kernel(&self, store: Arc<FileStore>, why: &str) -> Result<Map> {
@@ -326,7 +352,8 @@ impl MapOptions {
         let len = version_len(&*store)?;
         let kernel = Arc::new(KernelFile::map(store, self.capacity(len), true)?);
         let core = self.kernel_part(&kernel, why)?;
-        Ok(MapMut::new(core, writer(Arc::clone(kernel.mapping()) as Arc<dyn AddressRange>)?, self.is_whole()))
+        let writer = writer(Arc::clone(kernel.mapping()) as Arc<dyn AddressRange>)?;
+        Ok(MapMut::new(core, writer, self.is_whole(), self.durability))
     }
 
     fn kernel_part(&self, kernel: &Arc<KernelFile>, why: &str) -> Result<Core> {
@@ -341,22 +368,47 @@ impl MapOptions {
     }
 
     fn open_paged(&self, store: Arc<dyn Store>, why: &'static str) -> Result<Map> {
-        let (core, memory) = self.paged(store, false, why)?;
+        let (core, memory) = self.paged(store, None, why)?;
         Ok(Map::new(core, reader(memory)))
     }
 
     fn open_paged_mut(&self, store: Arc<dyn Store>, why: &'static str) -> Result<MapMut> {
-        let (core, memory) = self.paged(store, true, why)?;
-        Ok(MapMut::new(core, writer(memory)?, self.is_whole()))
+        let keep = if self.durability == Durability::None { Keep::Scratch } else { Keep::Flushed };
+        self.open_kept(store, keep, why)
+    }
+
+    /// Brings the file to its last commit, and starts a journal for it.
+    fn open_atomic(&self, path: &Path) -> Result<MapMut> {
+        if !matches!(self.strategy, Strategy::Auto | Strategy::Pager) {
+            return Err(Error::invalid(
+                format!("{}: Durability::Atomic with strategy {}", path.display(), self.strategy),
+                "use Strategy::Pager or Auto: only the pager knows what is to be committed",
+            ));
+        }
+        let pager = self.pager.clone().map_or_else(Pager::global, Ok)?;
+        let store = self.file_store(path, true)?;
+        lock(&*store)?;
+        let place = Arc::new(Directory::of(store.as_fd(), path)?);
+        let file = Arc::clone(&store) as Arc<dyn Store>;
+        let (atomic, _) = AtomicFile::open(place, file, commit::limits(&pager.0))?;
+        let atomic = Arc::new(atomic);
+        let opened = self.open_kept(store, Keep::Atomic(Arc::clone(&atomic)), "commits are the pager's");
+        // Nothing was committed yet: if this fails too, the next open finds an empty journal.
+        opened.inspect_err(|_| drop(atomic.close()))
+    }
+
+    fn open_kept(&self, store: Arc<dyn Store>, keep: Keep, why: &'static str) -> Result<MapMut> {
+        let (core, memory) = self.paged(store, Some(keep), why)?;
+        Ok(MapMut::new(core, writer(memory)?, self.is_whole(), self.durability))
     }
 
     fn paged(
         &self,
         store: Arc<dyn Store>,
-        writable: bool,
+        keep: Option<Keep>,
         why: &'static str,
     ) -> Result<(Core, Arc<dyn AddressRange>)> {
-        let (file, memory) = self.open_file(store, writable)?;
+        let (file, memory) = self.open_file(store, keep)?;
         let len = file.len();
         let why = if file.has_moved_frames() { format!("{why}; frames are moved") } else { why.to_owned() };
         let why = match self.fault_mode {
@@ -375,15 +427,16 @@ impl MapOptions {
     #[cfg(feature = "allocator-api2")]
     pub(crate) fn open_scratch(&self, store: Arc<dyn Store>) -> Result<(Opened, Writer)> {
         self.check()?;
-        let (file, memory) = self.open_file(store, true)?;
+        let (file, memory) = self.open_file(store, Some(Keep::Flushed))?;
         Ok((Opened::new(file), writer(memory)?))
     }
 
     fn open_file(
         &self,
         store: Arc<dyn Store>,
-        writable: bool,
+        keep: Option<Keep>,
     ) -> Result<(Arc<PagedFile>, Arc<dyn AddressRange>)> {
+        let writable = keep.is_some();
         let pager = self.pager.clone().map_or_else(Pager::global, Ok)?;
         if self.frames == FrameKind::Moved && pager.0.budget.total() < MOVED_BUDGET {
             return Err(Error::invalid(
@@ -401,6 +454,7 @@ impl MapOptions {
             reserve: if writable { self.capacity(len) } else { 0 },
             deadline: self.deadline,
             advice: self.advice,
+            keep: keep.unwrap_or_default(),
         };
         let file = Engine::open_file(&pager.0, spec)?;
         let Some(memory) = file.frames().memory() else {

@@ -1,6 +1,7 @@
 //! A writable map that gives no slices, so that many may use it at once for as long as it lives.
 
 use std::ops::RangeBounds;
+use std::sync::atomic::Ordering;
 
 use super::map_mut::{MapMut, Shared};
 use super::pinned::Held;
@@ -50,6 +51,7 @@ impl SharedMapMut {
     /// Address of the first byte, valid until the map is dropped, also when it is resized (but for the buffer strategy). Others
     /// write there at any time: what is made of it is the business of whoever uses it.
     pub fn as_ptr(&self) -> *mut u8 {
+        self.map.has_pointers.store(true, Ordering::Release);
         self.map.bytes.start()
     }
 

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 
 /// Blocks handled together at most: enough to pay for the calls, few enough not to keep faults waiting.
 const MAX_BATCH: usize = 256;
-/// Dirty bytes written back under one sync when nothing clean is left.
+/// Dirty bytes written back under one sync when nothing clean is left, at most.
 const PRESSURE_BATCH: u64 = 8 << 20;
 
 /// A block that this thread has claimed (Resident → Evicting), with the bits it had.
@@ -420,10 +420,15 @@ fn ranges(file: &File, blocks: &[u64]) -> Vec<Range<u64>> {
     blocks.chunk_by(|a, b| a + 1 == *b).map(|run| file.bytes_of(&(run[0]..run[run.len() - 1] + 1))).collect()
 }
 
+/// Dirty bytes written back under one sync when nothing clean is left.
+pub(super) fn pressure_batch(engine: &Engine) -> u64 {
+    PRESSURE_BATCH.min(engine.budget.limit() / 8)
+}
+
 /// Writes dirty blocks back so that they can be dropped, and with them what else of the file is known to be dirty, because
 /// one sync serves all; `false` if somebody else writes back already.
 fn relieve(file: &Arc<File>, mut blocks: Vec<u64>) -> Result<bool> {
-    let most = (PRESSURE_BATCH.min(file.pager.budget.limit() / 8) / PAGE).max(1) as usize;
+    let most = (pressure_batch(&file.pager) / PAGE).max(1) as usize;
     let pages_in_block = file.block_size() / PAGE;
     let known = lock(&file.dirty).runs_in(&(0..u64::MAX / PAGE), most);
     let known =

@@ -14,6 +14,7 @@ use super::block::{
 };
 use super::budget::{BLOCK_METADATA, Lent, MIN_BLOCKS};
 use super::checked::Scopes;
+use super::commit::Commits;
 use super::gate::{Gate, Turn};
 use super::kernel::{FaultMode, FaultSink, FrameKind, FrameSpec, Frames, REGION, View};
 use super::opened::Gone;
@@ -24,6 +25,7 @@ use super::record::Reference;
 use super::sabotage::{self, Sabotage};
 use super::{Engine, Handle, PAGE, lock, lock_policy};
 use crate::error::{Error, Result};
+use crate::journal::AtomicFile;
 use crate::stores::{Store, Version};
 
 /// Words of the block table in a page of memory: the unit in which the table is charged to the budget and searched.
@@ -55,6 +57,20 @@ pub struct FileSpec {
     pub deadline: Duration,
     /// What is known of the access pattern.
     pub advice: Advice,
+    /// What becomes of changes.
+    pub keep: Keep,
+}
+
+/// What becomes of changes.
+#[derive(Clone, Debug, Default)]
+pub enum Keep {
+    /// They reach the store by flushes, which sync.
+    #[default]
+    Flushed,
+    /// They reach the store by flushes, which do not.
+    Scratch,
+    /// They reach the journal of this file by commits, and the store by checkpoints.
+    Atomic(Arc<AtomicFile>),
 }
 
 /// The three lengths of a file. `backed <= stored`, and after a flush all three are equal.
@@ -71,6 +87,11 @@ pub struct Lengths {
 }
 
 impl Lengths {
+    /// Makes all of them `len`: what a file with a journal has, whose store's length is the journal's business.
+    pub(super) fn settle_at(&mut self, len: u64) {
+        *self = Self { mapped: len, backed: len, stored: len, unsynced: None };
+    }
+
     /// Whether the store's length is the file's, for good.
     pub(crate) fn are_settled(self) -> bool {
         self.mapped == self.stored && self.backed == self.stored && self.unsynced.is_none()
@@ -107,6 +128,10 @@ pub struct File {
     pub(crate) read_ahead: Mutex<ReadAhead>,
     wakers: Mutex<HashMap<u64, Vec<Waker>>>,
     pub(crate) latch: Mutex<Option<Arc<Error>>>,
+    /// Flushes do not sync.
+    pub(crate) is_scratch: bool,
+    /// Where changes are committed rather than flushed.
+    pub(crate) commits: Option<Commits>,
     pub(crate) scopes: Mutex<Scopes>,
     /// Changes when a checked scope may go on; see `checked`.
     pub(crate) scopes_changed: AtomicU32,
@@ -130,6 +155,8 @@ pub(super) struct Charges {
     pub(super) copies: AtomicU64,
     /// Bytes of the block table.
     tables: AtomicU64,
+    /// Bytes of the journal's buffer and index.
+    pub(super) journal: AtomicU64,
 }
 
 impl Drop for Charges {
@@ -137,7 +164,8 @@ impl Drop for Charges {
         let copies = self.copies.load(Ordering::Acquire) * (self.block_charge - BLOCK_METADATA);
         let blocks = self.resident.load(Ordering::Acquire) * self.block_charge + copies;
         let tables = self.tables.load(Ordering::Acquire);
-        self.pager.budget.release(&*self.pager.kernel, blocks + tables);
+        let journal = self.journal.load(Ordering::Acquire);
+        self.pager.budget.release(&*self.pager.kernel, blocks + tables + journal);
     }
 }
 
@@ -160,6 +188,11 @@ impl File {
         })?;
         let sink: Weak<dyn FaultSink> = Weak::<Engine>::clone(&pager.weak);
         let FileSpec { writable, mode, frames: kind, .. } = spec;
+        let is_scratch = matches!(spec.keep, Keep::Scratch);
+        let commits = match spec.keep {
+            Keep::Atomic(atomic) => Some(Commits::new(atomic)),
+            Keep::Flushed | Keep::Scratch => None,
+        };
         // A small budget has no buffers for regions, and no room to spare for the copies that the checked view of moved frames has.
         let small = kind == FrameKind::Auto && pager.budget.total() < MOVED_BUDGET;
         let chosen = if small { FrameKind::Shared } else { kind };
@@ -206,6 +239,8 @@ impl File {
             read_ahead: Mutex::new(read_ahead),
             wakers: Mutex::default(),
             latch: Mutex::default(),
+            is_scratch,
+            commits,
             scopes: Mutex::default(),
             scopes_changed: 0.into(),
             poisoned: AtomicBool::new(false),
@@ -217,6 +252,7 @@ impl File {
                 resident: 0.into(),
                 copies: 0.into(),
                 tables: 0.into(),
+                journal: 0.into(),
             },
             name,
             pager,
@@ -238,6 +274,11 @@ impl File {
     /// What the store was when this file was opened.
     pub(crate) fn version(&self) -> Version {
         self.version
+    }
+
+    /// Whether calls of the store end promptly.
+    pub fn is_local(&self) -> bool {
+        self.local
     }
 
     /// Whether its frames are private memory that is moved, not shared memory.
@@ -568,9 +609,10 @@ impl File {
         self.charges.tables.fetch_add(PAGE, Ordering::Release);
     }
 
-    /// Bytes of the table that are charged: chunks that [`is_chunk_used`](Self::is_chunk_used) tells of afterwards.
+    /// Bytes charged for what stays: chunks of the table, of which [`is_chunk_used`](Self::is_chunk_used) tells afterwards, and
+    /// the journal's buffer and index.
     pub(crate) fn table_bytes(&self) -> u64 {
-        self.charges.tables.load(Ordering::Acquire)
+        self.charges.tables.load(Ordering::Acquire) + self.charges.journal.load(Ordering::Acquire)
     }
 
     /// The runs of blocks inside `blocks` whose chunks of the table were ever used: all others are absent.
@@ -721,6 +763,7 @@ mod tests {
             reserve: 0,
             deadline: Duration::from_nanos(1),
             advice: Advice::Normal,
+            keep: Keep::Flushed,
         };
         let file = match Engine::open_file(&pager, spec) {
             Err(Error::Unsupported { .. }) => return eprintln!("######## SKIPPED: no userfaultfd ########"),

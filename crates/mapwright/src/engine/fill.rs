@@ -254,6 +254,8 @@ fn give_up(file: &File, blocks: &Range<u64>, reserved: bool) {
 fn read(file: &Arc<File>, mut batch: Vec<Piece>, purpose: &mut Purpose<'_>) -> Result<()> {
     let backed = lock(&file.lengths).backed;
     let deadline = purpose.deadline;
+    // Before anything is read: a checkpoint may end meanwhile.
+    let overlays: Vec<_> = batch.iter().map(|piece| file.overlay(file.bytes_of(&piece.blocks))).collect();
     if let [piece] = &mut batch[..] {
         let got = read_exactly(
             file,
@@ -263,6 +265,8 @@ fn read(file: &Arc<File>, mut batch: Vec<Piece>, purpose: &mut Purpose<'_>) -> R
             backed,
             deadline,
         );
+        let offset = piece.blocks.start << file.block_shift;
+        let got = got.and_then(|()| file.lay_over(overlays[0].as_ref(), offset, &mut piece.buffer));
         let finished = finish(file, piece.blocks.clone(), &mut piece.buffer, got, purpose);
         piece.buffer.set_hollow(file.is_whole(piece.blocks.start));
         return finished;
@@ -297,6 +301,7 @@ fn read(file: &Arc<File>, mut batch: Vec<Piece>, purpose: &mut Purpose<'_>) -> R
                 Err(error) if is_transient(&error) => read_exactly(file, offset, buffer, 0, backed, deadline),
                 Err(error) => Err(Error::io("read", file.name.clone(), offset, len, error)),
             };
+            let got = got.and_then(|()| file.lay_over(overlays[index].as_ref(), offset, buffer));
             let finished = finish(file, places[index].clone(), buffer, got, purpose);
             if outcome.is_ok() {
                 outcome = finished;
@@ -338,6 +343,11 @@ fn read_exactly(
         let n = retried(file, "read", at, (valid - got) as u64, deadline, || {
             file.store.read_at(at, &mut buffer[got..whole])
         })?;
+        if n == 0 && file.commits.is_some() {
+            // A checkpoint will make it longer. Whether somebody else has cut it, `check_version` looks.
+            buffer[got..].fill(0);
+            return Ok(());
+        }
         if n == 0 {
             return Err(ended_early(file, at, (valid - got) as u64, deadline));
         }
@@ -358,17 +368,19 @@ fn ended_early(file: &File, offset: u64, len: u64, deadline: Duration) -> Error 
 /// Whether the store is still what was opened.
 pub(crate) fn check_version(file: &File, offset: u64, deadline: Duration) -> Result<()> {
     // Before the look at the store: a write-back that cuts and extends it may be under way.
-    let lengths = lock(&file.lengths);
-    let backed = lengths.backed;
-    let _held = sabotage::is(Sabotage::LockOverCall).then_some(lengths);
+    let (expected, changes) = file.least_stored();
+    let held = sabotage::is(Sabotage::LockOverCall).then(|| lock(&file.lengths));
     let now = retried(file, "check", offset, 0, deadline, || file.store.version())?;
+    drop(held);
     let opened = file.version();
     let changed = |change| Err(Error::Changed { path: file.name.clone(), offset, change });
     if now.identity != opened.identity {
         return changed(Change::Replaced);
     }
     // A writable file changes by our own write-backs, and others are locked out: only its length is held against it.
-    let expected = if file.writable { backed } else { opened.len };
+    if now.len < expected && file.least_stored().1 != changes {
+        return check_version(file, offset, deadline); // a checkpoint that cuts it has begun since
+    }
     if now.len < expected {
         return changed(Change::Truncated { was: expected, now: now.len });
     }

@@ -30,6 +30,7 @@ pub use crate::locks;
 pub mod block;
 pub mod budget;
 pub mod checked;
+pub mod commit;
 pub mod evict;
 pub mod fault;
 pub mod file;
@@ -197,6 +198,7 @@ impl Engine {
         if file.mode == FaultMode::Thread {
             handle.serve_faults()?;
         }
+        commit::open(&file)?;
         let address = file.frames.address(View::Plain)?;
         let mut files = write_files(&handle.files);
         // Upgraded files are let go after the lock: dropping the last hold of one takes it.

@@ -59,6 +59,11 @@ impl PageSet {
             .collect()
     }
 
+    /// Number of runs.
+    pub fn runs(&self) -> usize {
+        self.0.len()
+    }
+
     #[cfg(test)]
     /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {

@@ -27,20 +27,47 @@ impl File {
             ));
         }
         let _turn = self.take_turn()?;
+        let before = self.set_lengths(len);
+        if len < before {
+            let forgotten = self.while_cutting(|| self.forget_beyond(len, before));
+            forgotten.inspect_err(|_| _ = self.set_lengths(before))?;
+        }
+        Ok(())
+    }
+
+    /// Notes a length, in the journal too if there is one; the length before.
+    fn set_lengths(&self, len: u64) -> u64 {
         let before = {
             let mut lengths = lock(&self.lengths);
             let before = lengths.mapped;
             lengths.mapped = len;
             lengths.backed = lengths.backed.min(len);
+            if self.commits.is_some() {
+                lengths.settle_at(len);
+            }
             before
         };
-        if len < before {
-            self.cutting.store(true, Ordering::Release);
-            let forgotten = self.forget_beyond(len, before);
-            self.cutting.store(false, Ordering::Release);
-            forgotten.inspect_err(|_| lock(&self.lengths).mapped = before)?;
+        if let Some(commits) = &self.commits {
+            commits.atomic.set_len(len);
         }
-        Ok(())
+        before
+    }
+
+    /// Does `work`, in the file's turn, which waits for fills: they must not wait for room that a write-back would make.
+    fn while_cutting(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.cutting.store(true, Ordering::Release);
+        let outcome = work();
+        self.cutting.store(false, Ordering::Release);
+        outcome
+    }
+
+    /// Drops blocks, dirty or not, in the file's turn.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] if one in transition does not settle: it and the later ones are there still.
+    pub(super) fn forget_blocks(&self, blocks: &[u64]) -> Result<()> {
+        let since = self.pager.now();
+        self.while_cutting(|| blocks.iter().try_for_each(|&block| self.forget_block(block, since)))
     }
 
     /// Drops what was cached of `len..before`, dirty or not, and zeros the rest of the last block.
@@ -123,7 +150,9 @@ impl File {
         for (at, range) in self.steps(offset, bytes.len()) {
             let _held =
                 Request::new(self, self.blocks_of(at..at + range.len() as u64).collect(), true)?.wait()?;
+            let end = at + range.len() as u64;
             self.frames.copy_in(at, &bytes[range]);
+            self.note_written(at..end);
         }
         Ok(())
     }
@@ -199,6 +228,7 @@ impl File {
 
 /// Writes zeros over a range of one pinned and mapped block.
 fn zero(file: &File, bytes: Range<u64>) {
+    let written = bytes.clone();
     static ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
     let mut at = bytes.start;
     while at < bytes.end {
@@ -206,4 +236,5 @@ fn zero(file: &File, bytes: Range<u64>) {
         file.frames.copy_in(at, &ZEROS[..n as usize]);
         at += n;
     }
+    file.note_written(written);
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::block::{self, State};
 use super::budget::Lent;
+use super::commit;
 use super::file::{File, mapped_bit};
 use super::fill::{check_version, guarded, is_transient, retried};
 use super::request;
@@ -19,12 +20,16 @@ use crate::stores::Write;
 /// Buffers under way to the store at once, at most: the second and later ones are taken only where they are free.
 const PARCELS: usize = 4;
 
-/// Makes everything in `bytes` durable that was written before the call; changes of length too.
+/// Makes everything in `bytes` durable that was written before the call; changes of length too. A file with a journal commits
+/// everything.
 ///
 /// # Errors
 /// [`Error::Latched`] if an earlier write-back failed and was not acknowledged; [`Error::Io`] or [`Error::TimedOut`] if
 /// this one fails. All pages concerned are then still dirty.
 pub fn flush(file: &Arc<File>, bytes: Range<u64>) -> Result<()> {
+    if file.commits.is_some() {
+        return commit::commit(file); // a part of a commit can't be durable alone
+    }
     if let Some(source) = lock(&file.latch).clone() {
         return Err(Error::Latched { path: file.name.clone(), source });
     }
@@ -62,7 +67,7 @@ pub fn acknowledge(file: &File) -> Option<Error> {
 
 /// Runs a write-back here if the store is local. If it is not, on a thread that can be spared: the caller gives up at its
 /// deadline, while the write-back keeps the file's turn, so that a late write never lands on a newer one.
-fn where_it_may_hang(
+pub(super) fn where_it_may_hang(
     file: &Arc<File>,
     work: impl Fn(&Arc<File>) -> Result<()> + Send + 'static,
 ) -> Result<()> {
@@ -77,19 +82,27 @@ fn where_it_may_hang(
 /// The walk, in the file's turn: batches of dirty pages, each taken and re-protected in one step → the length settled →
 /// pages copied out through the frames, written, synced → clean, but for what was written meanwhile.
 fn write_back(file: &Arc<File>, blocks: &[u64]) -> Result<()> {
+    if let Some(commits) = &file.commits {
+        return latched(file, commit::spill(file, commits, blocks));
+    }
     let most = ((file.pager.budget.limit() / 4) >> file.block_shift).max(1) as usize;
     let written = blocks.chunks(most).try_for_each(|batch| write_batch(file, batch)).and_then(|()| {
         let settled = lock(&file.lengths).are_settled();
         if settled { Ok(()) } else { write_and_sync(file, &[]) }
     });
-    written.inspect_err(|error| {
+    latched(file, written)
+}
+
+/// Keeps the first error until it is acknowledged.
+fn latched(file: &File, outcome: Result<()>) -> Result<()> {
+    outcome.inspect_err(|error| {
         lock(&file.latch).get_or_insert_with(|| Arc::new(error.clone()));
     })
 }
 
 /// Which blocks of a run have dirty pages: those the page tables tell of and those the dirty set knows. In this order:
 /// eviction moves pages from the former to the latter.
-fn dirty_blocks(file: &File, blocks: Range<u64>) -> Result<Vec<u64>> {
+pub(super) fn dirty_blocks(file: &File, blocks: Range<u64>) -> Result<Vec<u64>> {
     let pages_in_block = file.block_size() / PAGE;
     let bytes = file.bytes_of(&blocks);
     let mut found: Vec<u64> = Vec::new();
@@ -161,7 +174,7 @@ fn write_batch(file: &Arc<File>, blocks: &[u64]) -> Result<()> {
 }
 
 /// Takes the dirty pages of pinned blocks, sorted and joined; they count as clean from here on.
-fn take_dirty_pages(file: &File, pinned: &[u64], pages: &mut Vec<Range<u64>>) -> Result<()> {
+pub(super) fn take_dirty_pages(file: &File, pinned: &[u64], pages: &mut Vec<Range<u64>>) -> Result<()> {
     let mut taken = Vec::new();
     let mut outcome = Ok(());
     for &block in pinned {
@@ -319,7 +332,8 @@ fn write_and_sync(file: &File, pages: &[Range<u64>]) -> Result<()> {
         if outcome.is_err() {
             return Ok(());
         }
-        let mut synced = if sabotage::is(Sabotage::NoSync) { Ok(()) } else { file.store.sync() };
+        let skips = file.is_scratch || sabotage::is(Sabotage::NoSync);
+        let mut synced = if skips { Ok(()) } else { file.store.sync() };
         if synced.is_err() && sabotage::is(Sabotage::SyncAgainOnly) {
             synced = file.store.sync();
         }

@@ -1,0 +1,570 @@
+//! Commits: what a write-back is for a file under atomic commit. The protocol is the journal's
+//! (docs/decisions/0010-atomic-commit.md); here is what is dirty, and when.
+//!
+//! The walk of a commit, in the file's turn: blocks that may be dirty → room for the index → pages taken, re-protected and copied
+//! into the journal's buffer → written, one sync → clean, but for what was written meanwhile → a checkpoint, if one is due.
+//!
+//! | | who | turn |
+//! | --- | --- | --- |
+//! | [`commit`] | a caller, for everybody who waits | the file's |
+//! | [`spill`] | the evictor, where only dirty blocks are left | the file's |
+//! | [`rollback`], `File::resize` | a caller with exclusive access | the file's |
+//! | a checkpoint | a pool thread | its own; the file's for a moment where the last commit is to be claimed |
+//! | a fill | anybody | none: `Overlay` |
+//!
+//! Memory: the batch's buffer is charged when the file is opened; the index record by record, ahead of the batch that adds to
+//! it, with some slack that a batch may use where nothing can be evicted. What is charged changes in the file's turn only.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Mutex, Weak};
+use std::task::{Wake, Waker};
+use std::time::Duration;
+
+use super::evict;
+use super::file::File;
+use super::fill::{self, Patience};
+use super::page_set::PageSet;
+use super::sabotage::{self, Sabotage};
+use super::write_back::{dirty_blocks, take_dirty_pages, where_it_may_hang};
+use super::{PAGE, lock};
+use crate::error::{Error, Result};
+use crate::journal::atomic::PIECE_BYTES;
+use crate::journal::{AtomicFile, Limits, Overlay, Snapshot};
+
+/// A commit that nothing follows is in the file after this time.
+const LATEST: Duration = Duration::from_secs(30);
+/// Runs of pages that calls have written to: beyond so many the page tables are asked as a whole.
+const MAX_RUNS: usize = 4096;
+
+const IDLE: u32 = 0;
+const RUNNING: u32 = 1;
+
+/// The commits of one file.
+pub(crate) struct Commits {
+    pub(crate) atomic: Arc<AtomicFile>,
+    /// Commits that have begun to look what is dirty.
+    begun: AtomicU64,
+    /// The last one that has ended.
+    ended: Mutex<Option<(u64, Result<()>)>>,
+    /// Page tables are to be asked as a whole: slices were written through since that was last done.
+    sliced: AtomicBool,
+    /// Pages that calls have written to since.
+    written: Mutex<PageSet>,
+    /// Bytes of the budget that the index may take. Changes in the file's turn.
+    index_room: AtomicU64,
+    /// Whether a checkpoint is queued or runs; waited on.
+    checkpoint: AtomicU32,
+    /// Whether one is to be made at some time.
+    is_timed: AtomicBool,
+    /// The journal was rolled back, and blocks that show something else may be left.
+    is_half_undone: AtomicBool,
+    is_closing: AtomicBool,
+    /// Whoever has it after fork(2) must leave the journal alone.
+    opened_by: u32,
+}
+
+impl Commits {
+    pub(crate) fn new(atomic: Arc<AtomicFile>) -> Self {
+        Self {
+            atomic,
+            begun: 0.into(),
+            ended: Mutex::default(),
+            sliced: AtomicBool::new(false),
+            written: Mutex::default(),
+            index_room: 0.into(),
+            checkpoint: AtomicU32::new(IDLE),
+            is_timed: AtomicBool::new(false),
+            is_half_undone: AtomicBool::new(false),
+            is_closing: AtomicBool::new(false),
+            opened_by: std::process::id(),
+        }
+    }
+}
+
+/// The journal's limits for a pager with this budget: index and buffer within a small part of it.
+pub fn limits(engine: &super::Engine) -> Limits {
+    let most = Limits::default();
+    // Records are pages, mostly: the index takes a sixteenth of what they do.
+    let checkpoint = engine.budget.limit().clamp(64 << 10, most.checkpoint);
+    Limits { entry: engine.buffers.max_run() as usize, checkpoint, ..most }
+}
+
+/// Charges what the journal needs of the budget for as long as the file is open.
+///
+/// # Errors
+/// [`Error::BudgetExhausted`].
+pub(crate) fn open(file: &File) -> Result<()> {
+    let Some(commits) = &file.commits else { return Ok(()) };
+    let fixed = commits.atomic.buffer_bytes();
+    let slack = slack_pages(file) * PIECE_BYTES;
+    fill::reserve(file, fixed + slack, Patience::Until(file.pager.now() + file.deadline))?;
+    file.charges.journal.fetch_add(fixed + slack, Ordering::AcqRel);
+    commits.index_room.store(slack, Ordering::Release);
+    Ok(())
+}
+
+/// Pages that the index has room for though nothing can be evicted: a batch of the evictor's, and one block at least.
+fn slack_pages(file: &File) -> u64 {
+    const LEAST: u64 = 16;
+    let batch = evict::pressure_batch(&file.pager) / PAGE;
+    batch.max(file.block_size() / PAGE).max(LEAST)
+}
+
+/// Makes all changes so far durable together: all of them, or none.
+///
+/// # Errors
+/// [`Error::Latched`] if an earlier commit or spill failed and was not acknowledged; what this one meets: it is latched, and
+/// all pages concerned are dirty still.
+pub fn commit(file: &Arc<File>) -> Result<()> {
+    let commits = usable(file)?;
+    if let Some(source) = lock(&file.latch).clone() {
+        return Err(Error::Latched { path: file.name.clone(), source });
+    }
+    // What the caller wrote is before this, so the next commit that begins to look finds it.
+    fence(Ordering::SeqCst);
+    let covered_by = commits.begun.load(Ordering::SeqCst) + 1;
+    where_it_may_hang(file, move |file| {
+        let commits = usable(file)?;
+        wait_for_checkpoint(file, commits);
+        let _turn = file.take_turn()?;
+        if let Some((number, outcome)) = lock(&commits.ended).clone()
+            && number >= covered_by
+        {
+            return outcome;
+        }
+        let number = commits.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        fence(Ordering::SeqCst);
+        let outcome = commit_all(file, commits).inspect_err(|error| {
+            // Who knows what is dirty now.
+            commits.sliced.store(true, Ordering::Release);
+            lock(&file.latch).get_or_insert_with(|| Arc::new(error.clone()));
+        });
+        *lock(&commits.ended) = Some((number, outcome.clone()));
+        look_after(file, commits);
+        outcome
+    })
+}
+
+/// Commits what is dirty, in the file's turn.
+fn commit_all(file: &Arc<File>, commits: &Commits) -> Result<()> {
+    if commits.is_half_undone.load(Ordering::Acquire) {
+        return Err(Error::invalid(
+            format!("{}: a commit after a rollback that failed", file.name),
+            "roll back again first",
+        ));
+    }
+    let blocks = changed_blocks(file, commits)?;
+    if blocks.is_empty() && !commits.atomic.has_changes() {
+        return Ok(());
+    }
+    log(file, commits, &blocks, Then::Commit)
+}
+
+/// Moves dirty pages to the journal, uncommitted, so that their frames may go. In the file's turn.
+///
+/// # Errors
+/// What the journal meets: all of them are dirty still.
+pub(crate) fn spill(file: &Arc<File>, commits: &Commits, blocks: &[u64]) -> Result<()> {
+    if commits.is_closing.load(Ordering::Acquire) || commits.opened_by != std::process::id() {
+        return Ok(());
+    }
+    let spilled = log(file, commits, blocks, Then::Spill);
+    look_after(file, commits);
+    spilled
+}
+
+/// Drops all changes since the last commit. The caller has exclusive access: nobody holds a slice or a pin.
+///
+/// # Errors
+/// [`Error::Io`] if an earlier commit is in doubt and could not be undone: the changes are dropped all the same.
+/// [`Error::TimedOut`] if a block in transition does not settle, or what the page tables say: then nothing can be committed before
+/// a rollback succeeds.
+pub fn rollback(file: &Arc<File>) -> Result<()> {
+    where_it_may_hang(file, |file| {
+        let commits = usable(file)?;
+        let _turn = file.take_turn()?;
+        let undone = commits.atomic.uncommitted();
+        let mut blocks = changed_blocks(file, commits).inspect_err(|_| {
+            commits.sliced.store(true, Ordering::Release);
+        })?;
+        let pages_in_block = file.block_size() / PAGE;
+        blocks.extend(undone.pages.iter().map(|page| page / pages_in_block));
+        let was_half = commits.is_half_undone.swap(true, Ordering::AcqRel);
+        let from = if was_half { 0 } else { undone.from >> file.block_shift };
+        let all = file.capacity() >> file.block_shift;
+        // First: a fill that begins after this reads what was committed.
+        let rolled_back = commits.atomic.rollback();
+        let len = commits.atomic.len();
+        lock(&file.lengths).settle_at(len);
+        blocks.extend(file.used_runs(from.min(all)..all).flatten());
+        blocks.sort_unstable();
+        blocks.dedup();
+        file.forget_blocks(&blocks)?;
+        commits.is_half_undone.store(false, Ordering::Release);
+        settle_room(file, commits);
+        rolled_back?;
+        *lock(&file.latch) = None;
+        Ok(())
+    })
+}
+
+/// A view of the last commit that stays what it is.
+///
+/// # Errors
+/// [`Error::Invalid`] if the file is not under atomic commit.
+pub fn snapshot(file: &File) -> Result<Snapshot> {
+    Ok(usable(file)?.atomic.snapshot())
+}
+
+/// Ends the commits of a file: what is not committed is dropped, the file brought to the last commit, the journal removed.
+///
+/// # Errors
+/// What journal and file meet: both are left for the next open.
+pub fn close(file: &Arc<File>) -> Result<()> {
+    let Some(commits) = &file.commits else { return Ok(()) };
+    if commits.opened_by != std::process::id() {
+        return Ok(());
+    }
+    commits.is_closing.store(true, Ordering::Release);
+    where_it_may_hang(file, |file| {
+        let commits = usable(file)?;
+        let since = file.pager.now();
+        while commits.checkpoint.load(Ordering::Acquire) == RUNNING {
+            let waited = file.pager.now() - since;
+            if waited >= file.deadline {
+                return Err(file.timed_out(0..file.len(), waited));
+            }
+            file.pager.kernel.wait(&commits.checkpoint, RUNNING, Some(file.deadline - waited));
+        }
+        let _turn = file.take_turn()?;
+        Ok(commits.atomic.close()?)
+    })
+}
+
+/// The commits of a file that this process may change.
+fn usable(file: &File) -> Result<&Commits> {
+    let refused = |what, remedy| Err(Error::invalid(format!("{}: {what}", file.name), remedy));
+    match &file.commits {
+        None => refused("a commit of a file that has no journal", "open it with Durability::Atomic"),
+        Some(commits) if commits.opened_by != std::process::id() => {
+            refused("a commit in a child made by fork(2)", "commit in the process that opened the file")
+        }
+        Some(commits) => Ok(commits),
+    }
+}
+
+/// What becomes of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    Commit,
+    Spill,
+}
+
+/// Blocks that may be dirty: all that the dirty set knows, and those that were written to since the last look, or where slices
+/// were, what the page tables tell.
+fn changed_blocks(file: &File, commits: &Commits) -> Result<Vec<u64>> {
+    let all = 0..file.block_count();
+    let hints = std::mem::take(&mut *lock(&commits.written));
+    if commits.sliced.swap(false, Ordering::AcqRel) {
+        return dirty_blocks(file, all);
+    }
+    let everything = 0..u64::MAX / PAGE;
+    let mut runs = hints.runs_in(&everything, usize::MAX);
+    runs.extend(lock(&file.dirty).runs_in(&everything, usize::MAX));
+    let pages_in_block = file.block_size() / PAGE;
+    let blocks =
+        runs.into_iter().flat_map(|run| run.start / pages_in_block..run.end.div_ceil(pages_in_block));
+    let mut blocks: Vec<u64> = blocks.filter(|block| all.contains(block)).collect();
+    blocks.sort_unstable();
+    blocks.dedup();
+    Ok(blocks)
+}
+
+/// Logs the dirty pages of blocks: in one batch, with one sync, unless the memory for its index can't be had at once.
+fn log(file: &Arc<File>, commits: &Commits, blocks: &[u64], then: Then) -> Result<()> {
+    let pages_in_block = file.block_size() / PAGE;
+    let mut rest = blocks;
+    loop {
+        let mut room = index_room(file, commits, rest.len() as u64 * pages_in_block) / pages_in_block;
+        if room == 0 && !rest.is_empty() {
+            shrink_index(file, commits)?;
+            room = index_room(file, commits, rest.len() as u64 * pages_in_block) / pages_in_block;
+        }
+        if room == 0 && !rest.is_empty() {
+            return Err(Error::BudgetExhausted {
+                path: file.name.clone(),
+                needed: rest.len() as u64 * pages_in_block * PIECE_BYTES,
+                budget: file.pager.budget.total(),
+                remedy: "the index of the journal takes the rest: commit more often, or raise Pager::builder().budget()",
+            });
+        }
+        let (now, later) = rest.split_at((room as usize).min(rest.len()));
+        let is_last = later.is_empty();
+        log_batch(file, commits, now, if is_last { then } else { Then::Spill })?;
+        settle_room(file, commits);
+        if is_last {
+            return Ok(());
+        }
+        rest = later;
+    }
+}
+
+/// Logs the dirty pages of blocks with one sync. The blocks are pinned until they are durable: an evictor that found them clean
+/// meanwhile would drop what nobody else has yet.
+fn log_batch(file: &Arc<File>, commits: &Commits, blocks: &[u64], then: Then) -> Result<()> {
+    let mut pinned = Vec::with_capacity(blocks.len());
+    let mut outcome = Ok(());
+    for &block in blocks {
+        match file.pin_written(block) {
+            Ok(true) => pinned.push(block),
+            Ok(false) => {}
+            Err(error) => outcome = Err(error),
+        }
+    }
+    let mut pages = Vec::new();
+    let taken = take_dirty_pages(file, &pinned, &mut pages);
+    let logged = outcome.and(taken).and_then(|()| log_pages(file, commits, &pages, then));
+    if logged.is_err() && !sabotage::is(Sabotage::ForgetFailedWrite) {
+        pages.into_iter().for_each(|run| file.mark_dirty(run));
+    }
+    pinned.into_iter().for_each(|block| file.unpin(block));
+    logged
+}
+
+/// Copies pages out through their frames into the journal, as far as the file reaches, and syncs.
+fn log_pages(file: &File, commits: &Commits, pages: &[Range<u64>], then: Then) -> Result<()> {
+    let end = file.len();
+    let counters = &file.pager.counters;
+    let mut batch = commits.atomic.begin();
+    for run in pages {
+        let bytes = run.start * PAGE..(run.end * PAGE).min(end);
+        if bytes.is_empty() {
+            continue;
+        }
+        counters.write_backs.add(1);
+        counters.written_back_bytes.add(bytes.end - bytes.start);
+        batch.put_with(bytes, |at, slot| {
+            let len = slot.len() as u64;
+            let failed = |error| Error::io("load a frame", file.name.clone(), at, len, error);
+            file.frames.load(at, slot).map_err(failed)
+        })?;
+    }
+    match then {
+        Then::Commit => batch.commit().map(drop)?,
+        Then::Spill => batch.spill()?,
+    }
+    Ok(())
+}
+
+/// Charges the index for up to `pages` more records; for how many there is room.
+fn index_room(file: &Arc<File>, commits: &Commits, pages: u64) -> u64 {
+    let used = commits.atomic.index_bytes();
+    let have = commits.index_room.load(Ordering::Acquire);
+    let slack = slack_pages(file);
+    for wanted in [pages + slack, file.block_size() / PAGE] {
+        let more = (used + wanted * PIECE_BYTES).saturating_sub(have);
+        if more == 0 {
+            break;
+        }
+        if take_room(file, commits, more) {
+            break;
+        }
+    }
+    ((commits.index_room.load(Ordering::Acquire) - used) / PIECE_BYTES).min(pages)
+}
+
+/// Charges the index for so many more bytes, if there is anything clean to drop for them. In the file's turn.
+fn take_room(file: &Arc<File>, commits: &Commits, bytes: u64) -> bool {
+    let engine = &***file.pager;
+    let mut is_there = fill::reserve(file, bytes, Patience::Never).is_ok();
+    if !is_there {
+        // The policy looked at a few blocks only, which were dirty.
+        evict::drop_clean(file, 0..file.block_count());
+        is_there = engine.budget.try_reserve(bytes);
+    }
+    if is_there {
+        file.charges.journal.fetch_add(bytes, Ordering::AcqRel);
+        commits.index_room.fetch_add(bytes, Ordering::AcqRel);
+    }
+    is_there
+}
+
+/// Lets the index forget what a checkpoint can bring to the file, here and now, or by one that runs. In the file's turn.
+fn shrink_index(file: &Arc<File>, commits: &Commits) -> Result<()> {
+    let since = file.pager.now();
+    while commits.checkpoint.swap(RUNNING, Ordering::AcqRel) == RUNNING {
+        // It does not wait for the turn.
+        let waited = file.pager.now() - since;
+        if waited >= file.deadline {
+            return Err(file.timed_out(0..file.len(), waited));
+        }
+        file.pager.kernel.wait(&commits.checkpoint, RUNNING, Some(file.deadline - waited));
+    }
+    let claimed = commits.atomic.claim().map_err(Error::from);
+    let brought = bring(commits, || false);
+    end_checkpoint(file, commits);
+    claimed.and(brought)
+}
+
+/// Gives back what the index does not need any more, all but the slack, or takes slack anew: blocks that a batch has made clean
+/// can be dropped for it. In the file's turn.
+fn settle_room(file: &Arc<File>, commits: &Commits) {
+    let wanted = commits.atomic.index_bytes() + slack_pages(file) * PIECE_BYTES;
+    let have = commits.index_room.load(Ordering::Acquire);
+    if have < wanted {
+        take_room(file, commits, wanted - have);
+    } else if have > wanted {
+        commits.index_room.store(wanted, Ordering::Release);
+        file.charges.journal.fetch_sub(have - wanted, Ordering::AcqRel);
+        file.pager.budget.release(&*file.pager.kernel, have - wanted);
+    }
+}
+
+/// Lets a checkpoint run soon where one is due, or later.
+fn look_after(file: &Arc<File>, commits: &Commits) {
+    if commits.atomic.wants_checkpoint() {
+        checkpoint_soon(file, commits, false);
+    } else if commits.atomic.lacks_a_checkpoint() && !commits.is_timed.swap(true, Ordering::AcqRel) {
+        let waker = Waker::from(Arc::new(Later(Arc::downgrade(file))));
+        file.pager.watch.at(&file.pager, file.pager.now() + LATEST, waker);
+    }
+}
+
+/// A commit must not fill the journal faster than checkpoints empty it: where it is twice as long as it should get, it waits for
+/// the one that runs, but not for ever.
+fn wait_for_checkpoint(file: &File, commits: &Commits) {
+    let until = file.pager.now() + file.deadline;
+    while commits.checkpoint.load(Ordering::Acquire) == RUNNING && commits.atomic.is_full() {
+        let Some(left) = until.checked_sub(file.pager.now()).filter(|left| !left.is_zero()) else { return };
+        file.pager.kernel.wait(&commits.checkpoint, RUNNING, Some(left));
+    }
+}
+
+/// Asks for a checkpoint when its time has come.
+struct Later(Weak<File>);
+
+impl Wake for Later {
+    fn wake(self: Arc<Self>) {
+        let Some(file) = self.0.upgrade() else { return };
+        let Some(commits) = &file.commits else { return };
+        commits.is_timed.store(false, Ordering::Release);
+        if commits.atomic.lacks_a_checkpoint() {
+            checkpoint_soon(&file, commits, true);
+        }
+    }
+}
+
+/// Lets a pool thread make a checkpoint, if none runs; of the last commit too if `all`.
+fn checkpoint_soon(file: &Arc<File>, commits: &Commits, all: bool) {
+    if commits.is_closing.load(Ordering::Acquire)
+        || commits.checkpoint.swap(RUNNING, Ordering::AcqRel) == RUNNING
+    {
+        return;
+    }
+    let own = Arc::clone(file);
+    let job = move |_: &Arc<super::Engine>| {
+        let Some(commits) = &own.commits else { return };
+        if let Err(error) = checkpoint(&own, commits, all) {
+            // Nothing is lost: the journal keeps everything, and the next one writes all of it again.
+            tracing::warn!(file = %own.name, %error, "a checkpoint failed");
+        }
+        end_checkpoint(&own, commits);
+        look_after(&own, commits);
+    };
+    file.pager.pool.submit(&file.pager, file.job_kind(), Box::new(job));
+}
+
+/// Brings the file to what was committed, but for the last commit perhaps: that is claimed, which costs a sync, where it is asked
+/// for or the rest is too little.
+fn checkpoint(file: &Arc<File>, commits: &Commits, all: bool) -> Result<()> {
+    let is_closing = || commits.is_closing.load(Ordering::Acquire);
+    for claims in if all { &[true][..] } else { &[false, true] } {
+        // Without waiting: whoever has the turn may wait for this checkpoint, and whatever it commits names what came before.
+        if *claims
+            && let Some(_turn) = file.turn.try_enter(&*file.pager.kernel)
+            && !is_closing()
+        {
+            commits.atomic.claim()?;
+        }
+        bring(commits, is_closing)?;
+        // Where somebody else has the turn, that one does it.
+        if let Some(_turn) = file.turn.try_enter(&*file.pager.kernel) {
+            settle_room(file, commits);
+        }
+        if is_closing() || !commits.atomic.wants_checkpoint() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Brings the file to the commits that it may be brought to, unless told to stop.
+fn bring(commits: &Commits, stops: impl Fn() -> bool) -> Result<()> {
+    let Some(mut checkpoint) = commits.atomic.begin_checkpoint() else { return Ok(()) };
+    while !checkpoint.step()? {
+        if stops() {
+            return Ok(());
+        }
+    }
+    checkpoint.finish()?;
+    Ok(())
+}
+
+fn end_checkpoint(file: &File, commits: &Commits) {
+    commits.checkpoint.store(IDLE, Ordering::Release);
+    file.pager.kernel.wake(&commits.checkpoint);
+}
+
+impl File {
+    /// Notes that slices of it were written through, or may have been, since the last commit.
+    pub fn note_slices(&self) {
+        if let Some(commits) = &self.commits {
+            commits.sliced.store(true, Ordering::Release);
+        }
+    }
+
+    /// Notes that bytes were written by a call, after they were.
+    pub(super) fn note_written(&self, bytes: Range<u64>) {
+        let Some(commits) = &self.commits else { return };
+        if bytes.is_empty() || commits.sliced.load(Ordering::Acquire) {
+            return;
+        }
+        let mut written = lock(&commits.written);
+        written.insert(bytes.start / PAGE..bytes.end.div_ceil(PAGE));
+        if written.runs() > MAX_RUNS {
+            *written = PageSet::default();
+            commits.sliced.store(true, Ordering::Release);
+        }
+    }
+
+    /// The least length that the store may have if nobody else has cut it, and how often that has changed by the journal.
+    pub(super) fn least_stored(&self) -> (u64, u64) {
+        match &self.commits {
+            Some(commits) => commits.atomic.least_len(),
+            None if self.writable => (lock(&self.lengths).backed, 0),
+            None => (self.version().len, 0),
+        }
+    }
+
+    /// What the store lacks of a range, to be laid over what is read of it; taken before it is read.
+    pub(super) fn overlay(&self, bytes: Range<u64>) -> Option<Overlay<'_>> {
+        let commits = self.commits.as_ref()?;
+        Some(commits.atomic.overlay(bytes.start, (bytes.end - bytes.start) as usize))
+    }
+
+    /// Lays over what was read from `offset` on what the store lacks; reads anew what a checkpoint has overtaken.
+    pub(super) fn lay_over(
+        &self,
+        overlay: Option<&Overlay<'_>>,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<()> {
+        let (Some(commits), Some(overlay)) = (&self.commits, overlay) else { return Ok(()) };
+        if !overlay.apply(buffer)? {
+            let got = commits.atomic.read(offset, buffer)?;
+            buffer[got..].fill(0);
+        }
+        Ok(())
+    }
+}
