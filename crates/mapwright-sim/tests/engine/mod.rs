@@ -1,6 +1,7 @@
 //! What the tests of the engine share: seeds, a pager over a simulated store, futures, and an oracle.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod atomic;
 pub mod oracle;
 pub mod readers;
 pub mod workload;
