@@ -300,7 +300,10 @@ pub fn run(sim: &SimHandle, told: &AtomicU64, kind: Kind) {
         disk.set_errors(0, sim.rng(0));
         let closes = rng.per_1000(500);
         user.end(closes, &disk);
+        let engine = Arc::downgrade(&**pager);
         drop(pager);
+        // All pagers of a run share one queue of faults.
+        wait_for("the threads of a pager end", sim, || engine.strong_count() == 0);
     }
     let truth = truth.lock().unwrap();
     assert_eq!(truth.found, None, "after {} states", truth.states);
@@ -536,14 +539,18 @@ impl User {
         let sim = self.sim.clone();
         drop(self);
         // A checkpoint may be under way.
-        for _ in 0..10_000 {
-            if file.strong_count() == 0 {
-                return;
-            }
-            sim.sleep(Duration::from_millis(1));
-        }
-        panic!("a file that nobody uses stays open");
+        wait_for("a file that nobody uses is closed", &sim, || file.strong_count() == 0);
     }
+}
+
+fn wait_for(what: &str, sim: &SimHandle, is_so: impl Fn() -> bool) {
+    for _ in 0..10_000 {
+        if is_so() {
+            return;
+        }
+        sim.sleep(Duration::from_millis(1));
+    }
+    panic!("in vain: {what}");
 }
 
 /// Threads that write a page each and commit: what a commit has acknowledged survives, and they share syncs. Commits and syncs.

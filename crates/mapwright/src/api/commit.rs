@@ -75,7 +75,7 @@ impl MapMut {
     /// ```
     ///
     /// # Errors
-    /// [`Io`](Error::Io) or [`TimedOut`](Error::TimedOut): not committed; everything is dirty still, and the error is latched: later
+    /// [`Io`](Error::Io), or [`TimedOut`](Error::TimedOut) from a file system that may hang: not committed yet; everything is dirty still, and the error is latched: later
     /// calls return [`Latched`](Error::Latched) until [`acknowledge_error`](Self::acknowledge_error) or a rollback. A crash before
     /// the next commit or rollback that succeeds may show this commit, whole. [`BudgetExhausted`](Error::BudgetExhausted) if the
     /// index of what the file lacks does not fit the budget. [`Invalid`](Error::Invalid) for another durability, or in a child

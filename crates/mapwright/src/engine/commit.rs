@@ -166,8 +166,11 @@ fn commit_all(file: &Arc<File>, commits: &Commits) -> Result<()> {
 /// # Errors
 /// What the journal meets: all of them are dirty still.
 pub(crate) fn spill(file: &Arc<File>, commits: &Commits, blocks: &[u64]) -> Result<()> {
-    if commits.is_closing.load(Ordering::Acquire) || commits.opened_by != std::process::id() {
+    if commits.opened_by != std::process::id() {
         return Ok(());
+    }
+    if commits.is_closing.load(Ordering::Acquire) {
+        return log_batch(file, commits, blocks, Then::Drop);
     }
     let spilled = log(file, commits, blocks, Then::Spill);
     look_after(file, commits);
@@ -259,6 +262,8 @@ fn usable(file: &File) -> Result<&Commits> {
 enum Then {
     Commit,
     Spill,
+    /// The map is gone, and what it did not commit with it.
+    Drop,
 }
 
 /// Blocks that may be dirty: all that the dirty set knows, and those that were written to since the last look, or where slices
@@ -336,6 +341,9 @@ fn log_batch(file: &Arc<File>, commits: &Commits, blocks: &[u64], then: Then) ->
 fn log_pages(file: &File, commits: &Commits, pages: &[Range<u64>], then: Then) -> Result<()> {
     let end = file.len();
     let counters = &file.pager.counters;
+    if then == Then::Drop {
+        return Ok(());
+    }
     let mut batch = commits.atomic.begin();
     for run in pages {
         let bytes = run.start * PAGE..(run.end * PAGE).min(end);
@@ -352,7 +360,7 @@ fn log_pages(file: &File, commits: &Commits, pages: &[Range<u64>], then: Then) -
     }
     match then {
         Then::Commit => batch.commit().map(drop)?,
-        Then::Spill => batch.spill()?,
+        Then::Spill | Then::Drop => batch.spill()?,
     }
     Ok(())
 }
