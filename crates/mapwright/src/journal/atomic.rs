@@ -47,6 +47,9 @@ pub use view::{Overlay, Snapshot};
 /// entry; and what a batch notes of it until it is durable.
 pub const PIECE_BYTES: u64 = 256;
 
+/// Pages of the index that are looked at under one hold of the lock.
+const PART: usize = 256;
+
 /// How large things may get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -113,6 +116,8 @@ struct State {
     /// What durable commits changed and the file may lack, and the file's length before the first of them.
     index: Index,
     base_len: u64,
+    /// The commit that a checkpoint collects the pieces of just now: what it shows must not be dropped for being hidden later.
+    planned: u64,
     /// What the transaction under way has spilled, durably.
     pending: Index,
     /// Changes of length of the transaction under way that are not durable in the journal.
@@ -209,6 +214,7 @@ impl AtomicFile {
             space,
             index: Index::default(),
             base_len: file_len,
+            planned: u64::MAX,
             pending: Index::default(),
             unlogged: Vec::new(),
             len: file_len,
@@ -338,7 +344,7 @@ impl AtomicFile {
         let mut batch = Batch {
             atomic: self,
             _turn: turn,
-            buffer: std::mem::take(&mut state.buffer),
+            buffer: self.empty_buffer(&mut state),
             sequence: 0,
             chain: durable,
             begins: !state.spilled,
@@ -357,6 +363,14 @@ impl AtomicFile {
         drop(state);
         lengths.into_iter().for_each(|len| batch.push_length(len));
         batch
+    }
+
+    /// The buffer of the last batch, or a new one: of the size that it is said to have, and so never moved.
+    fn empty_buffer(&self, state: &mut State) -> Vec<u8> {
+        let mut buffer = std::mem::take(&mut state.buffer);
+        buffer.clear();
+        buffer.reserve_exact(self.buffer_bytes() as usize);
+        buffer
     }
 
     /// How many numbers to leave out: docs/fault-model.md, "bytes of the file chosen by somebody".
@@ -424,18 +438,28 @@ impl AtomicFile {
     /// When another checkpoint is under way: our mistake.
     pub fn begin_checkpoint(&self) -> Option<Checkpoint<'_>> {
         let turn = Flag::raise(&self.checkpointing, "two checkpoints at a time");
-        let state = self.lock();
+        let mut state = self.lock();
         let mut most = state.snapshots.keys().next().copied().unwrap_or(u64::MAX);
         if !sabotage::is(Sabotage::CheckpointUnclaimed) {
             most = most.min(state.claimed);
         }
         let target = state.recent.iter().copied().rfind(|commit| commit.at.sequence <= most)?;
-        let mut plan = state.index.plan(target.at.sequence);
+        let commit = target.at.sequence;
+        let (base_len, mut plan) = (state.base_len, state.index.plan_lengths(commit));
+        state.planned = commit;
+        drop(state);
+        // A part at a time: faults wait for this lock.
+        let mut page = Some(0);
+        while let Some(from) = page {
+            page = self.lock().index.plan_part(commit, from, PART, &mut plan.pieces);
+        }
+        let mut state = self.lock();
+        state.planned = u64::MAX;
         if sabotage::is(Sabotage::CheckpointUncommitted) {
             plan.pieces.extend(state.pending.plan(u64::MAX).pieces);
         }
-        let replay = Replay::new(plan, state.base_len, target.file_len);
         drop(state);
+        let replay = Replay::new(plan, base_len, target.file_len);
         Some(Checkpoint { atomic: self, _turn: turn, target, replay })
     }
 
@@ -612,6 +636,11 @@ impl Checkpoint<'_> {
         state.due = Some((anchor, at.tip));
         if sabotage::is(Sabotage::EarlyReuse) {
             state.space.free_before(at.tip);
+        }
+        drop(state);
+        let mut page = Some(0);
+        while let Some(from) = page {
+            page = self.atomic.lock().index.sweep(from, PART);
         }
         Ok(self.replay.size())
     }

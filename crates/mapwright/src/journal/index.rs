@@ -66,10 +66,12 @@ pub struct Index {
     next_order: u64,
     /// Number of all runs in `pages`.
     pieces: usize,
+    /// The file has what is of this commit or earlier: such pieces are not looked at, and removed by and by.
+    floor: u64,
 }
 
 /// What to do to a file to bring it to a commit.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// The shortest the file was on the way: it is cut to this first.
     pub cut: Option<u64>,
@@ -171,16 +173,47 @@ impl Index {
         }
     }
 
-    /// Forgets what the file has: everything up to a commit.
+    /// Forgets what the file has: everything up to a commit. What that leaves without use is removed by [`sweep`](Self::sweep), a
+    /// part at a time: this may be done under a lock that readers wait for.
     pub fn forget(&mut self, commit: u64) {
+        self.floor = commit;
         self.cuts.retain(|cut| cut.commit > commit);
-        let all = &mut self.pieces;
-        self.pages.retain(|_, pieces| {
+    }
+
+    /// Removes what is forgotten of up to `count` pages from `page` on; the page to go on from, if there are more.
+    pub fn sweep(&mut self, page: u64, count: usize) -> Option<u64> {
+        let (floor, all) = (self.floor, &mut self.pieces);
+        let mut pages = self.pages.range_mut(page..);
+        let mut empty = Vec::new();
+        for (page, pieces) in pages.by_ref().take(count) {
             *all -= pieces.list.len();
-            pieces.retain(|piece| piece.commit > commit);
+            pieces.retain(|piece| piece.commit > floor);
             *all += pieces.list.len();
-            !pieces.list.is_empty()
-        });
+            empty.extend(pieces.list.is_empty().then_some(*page));
+        }
+        let next = pages.next().map(|(page, _)| *page);
+        for page in empty {
+            self.pages.remove(&page);
+        }
+        next
+    }
+
+    /// What [`plan`](Self::plan) gives, but for the pieces.
+    pub fn plan_lengths(&self, commit: u64) -> Plan {
+        let new = self.cuts.list.iter().filter(|cut| cut.commit <= commit);
+        let cut = new.map(|cut| cut.what).min();
+        Plan { cut, shortest: cut.unwrap_or(u64::MAX), pieces: Vec::new() }
+    }
+
+    /// Adds the pieces of a [`plan`](Self::plan) for up to `count` pages from `page` on; the page to go on from, if there are more.
+    /// What is absorbed between two parts must not hide anything of the commit.
+    pub fn plan_part(&self, commit: u64, page: u64, count: usize, pieces: &mut Vec<Piece>) -> Option<u64> {
+        let cuts = Cuts::new(&self.cuts.list, commit);
+        let mut pages = self.pages.range(page..);
+        for (_, page) in pages.by_ref().take(count) {
+            pieces.extend(fold(&page.list, self.floor, commit, &cuts));
+        }
+        pages.next().map(|(page, _)| *page)
     }
 
     /// What brings the file to a commit. Commits are numbered from 1.
@@ -194,7 +227,7 @@ impl Index {
         let mut pieces = Vec::new();
         for page in self.pages.values() {
             if page.list.iter().any(|piece| piece.commit > from && piece.commit <= to) {
-                pieces.extend(fold(&page.list, to, &cuts));
+                pieces.extend(fold(&page.list, self.floor, to, &cuts));
             }
         }
         let new = self.cuts.list.iter().filter(|cut| cut.commit > from && cut.commit <= to);
@@ -206,7 +239,7 @@ impl Index {
     pub fn page(&self, page: u64, commit: u64) -> (u64, Vec<Piece>) {
         let cuts = Cuts::new(&self.cuts.list, commit);
         let pieces = self.pages.get(&page).map_or(&[][..], |page| page.list.as_slice());
-        (cuts.least(), fold(pieces, commit, &cuts))
+        (cuts.least(), fold(pieces, self.floor, commit, &cuts))
     }
 }
 
@@ -262,12 +295,12 @@ impl Hidden {
     }
 }
 
-/// The pieces of a page that count at a commit, in order: those that are hidden or cut off left out, others cut to what is
+/// The pieces of a page that count at a commit, of later ones than `floor`, in order: those that are hidden or cut off left out, others cut to what is
 /// left.
-fn fold(pieces: &[Timed<Piece>], commit: u64, cuts: &Cuts) -> Vec<Piece> {
+fn fold(pieces: &[Timed<Piece>], floor: u64, commit: u64, cuts: &Cuts) -> Vec<Piece> {
     let mut hidden = Hidden::default();
     let mut kept: Vec<Piece> = Vec::new();
-    for timed in pieces.iter().rev().filter(|timed| timed.commit <= commit) {
+    for timed in pieces.iter().rev().filter(|timed| timed.commit > floor && timed.commit <= commit) {
         let mut piece = timed.what;
         let room = cuts.least_after(timed.order).saturating_sub(piece.offset);
         piece.len = u64::from(piece.len).min(room) as u32;
@@ -381,6 +414,12 @@ mod tests {
                 }
                 // The file may hold any mixture of what the plan gives and was before.
                 let plan = index.plan(commit as u64);
+                let mut parts = index.plan_lengths(commit as u64);
+                let mut page = Some(0);
+                while let Some(from) = page {
+                    page = index.plan_part(commit as u64, from, 2, &mut parts.pieces);
+                }
+                assert_eq!(parts, plan);
                 let mut planned = base.clone();
                 lay(&mut planned, &plan.pieces[..plan.pieces.len() / 2]);
                 planned[plan.cut.unwrap_or(PAGES * PAGE) as usize..].fill(0);
@@ -388,6 +427,11 @@ mod tests {
                 assert_eq!(planned, *state, "by plan");
             }
             index.forget(6);
+            assert_eq!(index.page(0, 6), (u64::MAX, Vec::new()));
+            let mut page = Some(0);
+            while let Some(from) = page {
+                page = index.sweep(from, 2);
+            }
             assert!(index.is_empty());
         }
     }

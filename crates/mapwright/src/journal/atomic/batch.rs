@@ -13,6 +13,9 @@ use crate::journal::sabotage::{self, Sabotage};
 /// after it as nobody can write.
 const LAST_GAP: u64 = 1 << 63;
 
+/// What is written ahead.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
 /// Entries on their way to the journal. Dropped without [`commit`](Self::commit) or [`spill`](Self::spill), nothing has
 /// happened: the next batch writes over it.
 pub struct Batch<'a> {
@@ -189,9 +192,14 @@ impl Batch<'_> {
     /// Writes the buffer, with zeros behind it up to the end of `backed`, or on a full disk up to its beginning.
     fn write_backed(&mut self, position: u64, backed: Range<u64>) -> Result<()> {
         let atomic = self.atomic;
-        let mut attempt = |end: u64| {
-            self.buffer.resize((end - position) as usize, 0);
-            disk::write(&*atomic.journal, position, &self.buffer)
+        let after = position + self.buffer.len() as u64;
+        // Not in the buffer, whose memory is charged.
+        let attempt = |end: u64| {
+            disk::write(&*atomic.journal, position, &self.buffer)?;
+            let mut starts = (after..end).step_by(ZEROS.len());
+            starts.try_for_each(|at| {
+                disk::write(&*atomic.journal, at, &ZEROS[..(end - at).min(ZEROS.len() as u64) as usize])
+            })
         };
         let mut end = backed.end;
         let mut written = attempt(end);
@@ -287,7 +295,8 @@ impl Batch<'_> {
             state.lengths_changed += u64::from(shortest != state.shortest);
             (state.shortest, state.least) = (shortest, None);
             let viewed = state.snapshots.keys().next().copied().unwrap_or(u64::MAX);
-            state.index.absorb(pending, self.chain.sequence, viewed.min(state.claimed));
+            let oldest = viewed.min(state.claimed).min(state.planned);
+            state.index.absorb(pending, self.chain.sequence, oldest);
             state.committed = Committed { at: self.chain, file_len: self.len };
             state.recent.push_back(state.committed);
         }
