@@ -7,7 +7,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
@@ -50,6 +50,18 @@ impl SharedFrames {
     /// What making the checked view meets.
     pub fn address(&self, checked: bool) -> io::Result<usize> {
         Ok(self.view(checked)?.start())
+    }
+
+    /// A descriptor of the memory, for reading, to be handed to another process. Who runs as the same user can open it for
+    /// writing all the same.
+    ///
+    /// # Errors
+    /// Whatever opening it through `/proc` says.
+    pub fn lend(&self) -> io::Result<OwnedFd> {
+        rustix::fs::fchmod(&self.memfd, rustix::fs::Mode::RUSR)?;
+        let link = format!("/proc/self/fd/{}", self.memfd.as_raw_fd());
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+        Ok(rustix::fs::open(link, flags, rustix::fs::Mode::empty())?)
     }
 
     fn view(&self, checked: bool) -> io::Result<&Reservation> {

@@ -25,6 +25,7 @@ pub mod page_cache;
 pub mod page_state;
 pub mod pagemap;
 mod process;
+pub mod remote;
 pub mod ring;
 pub mod shared;
 pub mod signals;

@@ -168,6 +168,18 @@ impl Reservation {
         unsafe { self.place(at.clone(), map) }
     }
 
+    /// As [`map_file`](Self::map_file), private and for reading, from offset 0 on over all of it. A userfaultfd takes shared
+    /// mappings only of what this process may write; private ones of what it may read, and shows the file's own pages there.
+    pub(crate) fn map_privately(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let at = self.start..self.start + self.len;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
+        let map =
+            || unsafe { Ok(mmap(std::ptr::null_mut(), at.len(), ProtFlags::READ, flags, fd, 0)? as usize) };
+        // SAFETY: all of this reservation, of which nobody has a slice yet.
+        unsafe { self.place(at.clone(), map) }
+    }
+
     /// Places a mapping over a part. After a failure that may have left a gap, nothing is placed any more.
     ///
     /// # Safety

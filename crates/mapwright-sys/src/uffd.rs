@@ -22,6 +22,11 @@ const UFFDIO_POISON: libc::c_ulong = 0xc020_aa08;
 const USERFAULTFD_IOC_NEW: libc::c_ulong = 0xaa00;
 const UFFD_USER_MODE_ONLY: libc::c_int = 1;
 const UFFD_EVENT_PAGEFAULT: u8 = 0x12;
+const UFFD_EVENT_FORK: u8 = 0x13;
+/// What the link of a userfaultfd in `/proc/self/fd` says.
+const LINK: &str = "anon_inode:[userfaultfd]";
+/// Tries of an operation on another process's memory, which that process may keep from ever ending.
+const TRIES: u32 = 64;
 const CONTINUE_MODE_WP: u64 = 1 << 1;
 const COPY_MODE_WP: u64 = 1 << 1;
 const MOVE_MODE_ALLOW_SRC_HOLES: u64 = 1 << 1;
@@ -189,7 +194,21 @@ impl Uffd {
         Ok((Features(api.features), source))
     }
 
-    /// How this userfaultfd was obtained.
+    /// Takes a userfaultfd that another process made and handed over: what is done with it is done to that process's memory.
+    /// Its features are that process's to know.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the descriptor is of something else; whatever reading its link in `/proc` says.
+    pub fn received(fd: OwnedFd) -> io::Result<Self> {
+        let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+        if link.as_os_str() != LINK {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("not a userfaultfd: {link:?}")));
+        }
+        let interrupt = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { fd, interrupt, source: Source::SystemCall, features: Features::default() })
+    }
+
+    /// How this userfaultfd was obtained. Of one that was received nothing is known, and the first is said.
     pub fn source(&self) -> Source {
         self.source
     }
@@ -414,6 +433,41 @@ impl Uffd {
         Ok(())
     }
 
+    /// As [`resume`](Self::resume), for memory of another process, which may be gone, or may keep this from ever being done.
+    ///
+    /// # Errors
+    /// `WouldBlock` when it was not done after some tries.
+    pub(crate) fn resume_for_another(&self, range: Range<usize>) -> io::Result<()> {
+        let mut start = range.start;
+        let mut tries = 0;
+        while start < range.end {
+            let mut argument =
+                Resolve { start: start as u64, len: (range.end - start) as u64, mode: 0, done: 0 };
+            // SAFETY: `argument` has the kernel's layout of `struct uffdio_continue`. It shows pages that exist, in memory that
+            // its owner has registered for that.
+            let answer = unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_CONTINUE, &mut argument) };
+            let Err(error) = check(answer.into()) else { return Ok(()) };
+            if argument.done > 0 {
+                start += argument.done as usize;
+                continue;
+            }
+            match error.raw_os_error() {
+                Some(libc::EEXIST) => {
+                    self.wake(start..start + PAGE_SIZE);
+                    start += PAGE_SIZE;
+                }
+                Some(libc::ESRCH) => return Ok(()), // it is gone, and nobody waits
+                Some(libc::EAGAIN | libc::EINTR) if tries < TRIES => {
+                    tries += 1;
+                    std::thread::yield_now();
+                }
+                Some(libc::EAGAIN | libc::EINTR) => return Err(io::ErrorKind::WouldBlock.into()),
+                _ => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// Makes threads that wait for a page of `range` touch it again.
     pub(crate) fn wake(&self, range: Range<usize>) {
         let mut wake = Wake { start: range.start as u64, len: (range.end - range.start) as u64 };
@@ -440,16 +494,50 @@ impl Uffd {
         }
     }
 
+    /// Appends the addresses of faults that are there already; how many events there were. Never waits, also where another
+    /// process that has the userfaultfd too says that it may.
+    ///
+    /// # Errors
+    /// Whatever the kernel says.
+    pub fn take_faults(&self, addresses: &mut Vec<usize>) -> io::Result<usize> {
+        self.read_events(addresses, |messages, room| {
+            let part = libc::iovec { iov_base: messages.cast(), iov_len: room };
+            // SAFETY: `part` is room for plain data, and the only one.
+            let read = unsafe { libc::preadv2(self.fd.as_raw_fd(), &part, 1, -1, libc::RWF_NOWAIT) };
+            if read >= 0 || io::Error::last_os_error().raw_os_error() != Some(libc::EOPNOTSUPP) {
+                return read;
+            }
+            // Before Linux 6.10 the flag of the descriptor alone decides: set again, it is right but for a moment.
+            let _ = rustix::fs::fcntl_setfl(&self.fd, rustix::fs::OFlags::NONBLOCK);
+            // SAFETY: the same room.
+            unsafe { libc::read(self.fd.as_raw_fd(), messages.cast(), room) }
+        })
+    }
+
     fn read_faults(&self, addresses: &mut Vec<usize>) -> io::Result<usize> {
+        // SAFETY: `read_events` hands over plain data with room for so many bytes.
+        self.read_events(addresses, |messages, room| unsafe {
+            libc::read(self.fd.as_raw_fd(), messages.cast(), room)
+        })
+    }
+
+    fn read_events(
+        &self,
+        addresses: &mut Vec<usize>,
+        read: impl Fn(*mut Message, usize) -> libc::ssize_t,
+    ) -> io::Result<usize> {
         let mut messages = [Message::default(); 16];
-        let room = size_of_val(&messages);
-        // SAFETY: `messages` is plain data with room for `room` bytes.
-        let read = unsafe { libc::read(self.fd.as_raw_fd(), messages.as_mut_ptr().cast(), room) };
+        let read = read(messages.as_mut_ptr(), size_of_val(&messages));
         let read = match check(read as libc::c_long) {
             Ok(bytes) => bytes as usize / size_of::<Message>(),
             Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => 0,
             Err(error) => return Err(error),
         };
+        for fork in messages[..read].iter().filter(|message| message.event == UFFD_EVENT_FORK) {
+            // Nobody here asks for this event; another process may have. The first field is a descriptor, made for us.
+            // SAFETY: the kernel made the descriptor in this process as the message was read, and nobody else has it.
+            drop(unsafe { OwnedFd::from_raw_fd(fork.flags as u32 as i32) });
+        }
         let faults = messages[..read].iter().filter(|message| message.event == UFFD_EVENT_PAGEFAULT);
         addresses.extend(faults.map(|message| message.address as usize));
         Ok(read)
