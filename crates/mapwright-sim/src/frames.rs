@@ -113,7 +113,7 @@ impl Space {
     }
 
     fn base(&self, view: View) -> usize {
-        (1 + self.id * 2 + view as usize) << VIEW_SHIFT
+        (1 + self.id * 2 + index(view)) << VIEW_SHIFT
     }
 
     /// The view and offset behind an address, when it is of this space.
@@ -155,13 +155,13 @@ impl Space {
 
 impl SpaceState {
     pub(crate) fn entry(&self, view: View, page: u64) -> Entry {
-        self.entries[view as usize].get(&page).copied().unwrap_or(Entry::None)
+        self.entries[index(view)].get(&page).copied().unwrap_or(Entry::None)
     }
 
     pub(crate) fn set(&mut self, view: View, page: u64, entry: Entry) {
         match entry {
-            Entry::None => self.entries[view as usize].remove(&page),
-            entry => self.entries[view as usize].insert(page, entry),
+            Entry::None => self.entries[index(view)].remove(&page),
+            entry => self.entries[index(view)].insert(page, entry),
         };
     }
 
@@ -298,7 +298,7 @@ const EEXIST: i32 = 17;
 
 impl Frames for SimFrames {
     fn address(&self, view: View) -> mapwright::Result<usize> {
-        self.enter("address", view as u64, 0);
+        self.enter("address", index(view) as u64, 0);
         if view == View::Checked {
             self.space.lock().checked_exists = true;
         }
@@ -491,6 +491,15 @@ impl Drop for SimFrames {
         self.space.lock().gone = true;
         let pages = held.frames.len() + held.copies.len();
         self.count_frames(-i64::try_from(pages).expect("frames fit"));
+    }
+}
+
+/// The place of a view in arrays of both.
+fn index(view: View) -> usize {
+    match view {
+        View::Plain => 0,
+        View::Checked => 1,
+        View::Remote(_) => unreachable!("simulated frames are shown to nobody else"),
     }
 }
 

@@ -194,6 +194,7 @@ impl Frames for SimMoved {
                     }
                     self.0.wake_waiters(&[View::Checked], page..page + 1);
                 }
+                View::Remote(_) => unreachable!("frames that are moved are shown to nobody else"),
             }
             Ok(())
         })?;

@@ -257,6 +257,16 @@ pub enum Error {
         /// What the kernel answered.
         source: Arc<io::Error>,
     },
+    /// The pager server that served a map, or was to, is not there any more.
+    #[error(
+        "{path}: the pager server is gone ({source}): start it again, connect anew and open the files again"
+    )]
+    ServerLost {
+        /// Where it listened.
+        path: String,
+        /// How that was noticed.
+        source: Arc<io::Error>,
+    },
     /// An earlier write-back or sync failed and was not acknowledged yet. Nothing was dropped: the pages are still dirty.
     #[error("{path}: an earlier write-back failed and is not acknowledged: {source}")]
     Latched {
@@ -306,7 +316,8 @@ impl Error {
         match self {
             Self::Io { source, .. }
             | Self::Unsupported { source, .. }
-            | Self::LimitReached { source, .. } => source.raw_os_error(),
+            | Self::LimitReached { source, .. }
+            | Self::ServerLost { source, .. } => source.raw_os_error(),
             Self::Latched { source, .. } => source.errno(),
             _ => None,
         }
@@ -329,7 +340,8 @@ impl From<Error> for io::Error {
         let kind = match &error {
             Error::Io { source, .. }
             | Error::Unsupported { source, .. }
-            | Error::LimitReached { source, .. } => source.kind(),
+            | Error::LimitReached { source, .. }
+            | Error::ServerLost { source, .. } => source.kind(),
             Error::TimedOut { .. } => io::ErrorKind::TimedOut,
             Error::OutOfRange { .. }
             | Error::Invalid { .. }

@@ -41,6 +41,7 @@ pub mod journal;
 #[doc(hidden)]
 pub mod locks;
 pub mod mmap;
+mod remote;
 pub mod stores;
 #[cfg(feature = "zerocopy")]
 pub mod sync;
@@ -56,6 +57,7 @@ pub use engine::read_ahead::Advice;
 pub use engine::stats::Stats;
 pub use error::{Change, Error, Result, ViewProblem};
 pub use journal::JournalError;
+pub use remote::Server;
 #[cfg(feature = "zerocopy")]
 pub use typed::{MapVec, Views, ViewsMut};
 

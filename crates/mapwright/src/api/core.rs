@@ -14,6 +14,7 @@ use crate::engine::request::{Acquire, Request};
 use crate::engine::{evict, fault, request};
 use crate::error::{Error, Result};
 use crate::mmap::Residency;
+use crate::remote::served::{Served, ServedPin, ServedScope};
 use crate::stores::Store;
 
 /// What residency is told in, in bytes.
@@ -28,6 +29,7 @@ pub(super) enum Behind {
     },
     Kernel(Arc<KernelFile>),
     Pager(Opened),
+    Server(Arc<Served>),
 }
 
 /// A part of a file: `offset..offset + len` of it, all else in the map's own coordinates.
@@ -43,6 +45,7 @@ pub(super) enum AnyScope {
     None,
     Kernel(super::kernel_map::KernelScope),
     Pager(Scope),
+    Server(ServedScope),
 }
 
 impl AnyScope {
@@ -52,6 +55,7 @@ impl AnyScope {
             Self::None => Ok(()),
             Self::Kernel(scope) => scope.end(),
             Self::Pager(scope) => scope.end(),
+            Self::Server(scope) => scope.end(),
         }
     }
 }
@@ -62,6 +66,7 @@ impl Core {
             Behind::Buffer { name, .. } => name,
             Behind::Kernel(kernel) => kernel.name(),
             Behind::Pager(file) => &file.name,
+            Behind::Server(served) => served.name(),
         }
     }
 
@@ -110,7 +115,11 @@ impl Core {
                 if !pin_hits(file, &blocks) {
                     Request::new(file, blocks.clone().collect(), true)?.wait()?.keep();
                 }
-                Ok(Some(Pins { file, blocks }))
+                Ok(Some(Pins::Own { file, blocks }))
+            }
+            Behind::Server(served) => {
+                let pin = served.pin(&[self.in_file(range)], true)?;
+                Ok(Some(Pins::Server(Arc::new(pin))))
             }
             Behind::Kernel(kernel) => kernel.populate(self.in_file(range)).map(|()| None),
             Behind::Buffer { .. } => Ok(None),
@@ -119,16 +128,23 @@ impl Core {
 
     /// As [`pin`](Self::pin), as a future. The kernel's mmap has no asynchronous form: there it blocks.
     pub(super) async fn pin_async(&self, range: &Range<u64>) -> Result<Option<Pins<'_>>> {
+        if let Behind::Server(served) = &self.behind {
+            let pin = served.pin_async(&[self.in_file(range)], true).await?;
+            return Ok(Some(Pins::Server(Arc::new(pin))));
+        }
         let Behind::Pager(file) = &self.behind else { return self.pin(range) };
         let blocks = file.blocks_of(self.in_file(range));
         if !pin_hits(file, &blocks) {
             Acquire::new(Request::new(file, blocks.clone().collect(), true)?).await?.keep();
         }
-        Ok(Some(Pins { file, blocks }))
+        Ok(Some(Pins::Own { file, blocks }))
     }
 
     /// Makes many ranges resident in one submission and holds them.
     pub(super) fn pin_many(&self, ranges: &[Range<u64>]) -> Result<Vec<Option<Pins<'_>>>> {
+        if let Behind::Server(served) = &self.behind {
+            return Ok(shared(served.pin(&self.all_in_file(ranges), false)?, ranges.len()));
+        }
         let Behind::Pager(file) = &self.behind else {
             return ranges.iter().map(|range| self.pin(range)).collect();
         };
@@ -138,9 +154,16 @@ impl Core {
 
     /// As [`pin_many`](Self::pin_many), as a future.
     pub(super) async fn pin_many_async(&self, ranges: &[Range<u64>]) -> Result<Vec<Option<Pins<'_>>>> {
+        if let Behind::Server(served) = &self.behind {
+            return Ok(shared(served.pin_async(&self.all_in_file(ranges), false).await?, ranges.len()));
+        }
         let Behind::Pager(file) = &self.behind else { return self.pin_many(ranges) };
         Acquire::new(self.many(file, ranges)?).await?.keep();
         Ok(self.pins_of(file, ranges))
+    }
+
+    fn all_in_file(&self, ranges: &[Range<u64>]) -> Vec<Range<u64>> {
+        ranges.iter().map(|range| self.in_file(range)).collect()
     }
 
     fn many(&self, file: &Arc<File>, ranges: &[Range<u64>]) -> Result<Request> {
@@ -149,7 +172,10 @@ impl Core {
     }
 
     fn pins_of<'m>(&self, file: &'m Arc<File>, ranges: &[Range<u64>]) -> Vec<Option<Pins<'m>>> {
-        ranges.iter().map(|range| Some(Pins { file, blocks: file.blocks_of(self.in_file(range)) })).collect()
+        ranges
+            .iter()
+            .map(|range| Some(Pins::Own { file, blocks: file.blocks_of(self.in_file(range)) }))
+            .collect()
     }
 
     /// Brings a range into memory.
@@ -161,6 +187,7 @@ impl Core {
                         .entered();
                 request::prefetch(file, self.in_file(range))
             }
+            Behind::Server(served) => served.prefetch(self.in_file(range)),
             Behind::Kernel(kernel) => kernel.will_need(self.in_file(range)),
             Behind::Buffer { .. } => Ok(()),
         }
@@ -173,6 +200,10 @@ impl Core {
                 fault::read_soon(file, vec![file.blocks_of(self.in_file(range))], None);
                 Ok(())
             }
+            Behind::Server(served) => {
+                served.will_need(self.in_file(range));
+                Ok(())
+            }
             Behind::Kernel(kernel) => kernel.will_need(self.in_file(range)),
             Behind::Buffer { .. } => Ok(()),
         }
@@ -180,6 +211,9 @@ impl Core {
 
     /// As [`prefetch`](Self::prefetch), as a future.
     pub(super) async fn prefetch_async(&self, range: &Range<u64>) -> Result<()> {
+        if let Behind::Server(served) = &self.behind {
+            return served.prefetch_async(self.in_file(range)).await;
+        }
         let Behind::Pager(file) = &self.behind else { return self.prefetch(range) };
         for part in request::prefetch_parts(file, self.in_file(range)) {
             drop(Acquire::new(Request::new(file, part.collect(), false)?).await?);
@@ -192,6 +226,10 @@ impl Core {
         let range = self.resolve(offset..offset.saturating_add(into.len() as u64))?;
         match &self.behind {
             Behind::Pager(file) => file.read_at(self.offset + range.start, into),
+            Behind::Server(served) => {
+                let from = &bytes[range.start as usize..range.end as usize];
+                served.read_at(self.offset + range.start, from, into)
+            }
             Behind::Kernel(kernel) => kernel.read_at(self.offset + range.start, into),
             Behind::Buffer { .. } => {
                 into.copy_from_slice(&bytes[range.start as usize..range.end as usize]);
@@ -203,6 +241,7 @@ impl Core {
     pub(super) fn enter_checked(&self) -> Result<AnyScope> {
         Ok(match &self.behind {
             Behind::Pager(file) => AnyScope::Pager(Scope::enter(file)?),
+            Behind::Server(served) => AnyScope::Server(served.enter()?),
             Behind::Kernel(kernel) => AnyScope::Kernel(kernel.enter()?),
             Behind::Buffer { .. } => AnyScope::None,
         })
@@ -211,6 +250,7 @@ impl Core {
     pub(super) fn advise(&self, advice: Advice) -> Result<()> {
         match &self.behind {
             Behind::Pager(file) => file.advise(advice),
+            Behind::Server(served) => served.advise(advice),
             Behind::Kernel(kernel) => kernel.advise(self.in_file(&(0..self.len)), advice)?,
             Behind::Buffer { .. } => {}
         }
@@ -221,6 +261,7 @@ impl Core {
     pub(super) fn evict(&self, range: &Range<u64>) -> u64 {
         match &self.behind {
             Behind::Pager(file) => evict::drop_clean(file, file.blocks_of(self.in_file(range))),
+            Behind::Server(served) => served.evict(self.in_file(range)),
             Behind::Kernel(_) | Behind::Buffer { .. } => 0,
         }
     }
@@ -232,6 +273,10 @@ impl Core {
         let pages = if range.is_empty() { first..first } else { first..bytes.end.div_ceil(PAGE) };
         let resident = match &self.behind {
             Behind::Pager(file) => pages.map(|page| u8::from(file.is_resident(page * PAGE))).collect(),
+            Behind::Server(served) => {
+                let what = format!("{}: which pages are in memory, by a pager server", served.name());
+                return Err(Error::invalid(what, "ask for resident_bytes, which it knows"));
+            }
             Behind::Kernel(kernel) => kernel.residency(&pages)?,
             Behind::Buffer { .. } => pages.map(|_| 1).collect(),
         };
@@ -242,9 +287,16 @@ impl Core {
     pub(super) fn resident_bytes(&self) -> u64 {
         match &self.behind {
             Behind::Pager(file) => file.resident_bytes(),
+            Behind::Server(served) => served.resident_bytes(),
             Behind::Kernel(_) | Behind::Buffer { .. } => self.len,
         }
     }
+}
+
+/// One pin for many ranges.
+fn shared<'m>(pin: ServedPin, count: usize) -> Vec<Option<Pins<'m>>> {
+    let pin = Arc::new(pin);
+    (0..count).map(|_| Some(Pins::Server(Arc::clone(&pin)))).collect()
 }
 
 /// Pins a run of blocks if all are hits, else none.

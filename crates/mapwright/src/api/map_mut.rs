@@ -117,7 +117,9 @@ impl MapMut {
     pub fn overwrite(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         match &self.core.behind {
             Behind::Buffer { .. } => self.write_at(offset, bytes),
-            Behind::Pager(_) | Behind::Kernel(_) => self.shared().overwrite(offset, bytes),
+            Behind::Pager(_) | Behind::Kernel(_) | Behind::Server(_) => {
+                self.shared().overwrite(offset, bytes)
+            }
         }
     }
 
@@ -150,6 +152,7 @@ impl MapMut {
             // The kernel has it already.
             Behind::Kernel(_) if self.durability == Durability::None => Ok(()),
             Behind::Kernel(kernel) => kernel.flush(self.core.in_file(&range)),
+            Behind::Server(served) => Err(served.read_only()),
             Behind::Buffer { store: Some(store), .. } => {
                 let syncs = self.durability != Durability::None;
                 write_buffer(&**store, &self.bytes, self.core.offset, self.whole, syncs)
@@ -163,7 +166,7 @@ impl MapMut {
     pub fn acknowledge_error(&self) -> Option<Error> {
         match &self.core.behind {
             Behind::Pager(file) => write_back::acknowledge(file),
-            Behind::Kernel(_) | Behind::Buffer { .. } => None,
+            Behind::Kernel(_) | Behind::Server(_) | Behind::Buffer { .. } => None,
         }
     }
 
@@ -182,6 +185,7 @@ impl MapMut {
         match &self.core.behind {
             Behind::Pager(file) => file.resize(len)?,
             Behind::Kernel(kernel) => kernel.resize(len)?,
+            Behind::Server(served) => return Err(served.read_only()),
             Behind::Buffer { .. } => {
                 let no_memory = |_| {
                     let kind = std::io::ErrorKind::OutOfMemory;
@@ -263,7 +267,7 @@ impl MapMut {
         let flushed = self.flush();
         match &self.core.behind {
             Behind::Pager(file) => flushed.and(commit::close(file)),
-            Behind::Kernel(_) | Behind::Buffer { .. } => flushed,
+            Behind::Kernel(_) | Behind::Server(_) | Behind::Buffer { .. } => flushed,
         }
     }
 }
@@ -401,6 +405,7 @@ impl Shared<'_> {
         match &self.map.core.behind {
             Behind::Pager(file) => file.write_at(start, bytes),
             Behind::Kernel(kernel) => kernel.write_at(start, bytes),
+            Behind::Server(served) => Err(served.read_only()),
             Behind::Buffer { .. } => Err(self.is_a_buffer()),
         }
     }
@@ -414,6 +419,7 @@ impl Shared<'_> {
         match &self.map.core.behind {
             Behind::Pager(file) => file.overwrite(start, bytes),
             Behind::Kernel(kernel) => kernel.write_at(start, bytes),
+            Behind::Server(served) => Err(served.read_only()),
             Behind::Buffer { .. } => Err(self.is_a_buffer()),
         }
     }

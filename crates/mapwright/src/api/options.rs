@@ -16,7 +16,7 @@ use super::core::{Behind, Core};
 use super::kernel_map::KernelFile;
 use super::map::Map;
 use super::map_mut::MapMut;
-use super::pager::Pager;
+use super::pager::{Backing, Pager};
 use super::strategy::{Choice, Strategy};
 use crate::engine::file::{File as PagedFile, FileSpec, Keep, MOVED_BUDGET};
 use crate::engine::kernel::{FaultMode, FrameKind};
@@ -26,6 +26,8 @@ use crate::engine::{Engine, commit};
 use crate::error::{Change, Error, Result};
 use crate::journal::AtomicFile;
 use crate::journal::place::Directory;
+use crate::remote::connection::Connection;
+use crate::remote::served::{Served, ServedSpec};
 use crate::stores::{FileOptions, FileStore, Store};
 
 /// Files up to this length are read rather than mapped, if they are opened for reading: a mapping costs more.
@@ -185,6 +187,16 @@ impl MapOptions {
         let may_read = matches!(self.strategy, Strategy::Auto | Strategy::Buffer);
         if let Some(map) = if may_read { self.open_small(path)? } else { None } {
             return Ok(map);
+        }
+        if let (Strategy::Auto | Strategy::Pager, Some(Pager(Backing::Server(server)))) =
+            (self.strategy, &self.pager)
+        {
+            return match self.open_served(path, server) {
+                Err(error @ Error::Unsupported { .. }) if self.strategy == Strategy::Auto => {
+                    self.open_kernel(self.file_store(path, false)?, &format!("no pager here: {error}"))
+                }
+                opened => opened,
+            };
         }
         let store = self.file_store(path, false)?;
         match self.strategy {
@@ -386,11 +398,12 @@ impl MapOptions {
             ));
         }
         let pager = self.pager.clone().map_or_else(Pager::global, Ok)?;
+        let pager = pager.own("a map for writing")?;
         let store = self.file_store(path, true)?;
         lock(&*store)?;
         let place = Arc::new(Directory::of(store.as_fd(), path)?);
         let file = Arc::clone(&store) as Arc<dyn Store>;
-        let (atomic, _) = AtomicFile::open(place, file, commit::limits(&pager.0))?;
+        let (atomic, _) = AtomicFile::open(place, file, commit::limits(pager))?;
         let atomic = Arc::new(atomic);
         let opened = self.open_kept(store, Keep::Atomic(Arc::clone(&atomic)), "commits are the pager's");
         // Nothing was committed yet: if this fails too, the next open finds an empty journal.
@@ -400,6 +413,28 @@ impl MapOptions {
     fn open_kept(&self, store: Arc<dyn Store>, keep: Keep, why: &'static str) -> Result<MapMut> {
         let (core, memory) = self.paged(store, Some(keep), why)?;
         Ok(MapMut::new(core, writer(memory)?, self.is_whole(), self.durability))
+    }
+
+    /// Maps a file of a pager server, which reads it by a descriptor of this process's.
+    fn open_served(&self, path: &Path, server: &Arc<Connection>) -> Result<Map> {
+        if self.fault_mode != FaultMode::Thread || self.frames == FrameKind::Moved {
+            return Err(Error::invalid(
+                "faults in the faulting thread or moved frames, by a pager server",
+                "leave MapOptions::fault_mode and frames as they are, or use a pager of this process",
+            ));
+        }
+        let block_size = u32::try_from(self.block_size).map_err(|_| {
+            Error::invalid(format!("blocks of {} bytes", self.block_size), "use at most 2 MiB")
+        })?;
+        let store = FileStore::open(path, &FileOptions::default())?;
+        let spec =
+            ServedSpec { block_size, direct: self.direct, advice: self.advice, deadline: self.deadline };
+        let served = Served::open(server, &store, &spec)?;
+        let (len, memory) = (served.len(), Arc::clone(served.frames()) as Arc<dyn AddressRange>);
+        let efault = if server.serves_user_mode_only() { EFAULT } else { "" };
+        let why = format!("served by the pager server at {}{efault}", server.path().display());
+        let core = self.part(Behind::Server(served), len, Choice::new(Strategy::Pager, why))?;
+        Ok(Map::new(core, reader(memory)))
     }
 
     fn paged(
@@ -438,9 +473,10 @@ impl MapOptions {
     ) -> Result<(Arc<PagedFile>, Arc<dyn AddressRange>)> {
         let writable = keep.is_some();
         let pager = self.pager.clone().map_or_else(Pager::global, Ok)?;
-        if self.frames == FrameKind::Moved && pager.0.budget.total() < MOVED_BUDGET {
+        let pager = pager.own(if writable { "a map for writing" } else { "a store of one's own" })?;
+        if self.frames == FrameKind::Moved && pager.budget.total() < MOVED_BUDGET {
             return Err(Error::invalid(
-                format!("moved frames under a budget of {} bytes", pager.0.budget.total()),
+                format!("moved frames under a budget of {} bytes", pager.budget.total()),
                 "raise Pager::builder().budget() to 16 MiB, or leave MapOptions::frames at Auto",
             ));
         }
@@ -456,7 +492,7 @@ impl MapOptions {
             advice: self.advice,
             keep: keep.unwrap_or_default(),
         };
-        let file = Engine::open_file(&pager.0, spec)?;
+        let file = Engine::open_file(pager, spec)?;
         let Some(memory) = file.frames().memory() else {
             return Err(Error::invalid("a simulated kernel", "use the engine's own interface there"));
         };

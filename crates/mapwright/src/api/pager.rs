@@ -8,15 +8,27 @@ use crate::engine::host::Host;
 use crate::engine::stats::Stats;
 use crate::engine::{Engine, Handle};
 use crate::error::{Error, Result};
+use crate::remote::connection::Connection;
+use crate::remote::protocol::no_stats;
 
-/// A page cache with a hard budget, shared by all files that are opened with it. Cheap to clone; the last clone or map of
-/// it closes it and ends its threads.
+/// A page cache with a hard budget, shared by all files that are opened with it: one of this process, or one of a
+/// [`Server`](crate::Server) that other processes use too. Cheap to clone; the last clone or map of it closes it and ends its
+/// threads.
 ///
 /// # Threads and fork
 /// `Send` and `Sync`. The pager has threads of its own, made as they are needed. They do not exist in a child made by
 /// fork(2): maps of the pager are not there either (a touch is SIGSEGV), and the child must not use the pager.
 #[derive(Clone)]
-pub struct Pager(pub(crate) Arc<Handle>);
+pub struct Pager(pub(crate) Backing);
+
+/// Where a pager's cache is.
+#[derive(Clone)]
+pub(crate) enum Backing {
+    /// In this process.
+    Own(Arc<Handle>),
+    /// In a server.
+    Server(Arc<Connection>),
+}
 
 /// Settings of a [`Pager`].
 #[derive(Clone, Debug, Default)]
@@ -45,9 +57,44 @@ impl Pager {
         Ok(GLOBAL.get_or_init(|| pager).clone())
     }
 
-    /// A snapshot of the counters of everything opened with this pager.
+    /// Connects to a pager server, one of `mapwright serve` or a [`Server`](crate::Server), that listens at `path`. Files that
+    /// are opened for reading with the pager returned are mapped from the server's frames: what several processes map is in
+    /// memory once, and the server's budget is for all of them.
+    ///
+    /// When the server ends, touching a page that is not shown yet raises SIGBUS after a message, and explicit access is
+    /// [`Error::ServerLost`]. Pages never read as zeros for that.
+    ///
+    /// What such a pager can't do so far is [`Error::Invalid`]: opening for writing, stores other than files,
+    /// [`FaultMode::InThread`](crate::FaultMode::InThread), [`FrameKind::Moved`](crate::FrameKind::Moved) and recordings.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if nobody listens there; [`Error::NotTrusted`] if the server runs as another user than this process or root;
+    /// [`Error::Unsupported`] where the machine has no userfaultfd; [`Error::ServerLost`] if the server refuses, with its reason.
+    pub fn connect(path: impl AsRef<Path>) -> Result<Self> {
+        Connection::open(path.as_ref()).map(|connection| Self(Backing::Server(connection)))
+    }
+
+    /// The engine, where it is in this process.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if it is in a server, which can't do `what`.
+    pub(crate) fn own(&self, what: &str) -> Result<&Arc<Handle>> {
+        match &self.0 {
+            Backing::Own(handle) => Ok(handle),
+            Backing::Server(_) => Err(Error::invalid(
+                format!("{what}, by a pager server"),
+                "use a pager of this process (Pager::builder) for that",
+            )),
+        }
+    }
+
+    /// A snapshot of the counters of everything opened with this pager; of a server's, of everything that it serves. All are 0
+    /// when the server is gone.
     pub fn stats(&self) -> Stats {
-        self.0.stats()
+        match &self.0 {
+            Backing::Own(handle) => handle.stats(),
+            Backing::Server(connection) => connection.stats().unwrap_or_else(no_stats),
+        }
     }
 
     /// Ends the recording that [`PagerBuilder::record`] has begun: how many references were recorded. A recording that is not
@@ -57,12 +104,15 @@ impl Pager {
     /// The first failure to write the trace; [`Error::Invalid`] if there is no recording, or none any more.
     pub fn end_recording(&self) -> Result<u64> {
         let none = || Error::invalid("no recording to end", "begin one with Pager::builder().record(path)");
-        self.0.recorder.get().ok_or_else(none)?.end()
+        self.own("a recording")?.recorder.get().ok_or_else(none)?.end()
     }
 
     /// The budget in bytes.
     pub fn budget(&self) -> u64 {
-        self.0.budget.total()
+        match &self.0 {
+            Backing::Own(handle) => handle.budget.total(),
+            Backing::Server(connection) => connection.budget(),
+        }
     }
 }
 
@@ -114,7 +164,7 @@ impl PagerBuilder {
         let budget = self.budget.unwrap_or_else(|| available_memory() / 4);
         let engine = Engine::open(Arc::new(Host::new()), budget)?;
         self.record.iter().try_for_each(|path| engine.record(path))?;
-        Ok(Pager(engine))
+        Ok(Pager(Backing::Own(engine)))
     }
 }
 

@@ -4,6 +4,7 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use crate::engine::file::File;
+use crate::remote::served::ServedPin;
 
 /// Bytes of a map that stay resident while this value lives: reading them never faults and never fails.
 ///
@@ -27,39 +28,56 @@ pub struct Pinned<'m> {
 ///
 /// # Threads
 /// `Send` and `Sync`.
-pub struct Held {
-    file: Option<Arc<File>>,
-    blocks: Range<u64>,
+pub struct Held(Holding);
+
+/// What holds the range.
+enum Holding {
+    /// Nothing has to.
+    Nothing,
+    /// One pin on each of a run of blocks.
+    Own(Arc<File>, Range<u64>),
+    /// A pin of a server.
+    Server(#[expect(dead_code, reason = "held, not looked at")] Arc<ServedPin>),
 }
 
 impl Held {
     /// Takes pins over; none for what needs none.
     pub(crate) fn new(pins: Option<Pins<'_>>) -> Self {
-        let Some(pins) = pins else { return Self { file: None, blocks: 0..0 } };
-        let held = Self { file: Some(Arc::clone(pins.file)), blocks: pins.blocks.clone() };
+        let Some(pins) = pins else { return Self(Holding::Nothing) };
+        let held = match &pins {
+            Pins::Own { file, blocks } => Holding::Own(Arc::clone(file), blocks.clone()),
+            Pins::Server(pin) => return Self(Holding::Server(Arc::clone(pin))),
+        };
         std::mem::forget(pins); // they are given back once: below
-        held
+        Self(held)
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if let Some(file) = &self.file {
-            self.blocks.clone().for_each(|block| file.unpin(block));
+        if let Holding::Own(file, blocks) = &self.0 {
+            blocks.clone().for_each(|block| file.unpin(block));
         }
     }
 }
 
 impl std::fmt::Debug for Held {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Held").field("blocks", &self.blocks).finish_non_exhaustive()
+        f.debug_struct("Held").finish_non_exhaustive()
     }
 }
 
-/// One pin on each of a run of blocks.
-pub(crate) struct Pins<'m> {
-    pub(crate) file: &'m Arc<File>,
-    pub(crate) blocks: Range<u64>,
+/// What holds the blocks.
+pub(crate) enum Pins<'m> {
+    /// One pin on each of a run of blocks.
+    Own {
+        /// Of this file.
+        file: &'m Arc<File>,
+        /// These.
+        blocks: Range<u64>,
+    },
+    /// A pin of a server, which many ranges may share.
+    Server(Arc<ServedPin>),
 }
 
 impl<'m> Pinned<'m> {
@@ -71,7 +89,9 @@ impl<'m> Pinned<'m> {
 impl Drop for Pins<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.blocks.clone().for_each(|block| self.file.unpin(block));
+        if let Self::Own { file, blocks } = self {
+            blocks.clone().for_each(|block| file.unpin(block));
+        }
     }
 }
 

@@ -127,7 +127,7 @@ impl File {
     /// [`Error::BudgetExhausted`].
     pub(crate) fn charge_copy(&self, view: View, block: u64) -> Result<()> {
         let has_copy = || self.word(block).bits() & MAPPED_CHECKED != 0;
-        if view == View::Plain || !self.frames.has_copies() || has_copy() {
+        if view != View::Checked || !self.frames.has_copies() || has_copy() {
             return Ok(());
         }
         if !sabotage::is(Sabotage::FreeCopy) {

@@ -11,9 +11,12 @@ use super::fill::{self, Patience, Purpose};
 use super::kernel::{Fault, FaultMode, FaultOutcome, View};
 use super::pool::Kind;
 use super::request;
-use super::{Engine, lock};
+use super::{Engine, PAGE, lock};
 use crate::error::{Error, Result};
 
+/// Pages shown from a touched one on in another process's view, where they are there: as the kernel does around a fault
+/// (`fault_around_bytes`), because a fault that another process serves costs more than showing so many pages.
+const SHOWN_AHEAD: u64 = 16;
 /// Between two tries to wait for faults, when the kernel is short of something.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -39,18 +42,54 @@ pub(crate) fn lead(engine: &Arc<Engine>) {
 
 /// Serves a fault that needs no I/O and no waiting; whether it did.
 fn serve_resident(engine: &Engine, fault: Fault) -> bool {
-    let started = engine.now();
     let Some((file, view, offset)) = engine.locate(fault.address) else { return true };
+    serve_resident_at(&file, view, offset)
+}
+
+/// As [`serve_resident`], where the address is known.
+pub(crate) fn serve_resident_at(file: &Arc<File>, view: View, offset: u64) -> bool {
+    let engine = &***file.pager;
+    let started = engine.now();
     let block = offset >> file.block_shift;
     let Pin::Held(bits) = file.word(block).pin() else { return false };
     if bits & TRIGGER != 0 {
         file.unpin(block); // the pager thread plans the next read-ahead
         return false;
     }
-    let shown = file.charge_copy(view, block).and_then(|()| file.map(view, block..block + 1));
+    let shown = file.charge_copy(view, block).and_then(|()| show(file, view, block));
     file.unpin(block);
     engine.counters.fault_served(engine.now() - started);
     shown.is_ok()
+}
+
+/// Serves a fault in a view of another process, whose affair it is what becomes of the error.
+pub(crate) fn serve_remote(file: &Arc<File>, view: View, offset: u64) -> Result<()> {
+    let started = file.pager.now();
+    let served = serve(file, view, offset, started);
+    file.pager.counters.fault_served(file.pager.now() - started);
+    served
+}
+
+/// Shows a block that is pinned, in another process's view with those that follow and are resident too.
+fn show(file: &File, view: View, block: u64) -> Result<()> {
+    if !matches!(view, View::Remote(_)) {
+        return file.map(view, block..block + 1);
+    }
+    let most = ((SHOWN_AHEAD * PAGE) >> file.block_shift).max(1);
+    let mut end = block + 1;
+    while end < (block + most).min(file.block_count()) {
+        match file.word(end).pin_untouched() {
+            Pin::Held(bits) if bits & TRIGGER == 0 => end += 1,
+            Pin::Held(_) => {
+                file.unpin(end); // it is to be touched
+                break;
+            }
+            _ => break,
+        }
+    }
+    let shown = file.map(view, block..end);
+    (block + 1..end).for_each(|block| file.unpin(block));
+    shown
 }
 
 fn serve_in_pager(engine: &Arc<Engine>, fault: Fault) {
@@ -92,7 +131,7 @@ fn serve(file: &Arc<File>, view: View, offset: u64, since: Duration) -> Result<(
             }
             Pin::Held(bits) => {
                 let shown_by_fill = filled_here && view == View::Plain && bits & SHOWN != 0;
-                let shown = if shown_by_fill { Ok(()) } else { file.map(view, block..block + 1) };
+                let shown = if shown_by_fill { Ok(()) } else { show(file, view, block) };
                 file.unpin(block);
                 if bits & TRIGGER != 0
                     && let Some(trigger) = file.take_trigger(block)
@@ -219,7 +258,7 @@ fn deliver(file: &Arc<File>, view: View, offset: u64, error: Error, epoch: u64) 
             Ok(()) => FaultOutcome::Served,
             Err(cause) => fatal(file, offset, &format!("{error}; zeros could not be shown: {cause}")),
         },
-        View::Plain => {
+        View::Plain | View::Remote(_) => {
             let text = format!(
                 "mapwright: a slice was touched at a page that cannot be read; SIGBUS follows \
                  (use Map::get or Map::checked to get the error as a value): {error}\n"

@@ -395,7 +395,7 @@ impl File {
         if view == View::Checked && self.frames.has_copies() {
             self.map(View::Plain, blocks.clone())?; // to be copied from there
         }
-        if view == View::Checked || self.frames.regions().is_none() {
+        if view != View::Plain || self.frames.regions().is_none() {
             return self.map_blocks(view, blocks);
         }
         let Range { mut start, end } = blocks;
@@ -708,7 +708,8 @@ impl File {
 /// The bit that says that a view shows a block.
 pub(crate) fn mapped_bit(view: View) -> u32 {
     match view {
-        View::Plain => MAPPED,
+        // What other processes show is not told apart: for files that are read it decides only in which order things are evicted.
+        View::Plain | View::Remote(_) => MAPPED,
         View::Checked => MAPPED_CHECKED,
     }
 }

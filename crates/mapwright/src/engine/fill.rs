@@ -464,6 +464,10 @@ fn show(file: &File, blocks: &Range<u64>, bytes: &mut [u8], trigger: Option<u64>
         around().for_each(mapped);
         return Ok(around().all(|run| file.frames.map(View::Plain, file.bytes_of(&run)).is_ok()));
     }
+    if file.frames.is_lent() {
+        // Each process has what it touches shown in its own view.
+        return file.frames.store(file.bytes_of(blocks).start, bytes).map(|()| false);
+    }
     if let Some(trigger) = trigger {
         let run = trigger..trigger + 1;
         file.frames.store(file.bytes_of(&run).start, of(&run))?;

@@ -99,6 +99,19 @@ fn open_uffd(mode: FaultMode) -> Result<Uffd> {
     Uffd::open(features).map_err(refused)
 }
 
+/// A userfaultfd for memory whose faults another process serves.
+///
+/// # Errors
+/// [`Error::Unsupported`] where the machine has none, or can't stop a thread at a page that will never come.
+pub(crate) fn open_uffd_for_reading() -> Result<Uffd> {
+    let (offered, _) = Uffd::offered().map_err(refused)?;
+    let wanted = READ_FEATURES.with(Features::POISON);
+    if !offered.contains(wanted) {
+        return Err(too_old("userfaultfd that can refuse pages (POISON)"));
+    }
+    Uffd::open(wanted).map_err(refused)
+}
+
 /// Frames that move, where the kernel can move pages (6.8).
 fn move_frames(spec: &FrameSpec, uffd: &Arc<Uffd>, guards: Guards) -> Result<Arc<dyn Frames>> {
     if !uffd.features().contains(Features::MOVE) {

@@ -1,8 +1,11 @@
 //! The frames of a file on Linux, shared or moved, and the guards of their views where faults are served in the faulting
 //! thread.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use mapwright_sys::buffer::Buffer;
@@ -11,7 +14,9 @@ use mapwright_sys::moved::MovedFrames;
 use mapwright_sys::signals::{BusGuard, BusOutcome, GuardToken, guard};
 use mapwright_sys::window::AddressRange;
 
-use super::kernel::{Fault, FaultMode, FaultOutcome, FaultSink, FrameSpec, Frames, Regions, View};
+use super::kernel::{
+    Fault, FaultMode, FaultOutcome, FaultSink, FrameSpec, Frames, Regions, RemoteView, View,
+};
 use super::lock;
 use crate::error::{Error, Result};
 
@@ -78,24 +83,8 @@ macro_rules! frames_of_inner {
             self.inner.store(at, bytes)
         }
 
-        fn fill(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
-            self.inner.fill(at, bytes)
-        }
-
-        fn map(&self, view: View, range: Range<u64>) -> io::Result<()> {
-            self.inner.map(view == View::Checked, range)
-        }
-
-        fn unmap(&self, ranges: &[Range<u64>]) -> io::Result<()> {
-            self.inner.unmap(ranges)
-        }
-
         fn release(&self, ranges: &[Range<u64>]) -> io::Result<()> {
             self.inner.release(ranges)
-        }
-
-        fn wake(&self, range: Range<u64>) {
-            self.inner.wake(range);
         }
 
         fn copy_out(&self, at: u64, into: &mut [u8]) {
@@ -116,21 +105,87 @@ macro_rules! frames_of_inner {
     };
 }
 
-/// Frames that every view shows, and that can be written.
+/// Frames that every view shows, views of other processes too, and that can be written.
 pub(super) struct Shared {
     /// Dropped before the frames: no handler runs for addresses that are being unmapped.
     guards: Guards,
     inner: Arc<SharedFrames>,
+    lent: AtomicBool,
+    /// Not held over a call to one of them.
+    remote: Mutex<Remote>,
+}
+
+/// Views of other processes by number. No number is given twice: what is late for a view that is gone must not go to another.
+#[derive(Default)]
+struct Remote {
+    views: BTreeMap<u32, Arc<dyn RemoteView>>,
+    last: u32,
 }
 
 impl Shared {
     pub(super) fn new(frames: SharedFrames, guards: Guards) -> Self {
-        Self { guards, inner: Arc::new(frames) }
+        Self { guards, inner: Arc::new(frames), lent: AtomicBool::new(false), remote: Mutex::default() }
+    }
+
+    fn remote(&self) -> Vec<Arc<dyn RemoteView>> {
+        if !self.is_lent() {
+            return Vec::new();
+        }
+        lock(&self.remote).views.values().map(Arc::clone).collect()
     }
 }
 
 impl Frames for Shared {
     frames_of_inner!();
+
+    fn is_lent(&self) -> bool {
+        self.lent.load(Ordering::Acquire)
+    }
+
+    fn lend(&self) -> io::Result<OwnedFd> {
+        self.lent.store(true, Ordering::Release);
+        self.inner.lend()
+    }
+
+    fn admit(&self, view: Arc<dyn RemoteView>) -> io::Result<u32> {
+        let mut remote = lock(&self.remote);
+        remote.last = remote.last.checked_add(1).ok_or(io::ErrorKind::OutOfMemory)?;
+        let number = remote.last;
+        remote.views.insert(number, view);
+        Ok(number)
+    }
+
+    fn dismiss(&self, number: u32) {
+        let view = lock(&self.remote).views.remove(&number);
+        drop(view); // outside of the lock: its own drop may be long
+    }
+
+    fn fill(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        match self.inner.fill(at, bytes) {
+            // A reader in another process has put zeros there.
+            Err(error) if self.is_lent() && error.kind() == io::ErrorKind::AlreadyExists => {
+                self.store(at, bytes)?;
+                self.map(View::Plain, at..at + bytes.len() as u64)
+            }
+            filled => filled,
+        }
+    }
+
+    fn map(&self, view: View, range: Range<u64>) -> io::Result<()> {
+        let View::Remote(number) = view else { return self.inner.map(view == View::Checked, range) };
+        let remote = lock(&self.remote).views.get(&number).map(Arc::clone);
+        remote.map_or(Ok(()), |remote| remote.map(range)) // of one that is gone nobody waits
+    }
+
+    fn unmap(&self, ranges: &[Range<u64>]) -> io::Result<()> {
+        self.remote().iter().for_each(|view| view.unmap(ranges));
+        self.inner.unmap(ranges)
+    }
+
+    fn wake(&self, range: Range<u64>) {
+        self.remote().iter().for_each(|view| view.wake(range.clone()));
+        self.inner.wake(range);
+    }
 
     fn load(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
         self.inner.load(at, into)
@@ -167,6 +222,22 @@ impl Frames for Moved {
 
     fn has_copies(&self) -> bool {
         true
+    }
+
+    fn fill(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.inner.fill(at, bytes)
+    }
+
+    fn map(&self, view: View, range: Range<u64>) -> io::Result<()> {
+        self.inner.map(view == View::Checked, range)
+    }
+
+    fn unmap(&self, ranges: &[Range<u64>]) -> io::Result<()> {
+        self.inner.unmap(ranges)
+    }
+
+    fn wake(&self, range: Range<u64>) {
+        self.inner.wake(range);
     }
 
     fn regions(&self) -> Option<&dyn Regions> {

@@ -23,6 +23,25 @@ pub enum View {
     Plain,
     /// What a `checked` scope shows: a block that cannot be filled reads as zeros here, and only here.
     Checked,
+    /// A view in the address space of another process, by the number that [`Frames::admit`] gave it. What becomes of a block
+    /// that can't be filled is that process's affair.
+    Remote(u32),
+}
+
+/// A view in the address space of another process.
+pub trait RemoteView: Send + Sync {
+    /// Shows stored pages there, and wakes who waits for them.
+    ///
+    /// # Errors
+    /// When that process does not let it be done.
+    fn map(&self, range: Range<u64>) -> io::Result<()>;
+
+    /// Makes threads that wait there touch their pages again.
+    fn wake(&self, range: Range<u64>);
+
+    /// Asks that the ranges are shown there no more, so that it is seen what is touched again. That may come about later, or
+    /// never: [`Frames::release`] does not depend on it.
+    fn unmap(&self, ranges: &[Range<u64>]);
 }
 
 /// Who serves the faults of slices.
@@ -174,6 +193,31 @@ pub trait Frames: Send + Sync {
     fn has_copies(&self) -> bool {
         false
     }
+
+    /// Whether other processes have been given the memory. They may read holes of it, which puts pages of zeros there that
+    /// nobody here asked for: absent pages are to be stored over, not filled.
+    fn is_lent(&self) -> bool {
+        false
+    }
+
+    /// A descriptor of the memory, for reading, to be mapped by another process. Of files that are read only.
+    ///
+    /// # Errors
+    /// Where frames can't be lent, and when descriptors are short.
+    fn lend(&self) -> io::Result<std::os::fd::OwnedFd> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Lets a view of another process take part, as [`View::Remote`] of the number returned, until [`dismiss`](Self::dismiss).
+    ///
+    /// # Errors
+    /// Where frames can't be lent.
+    fn admit(&self, _view: Arc<dyn RemoteView>) -> io::Result<u32> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Forgets a view of another process.
+    fn dismiss(&self, _number: u32) {}
 
     /// What these frames can do with whole regions, if they can.
     fn regions(&self) -> Option<&dyn Regions> {

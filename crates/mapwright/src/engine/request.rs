@@ -24,6 +24,8 @@ pub struct Request {
     file: Arc<File>,
     wanted: Vec<u64>,
     held: Vec<u64>,
+    /// Where the blocks are to be shown.
+    view: View,
     /// From the first block wanted to the last.
     span: Range<u64>,
     /// Whether misses are told to read-ahead: they are when the caller goes through the file one range at a time.
@@ -65,7 +67,20 @@ impl Request {
         let since = file.pager.now();
         let deadline = since + file.deadline;
         let span = wanted.first().copied().unwrap_or(0)..wanted.last().map_or(0, |last| last + 1);
-        Ok(Self { file: Arc::clone(file), wanted, held: Vec::new(), span, tell, since, deadline })
+        let view = View::Plain;
+        Ok(Self { file: Arc::clone(file), wanted, held: Vec::new(), view, span, tell, since, deadline })
+    }
+
+    /// The same blocks, to be shown in another view than the plain one.
+    #[must_use]
+    pub fn shown_in(mut self, view: View) -> Self {
+        self.view = view;
+        self
+    }
+
+    /// Whether a block that is pinned is yet to be shown, by its bits.
+    fn is_unshown(view: View, bits: u32) -> bool {
+        view != View::Plain || bits & SHOWN == 0
     }
 
     /// Pins what is resident, claims what is absent.
@@ -76,11 +91,12 @@ impl Request {
         let mut unmapped = Vec::new();
         let mut triggered = None;
         let mut overflow = false;
+        let view = self.view;
         let held = &mut self.held;
         let before = held.len();
         self.wanted.retain(|&block| match file.word(block).pin() {
             Pin::Held(bits) => {
-                if bits & SHOWN == 0 {
+                if Self::is_unshown(view, bits) {
                     unmapped.push(block);
                 }
                 if bits & TRIGGER != 0 {
@@ -107,7 +123,7 @@ impl Request {
         step.claimed.iter().cloned().for_each(|run| file.missed(run));
         let shown = unmapped
             .chunk_by(|a, b| a + 1 == *b)
-            .try_for_each(|run| file.map(View::Plain, run[0]..run[run.len() - 1] + 1));
+            .try_for_each(|run| file.map(view, run[0]..run[run.len() - 1] + 1));
         if let Err(error) = shown.and(if overflow { Err(file.too_many_pins()) } else { Ok(()) }) {
             fill::abandon(&file, &step.claimed);
             return Err(error);
@@ -167,6 +183,7 @@ impl Request {
             }
             return outcome.wait(&file, bytes, self.since, self.deadline);
         }
+        let view = self.view;
         let Self { wanted, held, .. } = self;
         let deadline = self.deadline;
         let room = Patience::Until(deadline.min(file.pager.now() + HOLD));
@@ -184,9 +201,12 @@ impl Request {
             }
             Err(_) => true,
         });
-        let unshown: Vec<u64> =
-            held[first..].iter().copied().filter(|&block| file.word(block).bits() & SHOWN == 0).collect();
-        unshown.into_iter().try_for_each(|block| file.map(View::Plain, block..block + 1))?;
+        let unshown: Vec<u64> = held[first..]
+            .iter()
+            .copied()
+            .filter(|&block| Self::is_unshown(view, file.word(block).bits()))
+            .collect();
+        unshown.into_iter().try_for_each(|block| file.map(view, block..block + 1))?;
         filled
     }
 
@@ -217,9 +237,9 @@ pub struct Held {
 }
 
 impl Held {
-    /// Hands the pins to the caller, who gives each back with [`File::unpin`].
-    pub(crate) fn keep(mut self) {
-        self.blocks.clear();
+    /// Hands the pins to the caller, who gives each back with [`File::unpin`]: one for each of the blocks returned.
+    pub(crate) fn keep(mut self) -> Vec<u64> {
+        std::mem::take(&mut self.blocks)
     }
 }
 

@@ -1,0 +1,224 @@
+//! A file that a client has opened: its views in the client's address space, and the pins that the client holds.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
+
+use mapwright_sys::remote::RemoteView;
+
+use super::protocol::{Event, MAX_RANGES};
+use super::session::Session;
+use crate::engine::kernel;
+use crate::engine::opened::Opened;
+
+/// A view of a file in a client's address space.
+pub(super) struct View {
+    remote: RemoteView,
+    pub(super) file: u32,
+    pub(super) checked: bool,
+    /// What the frames call it.
+    number: OnceLock<u32>,
+    /// Held for reading by whoever shows pages: once it is false, nothing is shown there any more, and the client may use its
+    /// addresses for something else.
+    open: RwLock<bool>,
+    session: Weak<Session>,
+}
+
+impl View {
+    pub(super) fn new(remote: RemoteView, file: u32, checked: bool, session: Weak<Session>) -> Self {
+        Self { remote, file, checked, number: OnceLock::new(), open: RwLock::new(true), session }
+    }
+
+    /// What the engine calls it.
+    pub(super) fn name(&self) -> Option<kernel::View> {
+        self.number.get().map(|number| kernel::View::Remote(*number))
+    }
+
+    pub(super) fn offset_of(&self, address: usize) -> Option<u64> {
+        self.remote.offset_of(address)
+    }
+
+    fn close(&self) {
+        *self.open.write().unwrap_or_else(PoisonError::into_inner) = false;
+    }
+}
+
+impl kernel::RemoteView for View {
+    fn map(&self, range: Range<u64>) -> io::Result<()> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        if *open { self.remote.map(range) } else { Ok(()) }
+    }
+
+    fn wake(&self, range: Range<u64>) {
+        self.remote.wake(range);
+    }
+
+    fn unmap(&self, ranges: &[Range<u64>]) {
+        if self.checked {
+            return; // it lasts for a scope, and may have zeros
+        }
+        let Some(session) = self.session.upgrade() else { return };
+        for part in ranges.chunks(MAX_RANGES) {
+            session.suggest(&Event::Unmap { file: self.file, ranges: part.to_vec() });
+        }
+    }
+}
+
+/// Bytes that clients hold pinned: of one of them, or of all.
+#[derive(Debug)]
+pub(super) struct Quota {
+    used: AtomicU64,
+    limit: u64,
+}
+
+impl Quota {
+    pub(super) fn new(limit: u64) -> Self {
+        Self { used: 0.into(), limit }
+    }
+
+    fn take(&self, bytes: u64) -> bool {
+        let more = |used: u64| used.checked_add(bytes).filter(|now| *now <= self.limit);
+        self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
+    }
+
+    fn give_back(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::AcqRel);
+    }
+}
+
+/// Room in the quotas of a session and of all, given back when dropped.
+pub(super) struct Room<'a> {
+    quotas: [&'a Quota; 2],
+    bytes: u64,
+}
+
+impl<'a> Room<'a> {
+    /// Takes room, if both have it.
+    pub(super) fn take(quotas: [&'a Quota; 2], bytes: u64) -> Option<Self> {
+        let [own, all] = quotas;
+        if !own.take(bytes) {
+            return None;
+        }
+        if !all.take(bytes) {
+            own.give_back(bytes);
+            return None;
+        }
+        Some(Self { quotas, bytes })
+    }
+
+    /// Keeps `bytes` of it for good: whoever gives up what they were for gives them back to the quotas.
+    pub(super) fn keep(mut self, bytes: u64) {
+        self.bytes -= bytes;
+    }
+
+    /// Room that was kept, to be given back.
+    pub(super) fn kept(quotas: [&'a Quota; 2], bytes: u64) -> Self {
+        Self { quotas, bytes }
+    }
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.quotas.iter().for_each(|quota| quota.give_back(self.bytes));
+    }
+}
+
+/// A file opened by a client.
+pub(super) struct Lease {
+    pub(super) number: u32,
+    pub(super) file: Opened,
+    views: Mutex<[Option<Arc<View>>; 2]>,
+    pins: Mutex<Pins>,
+}
+
+/// How often the client holds each block. The engine sees one pin on each, however often that is.
+#[derive(Default)]
+struct Pins {
+    closed: bool,
+    blocks: BTreeMap<u64, u32>,
+}
+
+impl Lease {
+    pub(super) fn new(number: u32, file: Opened) -> Self {
+        Self { number, file, views: Mutex::default(), pins: Mutex::default() }
+    }
+
+    /// What the engine calls one of the two views, if it is there.
+    pub(super) fn view(&self, checked: bool) -> Option<kernel::View> {
+        lock(&self.views)[usize::from(checked)].as_ref().and_then(|view| view.name())
+    }
+
+    /// Lets a view take part; `false` if there is one of that kind.
+    ///
+    /// # Errors
+    /// Where frames can't be lent.
+    pub(super) fn admit(&self, view: &Arc<View>) -> io::Result<bool> {
+        let place = usize::from(view.checked);
+        if lock(&self.views)[place].is_some() {
+            return Ok(false); // one thread alone takes this session's messages
+        }
+        let number = self.file.frames().admit(Arc::clone(view) as Arc<dyn kernel::RemoteView>)?;
+        let _ = view.number.set(number);
+        lock(&self.views)[place] = Some(Arc::clone(view));
+        Ok(true)
+    }
+
+    /// Takes over one pin on each of some blocks, no two the same; how many of them were not pinned before.
+    pub(super) fn hold(&self, blocks: &[u64]) -> u64 {
+        let (mut new, mut spare) = (0, Vec::new());
+        {
+            let mut pins = lock(&self.pins);
+            for &block in blocks {
+                if pins.closed {
+                    spare.push(block);
+                    continue;
+                }
+                let count = pins.blocks.entry(block).or_default();
+                *count += 1;
+                if *count == 1 { new += 1 } else { spare.push(block) }
+            }
+        }
+        spare.into_iter().for_each(|block| self.file.unpin(block));
+        new
+    }
+
+    /// Gives blocks back once each; how many of them are not pinned any more.
+    pub(super) fn let_go(&self, blocks: &[u64]) -> u64 {
+        let mut free = Vec::new();
+        {
+            let mut pins = lock(&self.pins);
+            for &block in blocks {
+                let Some(count) = pins.blocks.get_mut(&block) else { continue };
+                *count -= 1;
+                if *count == 0 {
+                    pins.blocks.remove(&block);
+                    free.push(block);
+                }
+            }
+        }
+        free.iter().for_each(|&block| self.file.unpin(block));
+        free.len() as u64
+    }
+
+    /// Ends it: nothing is shown in its views any more, and nothing pinned. How many blocks were.
+    pub(super) fn close(&self) -> u64 {
+        let views = std::mem::take(&mut *lock(&self.views));
+        for view in views.into_iter().flatten() {
+            view.close();
+            view.number.get().into_iter().for_each(|&number| self.file.frames().dismiss(number));
+        }
+        let blocks = {
+            let mut pins = lock(&self.pins);
+            pins.closed = true;
+            std::mem::take(&mut pins.blocks)
+        };
+        blocks.keys().for_each(|&block| self.file.unpin(block));
+        blocks.len() as u64
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

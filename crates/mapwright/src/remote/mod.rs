@@ -1,0 +1,31 @@
+//! One pager for many processes: a server that holds the cache, and clients that map its frames.
+//!
+//! The server is an ordinary [`Pager`](crate::Pager) with its engine, budget and policy; a client's mapping is one more view of
+//! a file's frames ([`View::Remote`](crate::engine::kernel::View)). What is said between the two is in docs/server-protocol.md,
+//! why it is so in docs/decisions/0013-server.md.
+//!
+//! | file | side | what it does |
+//! | --- | --- | --- |
+//! | `protocol` | both | messages to bytes and back |
+//! | `wire` | both | messages and descriptors over a socket |
+//! | `server` | server | listens, starts sessions, shares limits out |
+//! | `session` | server | one client: its requests and its faults |
+//! | `lease` | server | a file that a client has opened: views, pins |
+//! | `connection` | client | the socket, calls, and what to do when the server is gone |
+//! | `served` | client | a mapped file |
+//!
+//! # Locks
+//! Each lock here is taken alone, and none is held over a call into the engine, but for that of a view ([`lease::View`]): who
+//! shows pages there holds it, so that the client may rely on nothing being shown any more once the view is closed.
+
+pub(crate) mod connection;
+mod lease;
+pub(crate) mod protocol;
+pub(crate) mod served;
+pub(crate) mod server;
+mod session;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+pub use server::Server;

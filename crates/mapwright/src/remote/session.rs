@@ -1,0 +1,603 @@
+//! One client of a server: its requests and its faults.
+//!
+//! A thread for each client waits for both and answers what is answered at once; the rest is done by threads of the pager, a
+//! few at a time for one client. What a client does to its own memory or to its own socket can keep this thread waiting, and
+//! those few, but nobody else's.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use mapwright_sys::remote::RemoteView;
+use mapwright_sys::uffd::Uffd;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+use super::lease::{Lease, Quota, Room, View, lock};
+use super::protocol::{Event, MAGIC, Reply, Request, VERSION};
+use super::server::Shared;
+use super::wire::{self, Received};
+use crate::engine::file::{FileSpec, Keep};
+use crate::engine::kernel::{FaultMode, FrameKind};
+use crate::engine::opened::Opened;
+use crate::engine::pool::Kind;
+use crate::engine::{Engine, evict, fault, request};
+use crate::error::{Error, Result};
+use crate::stores::{FileOptions, FileStore, Store as _};
+
+/// How long a new connection may take to say what it is, in seconds.
+const GREETING_SECONDS: i64 = 10;
+/// Faults of one client served by threads of the pager at once.
+const MAX_FAULTS: u32 = 32;
+/// Requests of one client being worked on at once.
+const MAX_REQUESTS: u32 = 16;
+/// Answers that wait for a client to read. One that has so many is not going to.
+const MAX_UNREAD: usize = 256;
+/// Files that one client may have open.
+const MAX_FILES: usize = 4096;
+/// Pins that one client may hold, each on any number of blocks.
+const MAX_PINS: usize = 1 << 16;
+/// Address space of all files that one client has open, in bytes.
+const MAX_CAPACITY: u64 = 8 << 40;
+/// How long operations wait for the store and for room. The client's own deadline is the client's business: files are shared.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// One client.
+pub(super) struct Session {
+    shared: Arc<Shared>,
+    socket: OwnedFd,
+    /// Tells its thread to look around.
+    poke: OwnedFd,
+    unread: Mutex<VecDeque<Message>>,
+    /// Views by their start in the client.
+    views: Mutex<Views>,
+    leases: Mutex<Leases>,
+    pins: Mutex<Pins>,
+    pinned: Quota,
+    faults: AtomicU32,
+    requests: AtomicU32,
+    /// Nothing can be said to it any more.
+    broken: AtomicBool,
+    weak: Weak<Session>,
+}
+
+/// Views and their files.
+type Views = BTreeMap<usize, (Arc<View>, Arc<Lease>)>;
+
+/// What is to be sent.
+struct Message {
+    bytes: Vec<u8>,
+    descriptor: Option<OwnedFd>,
+}
+
+#[derive(Default)]
+struct Leases {
+    by_number: HashMap<u32, Arc<Lease>>,
+    last: u32,
+    /// Opened or being opened.
+    count: usize,
+}
+
+#[derive(Default)]
+struct Pins {
+    by_number: HashMap<u64, (Arc<Lease>, Vec<u64>)>,
+    last: u64,
+    closed: bool,
+}
+
+/// Why a connection ends.
+enum End {
+    /// The client or the server wants it.
+    Closed,
+    /// The client broke a rule.
+    Broke(&'static str),
+}
+
+impl Session {
+    pub(super) fn new(shared: Arc<Shared>, socket: OwnedFd) -> io::Result<Arc<Self>> {
+        let poke = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let pinned = Quota::new(shared.handle.budget.limit() / 4);
+        Ok(Arc::new_cyclic(|weak| Self {
+            shared,
+            socket,
+            poke,
+            unread: Mutex::default(),
+            views: Mutex::default(),
+            leases: Mutex::default(),
+            pins: Mutex::default(),
+            pinned,
+            faults: 0.into(),
+            requests: 0.into(),
+            broken: AtomicBool::new(false),
+            weak: Weak::clone(weak),
+        }))
+    }
+
+    /// Serves the client to its end.
+    pub(super) fn run(&self) {
+        let ended = match self.greet() {
+            Ok(uffd) => self.serve(&uffd),
+            Err(end) => end,
+        };
+        if let End::Broke(rule) = ended {
+            // The last thing it hears, if it listens.
+            let error = Error::invalid(rule.to_owned(), "");
+            let _ = wire::send(self.socket.as_fd(), &Reply::Refused(error).encode(0), None, false);
+        }
+        self.end();
+    }
+
+    /// Waits for the first message; the userfaultfd that came with it.
+    fn greet(&self) -> std::result::Result<Arc<Uffd>, End> {
+        let limit = Timespec { tv_sec: GREETING_SECONDS, tv_nsec: 0 };
+        let mut fds =
+            [PollFd::new(&self.socket, PollFlags::IN), PollFd::new(&self.shared.stop, PollFlags::IN)];
+        match poll(&mut fds, Some(&limit)) {
+            Ok(0) => return Err(End::Broke("no greeting came")),
+            Ok(_) if fds[1].revents().is_empty() => {}
+            _ => return Err(End::Closed),
+        }
+        let Received { bytes, mut descriptors } = self.receive()?.ok_or(End::Closed)?;
+        let number = match Request::decode(&bytes) {
+            Ok((number, Request::Hello { magic: MAGIC, version: VERSION })) => number,
+            Ok((_, Request::Hello { magic: MAGIC, .. })) => {
+                return Err(End::Broke(
+                    "the server speaks another version of the protocol: use the same release",
+                ));
+            }
+            _ => return Err(End::Broke("that is no greeting")),
+        };
+        let fd = descriptors.pop().filter(|_| descriptors.is_empty());
+        let uffd = fd.ok_or(End::Broke("a greeting comes with one descriptor"))?;
+        let uffd = Uffd::received(uffd).map_err(|_| End::Broke("a greeting comes with a userfaultfd"))?;
+        self.answer(number, Reply::Welcome { budget: self.shared.handle.budget.total() }, None);
+        Ok(Arc::new(uffd))
+    }
+
+    /// Takes a message, if there is one.
+    fn receive(&self) -> std::result::Result<Option<Received>, End> {
+        match wire::receive(&self.socket, false) {
+            Ok(None) => Err(End::Closed),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                Err(End::Broke("a message is too long or has too many descriptors"))
+            }
+            Err(_) => Err(End::Closed),
+            Ok(received) => Ok(received),
+        }
+    }
+
+    fn serve(&self, uffd: &Arc<Uffd>) -> End {
+        let mut faults = Vec::new();
+        loop {
+            if self.broken.load(Ordering::Acquire) {
+                return End::Closed;
+            }
+            let mut of_socket = PollFlags::empty();
+            of_socket.set(PollFlags::IN, self.requests.load(Ordering::Acquire) < MAX_REQUESTS);
+            of_socket.set(PollFlags::OUT, !lock(&self.unread).is_empty());
+            let may_fault = self.faults.load(Ordering::Acquire) < MAX_FAULTS;
+            let of_faults = if may_fault { PollFlags::IN } else { PollFlags::empty() };
+            let mut fds = [
+                PollFd::new(&self.socket, of_socket),
+                PollFd::new(&self.poke, PollFlags::IN),
+                PollFd::new(&self.shared.stop, PollFlags::IN),
+                PollFd::from_borrowed_fd(uffd.as_fd(), of_faults),
+            ];
+            match poll(&mut fds, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return End::Closed,
+            }
+            let [of_socket, poked, stop, of_uffd] = [0, 1, 2, 3].map(|index| fds[index].revents());
+            if !stop.is_empty() || of_socket.intersects(PollFlags::ERR) {
+                return End::Closed;
+            }
+            if !poked.is_empty() {
+                let _ = rustix::io::read(&self.poke, &mut [0; 8]);
+            }
+            if of_uffd.intersects(PollFlags::ERR | PollFlags::NVAL) {
+                return End::Broke("the userfaultfd was made to block");
+            }
+            if of_uffd.contains(PollFlags::IN) {
+                if uffd.take_faults(&mut faults).is_err() {
+                    return End::Closed;
+                }
+                faults.drain(..).for_each(|address| self.serve_fault(address));
+            }
+            if of_socket.contains(PollFlags::OUT) {
+                self.send_unread();
+            }
+            if of_socket.contains(PollFlags::IN) {
+                match self.receive() {
+                    Ok(None) => {}
+                    Ok(Some(received)) => {
+                        if let Err(end) = self.take(uffd, received) {
+                            return end;
+                        }
+                    }
+                    Err(end) => return end,
+                }
+            } else if of_socket.contains(PollFlags::HUP) {
+                return End::Closed;
+            }
+        }
+    }
+
+    /// Serves a touch at an address of the client's: here if nothing is to be read or waited for.
+    fn serve_fault(&self, address: usize) {
+        let found = {
+            let views = lock(&self.views);
+            let (_, (view, lease)) = match views.range(..=address).next_back() {
+                Some(found) => found,
+                None => return,
+            };
+            view.offset_of(address).map(|offset| (Arc::clone(view), Arc::clone(lease), offset))
+        };
+        let Some((view, lease, offset)) = found else { return };
+        let Some(name) = view.name() else { return };
+        if fault::serve_resident_at(&lease.file, name, offset) {
+            return;
+        }
+        let Some(session) = self.weak.upgrade() else { return };
+        self.faults.fetch_add(1, Ordering::AcqRel);
+        let work = move |_: &Arc<Engine>| {
+            if let Err(error) = fault::serve_remote(&lease.file, name, offset) {
+                let block = lease.file.blocks_of(offset..offset + 1);
+                let (file, checked, range) = (lease.number, view.checked, lease.file.bytes_of(&block));
+                session.tell(&Event::Failed { file, checked, range, error });
+            }
+            // The file first: it may be closed by this.
+            drop((view, lease));
+            session.faults.fetch_sub(1, Ordering::AcqRel);
+            session.poke();
+        };
+        let handle = &self.shared.handle;
+        handle.pool.submit(handle, Kind::Urgent, Box::new(work));
+    }
+
+    /// Does what a message asks, or has it done.
+    fn take(&self, uffd: &Arc<Uffd>, received: Received) -> std::result::Result<(), End> {
+        let Received { bytes, mut descriptors } = received;
+        let Ok((number, request)) = Request::decode(&bytes) else {
+            return Err(End::Broke("a message makes no sense"));
+        };
+        let descriptor = descriptors.pop();
+        if !descriptors.is_empty() || descriptor.is_some() != matches!(request, Request::Open { .. }) {
+            return Err(End::Broke("a message has too many descriptors or too few"));
+        }
+        match request {
+            Request::Hello { .. } => return Err(End::Broke("a second greeting")),
+            Request::Unpin { pin } => self.unpin(pin),
+            Request::WillNeed { file, range } => {
+                if let Ok((lease, range)) = self.lease_of(file, range) {
+                    fault::read_soon(&lease.file, vec![lease.file.blocks_of(range)], None);
+                }
+            }
+            Request::Advise { file, advice } => {
+                self.lease(file).into_iter().for_each(|lease| lease.file.advise(advice));
+            }
+            Request::Show { file, checked, address } => {
+                let shown = self.show(uffd, file, checked, address);
+                self.answer_with(number, shown.map(|()| Reply::Done));
+            }
+            Request::Resident { file } => {
+                let bytes = self.lease(file).map(|lease| lease.file.resident_bytes());
+                self.answer_with(number, bytes.map(|bytes| Reply::Count { bytes }));
+            }
+            Request::Stats => self.answer(number, Reply::Stats(Box::new(self.shared.handle.stats())), None),
+            Request::Close { file } => {
+                let closed = self.close(file);
+                self.answer_with(number, closed.map(|()| Reply::Done));
+            }
+            Request::Open { block_size, direct, advice, name } => {
+                let Some(fd) = descriptor else { return Err(End::Broke("no descriptor")) };
+                if !self.may_open() {
+                    let many = Error::invalid(format!("more than {MAX_FILES} files"), "");
+                    self.answer_with(number, Err(many));
+                    return Ok(());
+                }
+                self.elsewhere(number, move |session| {
+                    let spec = OpenSpec { fd, block_size, direct, advice, name };
+                    session.open(spec)
+                });
+            }
+            Request::Pin { file, in_order, ranges } => {
+                let lease = self.lease(file);
+                self.elsewhere(number, move |session| {
+                    let pin = session.pin(&lease?, in_order, &ranges)?;
+                    Ok((Reply::Pinned { pin }, None))
+                });
+            }
+            Request::Prefetch { file, range } => {
+                let found = self.lease_of(file, range);
+                self.elsewhere(number, move |_| {
+                    let (lease, range) = found?;
+                    request::prefetch(&lease.file, range).map(|()| (Reply::Done, None))
+                });
+            }
+            Request::Evict { file, range } => {
+                let found = self.lease_of(file, range);
+                self.elsewhere(number, move |_| {
+                    let (lease, range) = found?;
+                    let bytes = evict::drop_clean(&lease.file, lease.file.blocks_of(range));
+                    Ok((Reply::Count { bytes }, None))
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Works on a request in a thread of the pager, and answers.
+    fn elsewhere(
+        &self,
+        number: u32,
+        work: impl FnOnce(&Session) -> Result<(Reply, Option<OwnedFd>)> + Send + 'static,
+    ) {
+        let Some(session) = self.weak.upgrade() else { return };
+        self.requests.fetch_add(1, Ordering::AcqRel);
+        let work = move |_: &Arc<Engine>| {
+            match work(&session) {
+                Ok((reply, descriptor)) => session.answer(number, reply, descriptor),
+                Err(error) => session.answer(number, Reply::Refused(error), None),
+            }
+            session.requests.fetch_sub(1, Ordering::AcqRel);
+            session.poke();
+        };
+        let handle = &self.shared.handle;
+        handle.pool.submit(handle, Kind::Urgent, Box::new(work));
+    }
+
+    fn lease(&self, number: u32) -> Result<Arc<Lease>> {
+        let lease = lock(&self.leases).by_number.get(&number).map(Arc::clone);
+        lease.ok_or_else(|| Error::invalid(format!("file {number}, which is not open"), ""))
+    }
+
+    /// A file and a range inside of it.
+    fn lease_of(&self, number: u32, range: Range<u64>) -> Result<(Arc<Lease>, Range<u64>)> {
+        let lease = self.lease(number)?;
+        lease.file.check_range(range.start, range.end - range.start)?;
+        Ok((lease, range))
+    }
+
+    /// Counts a file that is about to be opened.
+    fn may_open(&self) -> bool {
+        let mut leases = lock(&self.leases);
+        let may = leases.count < MAX_FILES;
+        leases.count += usize::from(may);
+        may
+    }
+
+    /// Opens a file that the client has opened, with the rights of its descriptor.
+    fn open(&self, spec: OpenSpec) -> Result<(Reply, Option<OwnedFd>)> {
+        let opened = self.open_lease(spec);
+        if opened.is_err() {
+            lock(&self.leases).count -= 1;
+        }
+        opened
+    }
+
+    fn open_lease(&self, spec: OpenSpec) -> Result<(Reply, Option<OwnedFd>)> {
+        let OpenSpec { fd, block_size, direct, advice, name } = spec;
+        let handle = &self.shared.handle;
+        let stat = rustix::fs::fstat(&fd).map_err(|e| Error::io("open", name.clone(), 0, 0, e.into()))?;
+        let large = u64::try_from(stat.st_size).is_ok_and(|len| len > handle.budget.total());
+        let options = FileOptions { write: false, direct: direct.unwrap_or(large) };
+        let store = FileStore::from_file(fd.into(), &name, &options)?;
+        let version = store.version().map_err(|e| Error::io("open", name.clone(), 0, 0, e))?;
+        let held: u64 = lock(&self.leases).by_number.values().map(|lease| lease.file.capacity()).sum();
+        if held.saturating_add(version.len) > MAX_CAPACITY {
+            return Err(Error::invalid(format!("more than {MAX_CAPACITY} bytes mapped by one client"), ""));
+        }
+        let spec = FileSpec {
+            store: Arc::new(store),
+            writable: false,
+            mode: FaultMode::Thread,
+            frames: FrameKind::Shared,
+            block_size: block_size.into(),
+            reserve: 0,
+            deadline: DEADLINE,
+            advice,
+            keep: Keep::default(),
+        };
+        let file = Opened::new(Engine::open_file(handle, spec)?);
+        let frames = file.frames().lend().map_err(|e| Error::io("lend", name, 0, 0, e))?;
+        let (len, capacity) = (file.len(), file.capacity());
+        let number = {
+            let mut leases = lock(&self.leases);
+            leases.last += 1; // fewer than 2^32 in a session: each takes a file to be opened
+            let number = leases.last;
+            leases.by_number.insert(number, Arc::new(Lease::new(number, file)));
+            number
+        };
+        if self.broken.load(Ordering::Acquire) {
+            let _ = self.close(number); // the session may have ended meanwhile
+        }
+        Ok((Reply::Opened { file: number, len, capacity }, Some(frames)))
+    }
+
+    /// Lets a view of the client's take part.
+    fn show(&self, uffd: &Arc<Uffd>, file: u32, checked: bool, address: u64) -> Result<()> {
+        let lease = self.lease(file)?;
+        let failed = |e| Error::io("map", lease.file.name.clone(), 0, lease.file.capacity(), e);
+        let start = usize::try_from(address).map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
+        let remote = RemoteView::new(Arc::clone(uffd), start, lease.file.capacity()).map_err(failed)?;
+        let view = Arc::new(View::new(remote, file, checked, Weak::clone(&self.weak)));
+        if !lease.admit(&view).map_err(failed)? {
+            return Err(Error::invalid("a second view of one kind", ""));
+        }
+        lock(&self.views).insert(start, (view, lease));
+        Ok(())
+    }
+
+    /// Makes ranges resident, shows them in the client's plain view, and holds them there.
+    fn pin(&self, lease: &Arc<Lease>, in_order: bool, ranges: &[Range<u64>]) -> Result<u64> {
+        let file = &lease.file;
+        let view = lease.view(false).ok_or_else(|| Error::invalid("pins before there is a view", ""))?;
+        let mut blocks = Vec::new();
+        for range in ranges {
+            file.check_range(range.start, range.end - range.start)?;
+            let run = file.blocks_of(range.clone());
+            let needed = (blocks.len() as u64 + run.end - run.start) * file.block_charge();
+            if needed > self.shared.handle.budget.limit() {
+                return Err(self.exhausted(lease, needed)); // before a list of them is made
+            }
+            blocks.extend(run);
+        }
+        blocks.sort_unstable();
+        blocks.dedup();
+        let bytes = blocks.len() as u64 * file.block_charge();
+        let quotas = [&self.pinned, &self.shared.pinned];
+        let room = Room::take(quotas, bytes).ok_or_else(|| self.exhausted(lease, bytes))?;
+        let held = request::Request::new(file, blocks, in_order)?.shown_in(view).wait()?.keep();
+        // First of the lease, then of the session: what is in neither by the end of the session is let go here.
+        let new = lease.hold(&held);
+        room.keep(new * file.block_charge());
+        let kept = {
+            let mut pins = lock(&self.pins);
+            if pins.closed || pins.by_number.len() >= MAX_PINS {
+                Err(held)
+            } else {
+                pins.last += 1;
+                let number = pins.last;
+                pins.by_number.insert(number, (Arc::clone(lease), held));
+                Ok(number)
+            }
+        };
+        kept.map_err(|held| {
+            self.let_go(lease, &held);
+            Error::invalid(format!("more than {MAX_PINS} pins"), "")
+        })
+    }
+
+    fn exhausted(&self, lease: &Lease, needed: u64) -> Error {
+        Error::BudgetExhausted {
+            path: lease.file.name.clone(),
+            needed,
+            budget: self.shared.handle.budget.total(),
+            remedy: "clients may hold half of the budget pinned, and one of them a quarter",
+        }
+    }
+
+    fn let_go(&self, lease: &Lease, blocks: &[u64]) {
+        let freed = lease.let_go(blocks);
+        drop(Room::kept([&self.pinned, &self.shared.pinned], freed * lease.file.block_charge()));
+    }
+
+    fn unpin(&self, number: u64) {
+        let pin = lock(&self.pins).by_number.remove(&number);
+        pin.into_iter().for_each(|(lease, blocks)| self.let_go(&lease, &blocks));
+    }
+
+    /// Closes a file. When this returns nothing is shown in its views any more.
+    fn close(&self, number: u32) -> Result<()> {
+        let lease = {
+            let mut leases = lock(&self.leases);
+            let lease = leases.by_number.remove(&number);
+            leases.count -= usize::from(lease.is_some());
+            lease
+        };
+        let lease = lease.ok_or_else(|| Error::invalid(format!("file {number}, which is not open"), ""))?;
+        self.close_lease(&lease);
+        lock(&self.views).retain(|_, (_, of)| of.number != number);
+        lock(&self.pins).by_number.retain(|_, (of, _)| of.number != number);
+        // Whoever drops the last map of a file waits for work on it that is under way.
+        let handle = &self.shared.handle;
+        handle.pool.submit(handle, Kind::Ordinary, Box::new(move |_| drop(lease)));
+        Ok(())
+    }
+
+    fn close_lease(&self, lease: &Lease) {
+        let freed = lease.close();
+        drop(Room::kept([&self.pinned, &self.shared.pinned], freed * lease.file.block_charge()));
+    }
+
+    /// Lets go of everything.
+    fn end(&self) {
+        self.broken.store(true, Ordering::Release);
+        lock(&self.pins).closed = true;
+        let leases = std::mem::take(&mut lock(&self.leases).by_number);
+        leases.values().for_each(|lease| self.close_lease(lease));
+        let pins = std::mem::take(&mut lock(&self.pins).by_number);
+        let views = std::mem::take(&mut *lock(&self.views));
+        drop((leases, pins, views));
+        lock(&self.unread).clear();
+        // Jobs may hold the session, and with it the socket, for a while.
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+    }
+
+    fn poke(&self) {
+        // Fails only when the counter is about to overflow: then it is set already.
+        let _ = rustix::io::write(&self.poke, &1u64.to_ne_bytes());
+    }
+
+    fn answer_with(&self, number: u32, reply: Result<Reply>) {
+        self.answer(number, reply.unwrap_or_else(Reply::Refused), None);
+    }
+
+    fn answer(&self, number: u32, reply: Reply, descriptor: Option<OwnedFd>) {
+        self.send(Message { bytes: reply.encode(number), descriptor });
+    }
+
+    /// Says something that must be heard.
+    fn tell(&self, event: &Event) {
+        self.send(Message { bytes: event.encode(), descriptor: None });
+    }
+
+    /// Says something that may be missed, if it can be sent at once.
+    pub(super) fn suggest(&self, event: &Event) {
+        if lock(&self.unread).is_empty() {
+            let _ = wire::send(self.socket.as_fd(), &event.encode(), None, false);
+        }
+    }
+
+    /// Sends a message, or leaves it to the session's thread when the client is slow to read.
+    fn send(&self, message: Message) {
+        let mut unread = lock(&self.unread);
+        if self.broken.load(Ordering::Acquire) {
+            return;
+        }
+        if unread.len() >= MAX_UNREAD {
+            self.broken.store(true, Ordering::Release);
+            unread.clear();
+        } else {
+            unread.push_back(message);
+        }
+        self.send_some(&mut unread);
+        let left = !unread.is_empty() || self.broken.load(Ordering::Acquire);
+        drop(unread);
+        if left {
+            self.poke();
+        }
+    }
+
+    fn send_unread(&self) {
+        self.send_some(&mut lock(&self.unread));
+    }
+
+    /// Sends what can be sent without waiting.
+    fn send_some(&self, unread: &mut VecDeque<Message>) {
+        while let Some(Message { bytes, descriptor }) = unread.front() {
+            let descriptor = descriptor.as_ref().map(AsFd::as_fd);
+            match wire::send(self.socket.as_fd(), bytes, descriptor, false) {
+                Ok(()) => _ = unread.pop_front(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => {
+                    self.broken.store(true, Ordering::Release);
+                    unread.clear();
+                }
+            }
+        }
+    }
+}
+
+/// What a client says of a file that it opens.
+struct OpenSpec {
+    fd: OwnedFd,
+    block_size: u32,
+    direct: Option<bool>,
+    advice: crate::Advice,
+    name: String,
+}

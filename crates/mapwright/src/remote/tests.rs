@@ -1,0 +1,443 @@
+//! Messages that are none, and clients that keep to no rule.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mapwright_sys::remote::LentFrames;
+use mapwright_sys::uffd::Uffd;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
+
+use super::protocol::{About, Event, Heard, MAGIC, MAX_RANGES, Malformed, Reply, Request, VERSION, no_stats};
+use super::server::{Server, address, socket};
+use super::wire::{self, Received};
+use crate::error::{Change, Error};
+use crate::{Advice, MapOptions, Pager, Strategy};
+
+const MIB: u64 = 1 << 20;
+
+fn requests() -> Vec<Request> {
+    let name = "a file, \u{e9}".to_owned();
+    vec![
+        Request::Hello { magic: MAGIC, version: VERSION },
+        Request::Open { block_size: 4096, direct: None, advice: Advice::Random, name },
+        Request::Open { block_size: 8192, direct: Some(true), advice: Advice::Normal, name: String::new() },
+        Request::Show { file: 7, checked: true, address: 1 << 40 },
+        Request::Pin { file: 7, in_order: false, ranges: vec![0..1, 5..5, 9..1 << 60] },
+        Request::Unpin { pin: u64::MAX },
+        Request::Prefetch { file: 1, range: 3..4 },
+        Request::WillNeed { file: 1, range: 3..4 },
+        Request::Advise { file: 1, advice: Advice::Sequential },
+        Request::Evict { file: 1, range: 0..u64::MAX },
+        Request::Resident { file: 1 },
+        Request::Stats,
+        Request::Close { file: u32::MAX },
+    ]
+}
+
+fn errors() -> Vec<Error> {
+    let path = || "here".to_owned();
+    let changed = |change| Error::Changed { path: path(), offset: 9, change };
+    vec![
+        Error::io("read", path(), 1, 2, std::io::Error::from_raw_os_error(5)),
+        Error::io("check", path(), 1, 2, std::io::ErrorKind::UnexpectedEof.into()),
+        changed(Change::Truncated { was: 4, now: 3 }),
+        changed(Change::Modified),
+        changed(Change::Replaced),
+        Error::TimedOut { path: path(), offset: 1, len: 2, waited: Duration::from_millis(3) },
+        Error::OutOfRange { path: path(), offset: 1, end: 2, file_len: 1 },
+    ]
+}
+
+fn heard(bytes: &[u8]) -> Result<Heard, Malformed> {
+    Heard::decode(bytes, |about| match about {
+        About::Request(5) | About::File(3) => "here".to_owned(),
+        about => format!("{about:?}"),
+    })
+}
+
+#[test]
+fn messages_are_what_they_were() {
+    for request in requests() {
+        assert_eq!(Request::decode(&request.encode(77)), Ok((77, request)));
+    }
+    for error in errors() {
+        let text = match heard(&Reply::Refused(error.clone()).encode(5)) {
+            Ok(Heard::Reply(5, Reply::Refused(error))) => error.to_string(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(text, error.to_string());
+        let event = Event::Failed { file: 3, checked: true, range: 4096..8192, error: error.clone() };
+        match heard(&event.encode()) {
+            Ok(Heard::Event(Event::Failed { file: 3, checked: true, range, error: told })) => {
+                assert_eq!((range, told.to_string()), (4096..8192, error.to_string()));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let mut stats = no_stats();
+    (stats.faults, stats.budget_bytes, stats.fault_latency[39]) = (1, 2, 3);
+    let told = heard(&Reply::Stats(Box::new(stats.clone())).encode(1));
+    assert!(matches!(told, Ok(Heard::Reply(1, Reply::Stats(told))) if *told == stats));
+    let opened = heard(&Reply::Opened { file: 1, len: 2, capacity: 3 }.encode(9));
+    assert!(matches!(opened, Ok(Heard::Reply(9, Reply::Opened { file: 1, len: 2, capacity: 3 }))));
+}
+
+#[test]
+fn what_is_no_message_is_refused() {
+    for request in requests() {
+        let bytes = request.encode(1);
+        for end in 0..bytes.len() {
+            assert!(Request::decode(&bytes[..end]).is_err(), "{request:?} cut to {end} bytes");
+        }
+        assert!(Request::decode(&[&bytes[..], &[0]].concat()).is_err(), "{request:?} with a byte more");
+    }
+    let refused = |bytes: &[u8], at: usize, value: u8| {
+        let mut bytes = bytes.to_vec();
+        bytes[at] = value;
+        Request::decode(&bytes).is_err()
+    };
+    let show = Request::Show { file: 1, checked: false, address: 0 }.encode(1);
+    assert!(!refused(&show, 4, 9) && refused(&show, 0, 99) && refused(&show, 2, 1) && refused(&show, 12, 2));
+    let many = Request::Pin { file: 1, in_order: true, ranges: vec![0..1; MAX_RANGES] }.encode(1);
+    assert!(!refused(&many, 13, 0) && refused(&many, 13, 1), "a count that is not that of the ranges");
+    let mut backwards = Request::Prefetch { file: 1, range: 0..5 }.encode(1);
+    backwards[12] = 6;
+    assert_eq!(Request::decode(&backwards), Err(Malformed("a range ends before it starts")));
+}
+
+/// SplitMix64.
+fn random(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Messages with some bytes changed, either way: whatever is taken is written as the same bytes again.
+#[test]
+fn decoding_never_panics_and_takes_one_form_only() {
+    let mut state = 1;
+    let samples: Vec<Vec<u8>> = requests().iter().map(|request| request.encode(3)).collect();
+    let answers: Vec<Vec<u8>> = errors().into_iter().map(|error| Reply::Refused(error).encode(5)).collect();
+    let mut taken = 0;
+    for _ in 0..100_000 {
+        let mut bytes = samples[random(&mut state) as usize % samples.len()].clone();
+        for _ in 0..random(&mut state) % 4 {
+            let at = random(&mut state) as usize % bytes.len();
+            bytes[at] = random(&mut state) as u8;
+        }
+        bytes.truncate(bytes.len().saturating_sub((random(&mut state) % 8).saturating_sub(5) as usize));
+        if let Ok((number, request)) = Request::decode(&bytes) {
+            taken += 1;
+            assert_eq!(request.encode(number), bytes);
+        }
+        let mut bytes = answers[random(&mut state) as usize % answers.len()].clone();
+        let at = random(&mut state) as usize % bytes.len();
+        bytes[at] = random(&mut state) as u8;
+        let _ = heard(&bytes);
+    }
+    assert!(taken > 10_000, "{taken}");
+}
+
+/// A server with a file, and clients of any manners.
+struct Scene {
+    pager: Pager,
+    server: Server,
+    dir: tempfile::TempDir,
+}
+
+impl Scene {
+    fn new() -> Option<Self> {
+        if let Err(error) = crate::engine::host::open_uffd_for_reading() {
+            assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must not skip this test: {error}");
+            eprintln!("######## SKIPPED: {error} ########");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let pager = Pager::builder().budget(8 * MIB).build().unwrap();
+        std::fs::write(dir.path().join("file"), vec![7; MIB as usize]).unwrap();
+        let server = Server::bind(&pager, dir.path().join("socket")).unwrap();
+        Some(Self { pager, server, dir })
+    }
+
+    fn file(&self) -> OwnedFd {
+        self.open(OFlags::RDONLY)
+    }
+
+    fn open(&self, flags: OFlags) -> OwnedFd {
+        rustix::fs::open(self.dir.path().join("file"), flags | OFlags::CLOEXEC, Mode::empty()).unwrap()
+    }
+
+    /// Whether a client that keeps the rules is served.
+    fn serves(&self) -> bool {
+        let client = Pager::connect(self.server.path()).unwrap();
+        let map = MapOptions::new().pager(&client).strategy(Strategy::Pager);
+        let map = map.open(self.dir.path().join("file")).unwrap();
+        map.iter().all(|byte| *byte == 7) && map.get(..4096).is_ok()
+    }
+
+    fn settles(&self) {
+        let since = Instant::now();
+        while self.server.clients() > 0 || self.pager.stats().used_bytes > 0 {
+            assert!(since.elapsed() < Duration::from_secs(20), "{:?} {:?}", self.server, self.pager.stats());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+/// A client by hand.
+struct Raw(OwnedFd);
+
+impl Raw {
+    fn connect(path: &Path) -> Self {
+        let socket = socket().unwrap();
+        rustix::net::connect(&socket, &address(path).unwrap()).unwrap();
+        Self(socket)
+    }
+
+    /// One that has been welcomed, and its userfaultfd.
+    fn greeted(scene: &Scene) -> (Self, Arc<Uffd>) {
+        let raw = Self::connect(scene.server.path());
+        let uffd = Arc::new(crate::engine::host::open_uffd_for_reading().unwrap());
+        let hello = Request::Hello { magic: MAGIC, version: VERSION };
+        let welcome = raw.ask(&hello, Some(uffd.as_fd()));
+        assert!(matches!(welcome, Some((Reply::Welcome { budget }, _)) if budget == 8 * MIB), "{welcome:?}");
+        (raw, uffd)
+    }
+
+    fn send(&self, bytes: &[u8], descriptor: Option<std::os::fd::BorrowedFd<'_>>) {
+        let _ = wire::send(self.0.as_fd(), bytes, descriptor, true);
+    }
+
+    /// The next answer; `None` at the end.
+    fn hear(&self) -> Option<(Reply, Vec<OwnedFd>)> {
+        loop {
+            let limit = Timespec { tv_sec: 20, tv_nsec: 0 };
+            let told = poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&limit)).unwrap();
+            assert!(told > 0, "nothing in 20 s");
+            let Received { bytes, descriptors } = wire::receive(&self.0, true).ok()??;
+            if let Heard::Reply(_, reply) = heard(&bytes).unwrap() {
+                return Some((reply, descriptors));
+            }
+        }
+    }
+
+    fn ask(
+        &self,
+        request: &Request,
+        descriptor: Option<std::os::fd::BorrowedFd<'_>>,
+    ) -> Option<(Reply, Vec<OwnedFd>)> {
+        self.send(&request.encode(1), descriptor);
+        self.hear()
+    }
+
+    #[track_caller]
+    fn refused(&self, request: &Request, descriptor: Option<std::os::fd::BorrowedFd<'_>>) -> String {
+        match self.ask(request, descriptor) {
+            Some((Reply::Refused(error), _)) => error.to_string(),
+            other => panic!("{request:?}: {other:?}"),
+        }
+    }
+
+    /// Whether the server has hung up, at most after a last word.
+    fn is_over(&self) -> bool {
+        std::iter::repeat_with(|| self.hear()).take(3).any(|heard| heard.is_none())
+    }
+
+    fn open(&self, scene: &Scene) -> (u32, OwnedFd) {
+        match self.ask(&open_request(), Some(scene.file().as_fd())) {
+            Some((Reply::Opened { file, len: MIB, capacity: MIB }, mut descriptors)) => {
+                (file, descriptors.pop().unwrap())
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn open_request() -> Request {
+    Request::Open { block_size: 4096, direct: None, advice: Advice::Normal, name: "here".to_owned() }
+}
+
+#[test]
+fn who_does_not_greet_is_turned_away() {
+    let Some(scene) = Scene::new() else { return };
+    let uffd = crate::engine::host::open_uffd_for_reading().unwrap();
+    let hello = |version| Request::Hello { magic: MAGIC, version }.encode(1);
+    let file = scene.file();
+    let greetings: [(&[u8], Option<std::os::fd::BorrowedFd<'_>>); 6] = [
+        (b"GET / HTTP/1.1\r\n\r\n", None),
+        (&[0; 32 << 10], None),
+        (&hello(VERSION), None),
+        (&hello(VERSION), Some(file.as_fd())),
+        (&hello(VERSION + 1), Some(uffd.as_fd())),
+        (&Request::Stats.encode(1), Some(uffd.as_fd())),
+    ];
+    for (bytes, descriptor) in greetings {
+        let raw = Raw::connect(scene.server.path());
+        raw.send(bytes, descriptor);
+        assert!(raw.is_over());
+    }
+    drop(Raw::connect(scene.server.path())); // and says nothing
+    assert!(scene.serves());
+    scene.settles();
+}
+
+#[test]
+fn what_a_client_may_not_ask_is_refused() {
+    let Some(scene) = Scene::new() else { return };
+    let (raw, uffd) = Raw::greeted(&scene);
+    let descriptors = [
+        (scene.open(OFlags::WRONLY), "not open for reading"),
+        (scene.open(OFlags::PATH), "not open for reading"),
+        (std::io::pipe().unwrap().0.into(), "a pipe cannot be mapped"),
+        (rustix::fs::open(scene.dir.path(), OFlags::RDONLY, Mode::empty()).unwrap(), "a directory"),
+        (socket().unwrap(), "a socket"),
+    ];
+    for (descriptor, why) in descriptors {
+        let text = raw.refused(&open_request(), Some(descriptor.as_fd()));
+        assert!(text.contains(why), "{text}");
+    }
+    let (file, frames) = raw.open(&scene);
+    let pin = |range| Request::Pin { file, in_order: false, ranges: vec![range] };
+    assert!(raw.refused(&pin(0..1), None).contains("before there is a view"));
+    for address in [0, 1, 4097, 1 << 47 | 1, u64::MAX - 4095, 1 << 63] {
+        raw.refused(&Request::Show { file, checked: false, address }, None);
+    }
+    for other in [0, file + 1, u32::MAX] {
+        raw.refused(&Request::Show { file: other, checked: false, address: 1 << 40 }, None);
+        raw.refused(&Request::Close { file: other }, None);
+        raw.refused(&Request::Resident { file: other }, None);
+        raw.send(&Request::Advise { file: other, advice: Advice::Random }.encode(0), None);
+    }
+    raw.send(&Request::Unpin { pin: 12 }.encode(0), None);
+    raw.refused(&Request::Prefetch { file, range: 0..2 * MIB }, None);
+    raw.refused(&Request::Evict { file, range: MIB..u64::MAX }, None);
+    // A view where it has mapped nothing: its own pins fail, and nobody else's.
+    assert!(matches!(
+        raw.ask(&Request::Show { file, checked: false, address: 1 << 40 }, None),
+        Some((Reply::Done, _))
+    ));
+    assert!(raw.refused(&pin(0..4096), None).contains("map"));
+    raw.refused(&pin(0..MIB + 1), None);
+    raw.refused(&Request::Show { file, checked: false, address: 1 << 41 }, None);
+    // The frames can be read, and no more.
+    assert_eq!(rustix::io::pwrite(&frames, b"no", 0), Err(rustix::io::Errno::BADF));
+    let mut byte = [0];
+    assert_eq!(rustix::io::pread(&frames, &mut byte, 0), Ok(1));
+    assert!(rustix::fs::ftruncate(&frames, 0).is_err());
+    drop(uffd);
+    assert!(scene.serves());
+    drop(raw);
+    scene.settles();
+}
+
+#[test]
+fn rules_that_are_broken_end_the_connection() {
+    let Some(scene) = Scene::new() else { return };
+    type Breach<'a> = &'a dyn Fn(&Raw, &Uffd);
+    let breaches: [Breach<'_>; 5] = [
+        &|raw, uffd| {
+            raw.send(&Request::Hello { magic: MAGIC, version: VERSION }.encode(1), Some(uffd.as_fd()))
+        },
+        &|raw, _| raw.send(&[1, 2, 3], None),
+        &|raw, _| raw.send(&vec![0; 40 << 10], None),
+        &|raw, uffd| raw.send(&Request::Stats.encode(1), Some(uffd.as_fd())),
+        &|raw, _| raw.send(&open_request().encode(1), None),
+    ];
+    for breach in breaches {
+        let (raw, uffd) = Raw::greeted(&scene);
+        raw.open(&scene);
+        breach(&raw, &uffd);
+        assert!(raw.is_over());
+    }
+    assert!(scene.serves());
+    scene.settles();
+}
+
+/// Pages of zeros that a client puts into the frames by reading holes are no contents of anybody's.
+#[test]
+fn holes_that_a_client_reads_are_filled_all_the_same() {
+    let Some(scene) = Scene::new() else { return };
+    let (raw, _uffd) = Raw::greeted(&scene);
+    let (_file, frames) = raw.open(&scene);
+    // By a mapping that nobody serves: a read of a hole in shared memory makes a page of zeros there.
+    let map = crate::mmap::MmapOptions::new().map_raw_read_only(&frames).unwrap();
+    let mut zeros = vec![1; MIB as usize];
+    map.read_at(0, &mut zeros).unwrap();
+    assert!(zeros.iter().all(|byte| *byte == 0));
+    assert!(scene.serves());
+    drop((raw, map));
+    scene.settles();
+}
+
+#[test]
+fn a_client_that_does_not_listen_is_let_go() {
+    let Some(scene) = Scene::new() else { return };
+    let (raw, _uffd) = Raw::greeted(&scene);
+    raw.open(&scene);
+    let request = Request::Stats.encode(1);
+    let since = Instant::now();
+    while wire::send(raw.0.as_fd(), &request, None, false)
+        .map_or_else(|error| error.kind() == std::io::ErrorKind::WouldBlock, |()| true)
+    {
+        assert!(since.elapsed() < Duration::from_secs(20), "it is still listened to");
+    }
+    assert!(scene.serves());
+    scene.settles();
+}
+
+/// Random requests of a client that has two files and no shame. Others read right bytes meanwhile, and nothing stays.
+#[test]
+fn a_client_of_random_requests_harms_nobody() {
+    let Some(scene) = Scene::new() else { return };
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let others = scope.spawn(|| {
+            let mut rounds = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                assert!(scene.serves());
+                rounds += 1;
+            }
+            rounds
+        });
+        for seed in 0..6 {
+            let mut state = seed;
+            let (raw, uffd) = Raw::greeted(&scene);
+            let mut lent = Vec::new();
+            for _ in 0..2 {
+                let (_, frames) = raw.open(&scene);
+                lent.push(LentFrames::new(frames, MIB, Arc::clone(&uffd)).unwrap());
+            }
+            for _ in 0..300 {
+                let mut draw = |below: u64| random(&mut state) % below;
+                let start = [0, 4096, 5, MIB, u64::MAX][draw(5) as usize];
+                let range = start..start.saturating_add([0, 1, 8192, MIB, u64::MAX][draw(5) as usize]);
+                let file = draw(4) as u32;
+                let address = match draw(3) {
+                    0 => draw(u64::MAX),
+                    n => lent[n as usize - 1].address(draw(2) == 1).unwrap() as u64,
+                };
+                let request = match draw(9) {
+                    0 | 1 => Request::Show { file, checked: draw(2) == 1, address },
+                    2 | 3 => Request::Pin { file, in_order: draw(2) == 1, ranges: vec![range] },
+                    4 => Request::Unpin { pin: draw(20) },
+                    5 => Request::Prefetch { file, range },
+                    6 => Request::Evict { file, range },
+                    7 => Request::WillNeed { file, range },
+                    _ if draw(20) == 0 => Request::Close { file },
+                    _ => Request::Resident { file },
+                };
+                raw.send(&request.encode(draw(1 << 32) as u32), None);
+                while let Ok(Some(_)) = wire::receive(&raw.0, false) {}
+            }
+            drop(raw);
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(others.join().unwrap() > 0);
+    });
+    scene.settles();
+}
