@@ -1,6 +1,6 @@
 //! The `mapwright` command: `compare` measures every way to read a file on this machine, `doctor` says what the machine
 //! allows, `cache` what the page cache holds, `map` what a process maps, `explain` what one address of it is, `tour` what
-//! memory-mapped files do, `recover` and `dump` are for the journals of atomic commit. Exit codes: 0 success,
+//! memory-mapped files do, `serve` serves one page cache to many processes, `recover` and `dump` are for the journals of atomic commit. Exit codes: 0 success,
 //! 1 failure, 2 bad usage, 130 interrupted.
 
 mod cache;
@@ -13,6 +13,7 @@ mod methods;
 mod pages;
 mod probe;
 mod process;
+mod serve;
 mod text;
 mod tour;
 mod wait;
@@ -37,6 +38,7 @@ enum Command {
     Cache(Box<cache::Options>),
     Map(Box<map::Options>),
     Explain(explain::Options),
+    Serve(serve::Options),
     Tour(tour::Options),
     Recover(journal::Recover),
     Dump(journal::Dump),
@@ -82,6 +84,7 @@ fn run(command: Command) -> Result<bool> {
             map::map(&options)
         }
         Command::Explain(options) => explain::explain(&options).map(|()| true),
+        Command::Serve(options) => serve::serve(&options).map(|()| true),
         Command::Tour(options) => tour::tour(&options),
         Command::Recover(options) => journal::run_recover(&options),
         Command::Dump(options) => journal::run_dump(&options),

@@ -8,8 +8,8 @@ use std::process::Command;
 
 use common::{expect, folder, other_tool, text};
 
-const COMMANDS: [&str; 9] =
-    ["compare", "doctor", "cache", "map", "explain", "tour", "recover", "dump", "completions"];
+const COMMANDS: [&str; 10] =
+    ["compare", "doctor", "cache", "map", "explain", "serve", "tour", "recover", "dump", "completions"];
 
 #[test]
 fn completions_name_every_command_and_nothing_hidden() {
