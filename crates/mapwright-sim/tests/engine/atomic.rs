@@ -479,7 +479,7 @@ impl User {
     fn write_slice(&self, view: View, at: u64, bytes: &[u8]) -> Result<()> {
         let scope = match view {
             View::Checked => Some(mapwright::engine::checked::Scope::enter(&self.file)?),
-            View::Plain => None,
+            View::Plain | View::Remote(_) => None,
         };
         let address = self.file.frames().address(view).expect("it is there") + at as usize;
         let written = self.sim.write_slice(address, bytes);
