@@ -184,6 +184,10 @@ impl Entry {
     /// What the contender promises, for the reader to weigh its figures with.
     pub fn promise(&self) -> &'static str {
         match (&self.task.work, self.task.how) {
+            (_, How::Atomic(_)) => "all or nothing after any crash; checksummed journal; one sync a commit",
+            (Work::Commits { .. }, How::Mmap(_) | How::Pager(..)) => {
+                "durable after each msync or flush; a crash may leave any part of it"
+            }
             (Work::Update { .. }, How::Mmap(_)) => {
                 "durable after one msync; the kernel may write any page earlier"
             }

@@ -148,7 +148,7 @@ fn color(entry: &Entry) -> RGBColor {
         How::Read(_) | How::FsRead => RGBColor(150, 190, 225),
         How::Pager(Way::Thread, _) => RGBColor(225, 125, 60),
         How::Pager(Way::InThread, _) => RGBColor(245, 180, 90),
-        How::Pager(Way::Explicit, _) => RGBColor(190, 60, 45),
+        How::Pager(Way::Explicit, _) | How::Atomic(_) => RGBColor(190, 60, 45),
         How::Ring { .. } | How::Fio | How::Eventfd | How::Futex | How::Signal => RGBColor(110, 118, 128),
         How::Peer(_) => RGBColor(170, 160, 180),
     }

@@ -93,7 +93,14 @@ fn build(entry: &Entry, enforcement: &Enforcement) -> Result<()> {
 fn run_one(entry: &Entry, enforcement: &Enforcement) -> Result<Measured> {
     signals::check()?;
     let task = &entry.task;
-    let Work::Update { count } = task.work else {
+    let count = match (&task.work, task.how) {
+        // The words are in a database.
+        (_, How::Peer(_)) => None,
+        (Work::Update { count }, _) => Some(*count),
+        (Work::Commits { dirty, count }, _) => Some(dirty * count),
+        _ => None,
+    };
+    let Some(count) = count else {
         return child::run(work::NAME, task, entry.limit, enforcement);
     };
     let before = checksum(task)?;

@@ -59,6 +59,13 @@ pub enum Work {
         /// Pages to write to.
         count: u64,
     },
+    /// Adds 1 to a word of each of `dirty` random pages and makes it durable, `count` times. All is in memory before the clock starts.
+    Commits {
+        /// Pages to write to before each commit.
+        dirty: u64,
+        /// Commits.
+        count: u64,
+    },
     /// Touches blocks that are in memory but not mapped.
     Faults {
         /// Bytes between touches: a block.
@@ -117,6 +124,8 @@ pub enum How {
     Fio,
     /// mapwright, with blocks of so many bytes.
     Pager(Way, usize),
+    /// mapwright with commits that are all or nothing.
+    Atomic(Way),
     /// eventfd(2).
     Eventfd,
     /// futex(2), through std's park.

@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use clap::ValueEnum;
+use mapwright::Durability;
 use mapwright_measure::failure::Result;
 use mapwright_measure::ways::pager::{self, Way};
 use mapwright_measure::ways::system_calls::{self, BUFFER, Call, DIRECT_BUFFER};
@@ -160,7 +161,7 @@ impl Method {
             Self::Read | Self::Pread | Self::Direct | Self::Pwrite => system_calls::open_mut(setup.path),
             Self::Mmap | Self::MmapAdvised => kernel_mmap::open_mut(setup.path, self.advice(setup.pattern)),
             Self::Mapwright | Self::MapwrightInThread | Self::MapwrightExplicit => {
-                pager::open_mut(self.way(), setup.path, setup.limit)
+                pager::open_mut(self.way(), setup.path, setup.limit, Durability::Flush)
             }
         }
     }

@@ -31,7 +31,13 @@ pub fn open(task: &Task) -> Result<Box<dyn Source>> {
             options.range(..task.len).block_size(block)
         })?),
         How::Peer(peer) => peers::open(peer, task)?,
-        How::FsRead | How::Ring { .. } | How::Fio | How::Eventfd | How::Futex | How::Signal => {
+        How::FsRead
+        | How::Ring { .. }
+        | How::Fio
+        | How::Atomic(_)
+        | How::Eventfd
+        | How::Futex
+        | How::Signal => {
             return Err(Failure::Unsupported(format!("{:?} opens no file for {:?}", task.how, task.work)));
         }
     })

@@ -1,4 +1,4 @@
-//! Rows about single costs: writes, faults, gets, memory, opening.
+//! Rows about single costs: writes, commits, faults, gets, memory, opening.
 
 use mapwright_measure::failure::Result;
 use mapwright_measure::pages::PAGE;
@@ -9,7 +9,7 @@ use super::reads::{EXPLICIT, IN_THREAD, MMAP, THREAD};
 use super::{Sizes, pager, task};
 use crate::case::{Case, Figure, Shown, Want};
 use crate::materials::Materials;
-use crate::task::{Advice, How, Task, Work};
+use crate::task::{Advice, How, Peer, Task, Work};
 
 pub fn update(sizes: &Sizes, materials: &mut Materials) -> Result<Vec<Case>> {
     let len = sizes.file / 4;
@@ -36,6 +36,44 @@ pub fn update(sizes: &Sizes, materials: &mut Materials) -> Result<Vec<Case>> {
         case.goal(ours, &kernel, Figure::Speed, Want::AtLeast(1.2));
     }
     Ok(vec![case])
+}
+
+pub fn commits(sizes: &Sizes, materials: &mut Materials) -> Result<Vec<Case>> {
+    const MMAP: &str = "memmap2 + msync";
+    const ATOMIC: &str = "mapwright, commit";
+    let len = (sizes.file / 16).clamp(4 << 20, 256 << 20);
+    let (path, sample) = (materials.another(len)?, materials.sample(sizes.file)?);
+    let mut cases = Vec::new();
+    for (dirty, count) in [(1, 400), (16, 400), (256, 100), (4096, 12)] {
+        let folder = materials.folder(&format!("commits-{dirty}"))?;
+        let dirty = if sizes.quick { dirty.min(len / PAGE / 4) } else { dirty };
+        let count = sizes.scaled(count).max(2);
+        let about = format!(
+            "1 added to a word of {dirty} random page(s) of {} that are all in memory, then a commit, {count} times on one thread; \
+             databases hold the pages as values. No memory limit. What is in the file afterwards is read back and checked.",
+            show(len)
+        );
+        let mut case = Case::new(format!("Commits of {dirty} pages"), about, Shown::Speed("commits"));
+        let mut add = |name: &str, path: &std::path::Path, how| {
+            let task = task(Work::Commits { dirty, count }, how, path, len, 2 * len + (64 << 20));
+            case.entry(name, Task { batch: dirty as usize, sample: Some(sample.clone()), ..task }, None);
+        };
+        add(MMAP, &path, How::Mmap(Advice::None));
+        add("mapwright, flush", &path, pager(Way::Explicit));
+        add(ATOMIC, &path, How::Atomic(Way::Explicit));
+        let databases =
+            [("LMDB (heed)", Peer::Lmdb), ("redb", Peer::Redb), ("SQLite (rusqlite)", Peer::Sqlite)];
+        for (name, peer) in databases {
+            add(name, &folder.folder(name)?, How::Peer(peer));
+        }
+        case.goal(ATOMIC, &[MMAP], Figure::Speed, Want::AtLeast(0.7));
+        if dirty <= 16 {
+            case.goal(ATOMIC, &databases.map(|(name, _)| name), Figure::Speed, Want::AtLeast(1.5));
+        }
+        case.goal(ATOMIC, &[], Figure::Extra("commit of nothing, ns"), Want::AtMost(5000.0));
+        cases.push(case);
+    }
+    Ok(cases)
 }
 
 pub fn faults(sizes: &Sizes, materials: &mut Materials) -> Result<Vec<Case>> {

@@ -34,6 +34,8 @@ pub enum Row {
     Beside,
     /// random writes, then a flush
     Update,
+    /// commits of 1 to 4,096 random pages, beside msync and embedded databases
+    Commits,
     /// faults on blocks that are in memory, beside the cost of waking a thread
     Faults,
     /// a get of a resident page
@@ -102,6 +104,7 @@ pub fn cases(row: Row, sizes: &Sizes, materials: &mut Materials) -> Result<Vec<C
         Row::Zipf => reads::zipf(sizes, materials),
         Row::Beside => reads::beside(sizes, materials),
         Row::Update => costs::update(sizes, materials),
+        Row::Commits => costs::commits(sizes, materials),
         Row::Faults => costs::faults(sizes, materials),
         Row::Get => costs::get(sizes, materials),
         Row::Memory => costs::memory(sizes, materials),

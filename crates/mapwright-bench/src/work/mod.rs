@@ -38,6 +38,7 @@ fn measure(task: &Task) -> Result<Measured> {
         Work::Resident { passes, loads } => reading::resident(task, *passes, *loads),
         Work::Zipf { count, beside_scan } => beside::zipf(task, *count, *beside_scan),
         Work::Update { count } => update::update(task, *count),
+        Work::Commits { dirty, count } => update::commits(task, *dirty, *count),
         Work::Faults { stride, passes } => faults::faults(task, *stride, *passes),
         Work::Wake { count } => faults::wake(task, *count),
         Work::Hot { count } => hot::hot(task, *count),

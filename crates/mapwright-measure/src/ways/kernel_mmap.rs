@@ -73,4 +73,9 @@ impl Updater for MappedMut {
     fn make_durable(&mut self) -> Result<()> {
         self.map.flush().map_err(|error| Failure::io("msync", &self.path, error))
     }
+
+    fn warm_up(&mut self) -> Result<()> {
+        std::hint::black_box(sum(&self.map));
+        Ok(())
+    }
 }

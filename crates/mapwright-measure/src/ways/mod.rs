@@ -8,7 +8,7 @@ pub mod system_calls;
 
 use std::ops::Range;
 
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::pages::PAGE;
 
 /// An opened file that any number of threads read.
@@ -43,6 +43,11 @@ pub trait Updater {
 
     /// Makes all of it durable.
     fn make_durable(&mut self) -> Result<()>;
+
+    /// Brings all of the file into memory, for ways that keep it there.
+    fn warm_up(&mut self) -> Result<()> {
+        Err(Failure::Unsupported("this way keeps nothing in memory".to_owned()))
+    }
 }
 
 /// The bytes of a page that the file has: fewer than a page at its end.
@@ -57,7 +62,7 @@ pub fn in_memory(range: Range<u64>) -> Range<usize> {
 }
 
 /// Adds 1 to the word at an offset of a mapped file.
-fn increment_word(bytes: &mut [u8], offset: u64) {
+pub fn increment_word(bytes: &mut [u8], offset: u64) {
     let word = &mut bytes[in_memory(offset..offset + 8)];
     let mut value = [0; 8];
     value.copy_from_slice(word);

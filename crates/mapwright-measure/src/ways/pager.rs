@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 
-use mapwright::{FaultMode, Map, MapMut, MapOptions, Pager, Stats, Strategy};
+use mapwright::{Durability, FaultMode, Map, MapMut, MapOptions, Pager, Stats, Strategy};
 use serde::{Deserialize, Serialize};
 
 use super::kernel_mmap::Slice;
@@ -141,9 +141,9 @@ struct Updating {
 }
 
 /// Opens the file for updates with a pager of that budget.
-pub fn open_mut(way: Way, path: &Path, budget: u64) -> Result<Box<dyn Updater>> {
+pub fn open_mut(way: Way, path: &Path, budget: u64, durability: Durability) -> Result<Box<dyn Updater>> {
     let pager = pager(budget)?;
-    let map = way.options(&pager).open_mut(path).map_err(failed)?;
+    let map = way.options(&pager).durability(durability).open_mut(path).map_err(failed)?;
     Ok(Box::new(Updating { map, explicit: way == Way::Explicit, _pager: pager }))
 }
 
@@ -167,5 +167,11 @@ impl Updater for Updating {
 
     fn make_durable(&mut self) -> Result<()> {
         self.map.flush().map_err(failed)
+    }
+
+    fn warm_up(&mut self) -> Result<()> {
+        self.map.prefetch(..).map_err(failed)?;
+        std::hint::black_box(sum(&self.map));
+        Ok(())
     }
 }

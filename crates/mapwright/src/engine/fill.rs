@@ -255,7 +255,8 @@ fn read(file: &Arc<File>, mut batch: Vec<Piece>, purpose: &mut Purpose<'_>) -> R
     let backed = lock(&file.lengths).backed;
     let deadline = purpose.deadline;
     // Before anything is read: a checkpoint may end meanwhile.
-    let overlays: Vec<_> = batch.iter().map(|piece| file.overlay(file.bytes_of(&piece.blocks))).collect();
+    let overlays: Vec<_> =
+        batch.iter().filter_map(|piece| file.overlay(file.bytes_of(&piece.blocks))).collect();
     if let [piece] = &mut batch[..] {
         let got = read_exactly(
             file,
@@ -266,7 +267,7 @@ fn read(file: &Arc<File>, mut batch: Vec<Piece>, purpose: &mut Purpose<'_>) -> R
             deadline,
         );
         let offset = piece.blocks.start << file.block_shift;
-        let got = got.and_then(|()| file.lay_over(overlays[0].as_ref(), offset, &mut piece.buffer));
+        let got = got.and_then(|()| file.lay_over(overlays.first(), offset, &mut piece.buffer));
         let finished = finish(file, piece.blocks.clone(), &mut piece.buffer, got, purpose);
         piece.buffer.set_hollow(file.is_whole(piece.blocks.start));
         return finished;
@@ -301,7 +302,7 @@ fn read(file: &Arc<File>, mut batch: Vec<Piece>, purpose: &mut Purpose<'_>) -> R
                 Err(error) if is_transient(&error) => read_exactly(file, offset, buffer, 0, backed, deadline),
                 Err(error) => Err(Error::io("read", file.name.clone(), offset, len, error)),
             };
-            let got = got.and_then(|()| file.lay_over(overlays[index].as_ref(), offset, buffer));
+            let got = got.and_then(|()| file.lay_over(overlays.get(index), offset, buffer));
             let finished = finish(file, places[index].clone(), buffer, got, purpose);
             if outcome.is_ok() {
                 outcome = finished;

@@ -6,9 +6,9 @@ use heed::types::Bytes;
 use heed::{Database, Env, RoTxn, WithoutTls};
 use mapwright_measure::checksum::sum;
 use mapwright_measure::failure::{Failure, Result};
-use mapwright_measure::ways::{Cursor, Source};
+use mapwright_measure::ways::{Cursor, Source, Updater};
 
-use super::{Pages, failed, no_value};
+use super::{Increments, Pages, failed, no_value};
 use crate::raw::open_lmdb;
 use crate::task::Task;
 
@@ -38,18 +38,54 @@ pub fn load(task: &Task, pages: &Pages<'_>) -> Result<()> {
 }
 
 pub fn open(task: &Task) -> Result<Box<dyn Source>> {
+    Ok(Box::new(database(task)?))
+}
+
+fn database(task: &Task) -> Result<Lmdb> {
     let env = env(task)?;
     let transaction = env.read_txn().map_err(failed)?;
     let values = env.open_database(&transaction, None).map_err(failed)?;
     drop(transaction);
     let missing = || Failure::Message("the database has no values".to_owned());
-    Ok(Box::new(Lmdb { env: env.clone(), values: values.ok_or_else(missing)? }))
+    Ok(Lmdb { env: env.clone(), values: values.ok_or_else(missing)? })
 }
 
 impl Source for Lmdb {
     fn cursor(&self) -> Result<Box<dyn Cursor + '_>> {
         let transaction = self.env.read_txn().map_err(failed)?;
         Ok(Box::new(Reader { values: self.values, transaction }))
+    }
+}
+
+struct Writer {
+    database: Lmdb,
+    noted: Increments,
+}
+
+pub fn open_mut(task: &Task) -> Result<Box<dyn Updater>> {
+    Ok(Box::new(Writer { database: database(task)?, noted: Increments::default() }))
+}
+
+impl Updater for Writer {
+    fn increment(&mut self, offsets: &[u64]) -> Result<()> {
+        self.noted.note(offsets);
+        Ok(())
+    }
+
+    fn make_durable(&mut self) -> Result<()> {
+        let mut transaction = self.database.env.write_txn().map_err(failed)?;
+        for (page, change) in self.noted.take() {
+            let old = self.database.values.get(&transaction, &page.to_be_bytes()).map_err(failed)?;
+            let new = change(old.ok_or_else(|| no_value(page))?);
+            self.database.values.put(&mut transaction, &page.to_be_bytes(), &new).map_err(failed)?;
+        }
+        transaction.commit().map_err(failed)
+    }
+
+    fn warm_up(&mut self) -> Result<()> {
+        let transaction = self.database.env.read_txn().map_err(failed)?;
+        let all = self.database.values.iter(&transaction).map_err(failed)?;
+        all.map(|value| value.map(|(_, bytes)| sum(bytes))).try_for_each(|sum| sum.map(drop)).map_err(failed)
     }
 }
 

@@ -11,13 +11,14 @@ mod rocksdb;
 #[cfg(feature = "peers-sqlite")]
 mod sqlite;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use mapwright_measure::failure::{Failure, Result};
 use mapwright_measure::pages::PAGE;
-use mapwright_measure::ways::Source;
+use mapwright_measure::ways::{Source, Updater, increment_word};
 
 use crate::task::{How, Measured, Peer, Task};
 
@@ -37,6 +38,44 @@ pub fn open(peer: Peer, task: &Task) -> Result<Box<dyn Source>> {
         Peer::Rocksdb => rocksdb::open(task),
         #[allow(unreachable_patterns)] // with all features
         _ => Err(missing(peer, task)),
+    }
+}
+
+/// Opens the database in the task's folder for commits that are synced.
+pub fn open_mut(peer: Peer, task: &Task) -> Result<Box<dyn Updater>> {
+    match peer {
+        #[cfg(feature = "peers-lmdb")]
+        Peer::Lmdb => lmdb::open_mut(task),
+        #[cfg(feature = "peers-redb")]
+        Peer::Redb => redb::open_mut(task),
+        #[cfg(feature = "peers-sqlite")]
+        Peer::Sqlite => sqlite::open_mut(task),
+        #[allow(unreachable_patterns)] // with all features
+        _ => Err(missing(peer, task)),
+    }
+}
+
+/// Pages, by number, and the places in them of words to be increased.
+#[derive(Default)]
+#[allow(dead_code)] // without features
+struct Increments(BTreeMap<u64, Vec<u64>>);
+
+#[allow(dead_code)] // without features
+impl Increments {
+    fn note(&mut self, offsets: &[u64]) {
+        offsets.iter().for_each(|offset| self.0.entry(offset / PAGE).or_default().push(offset % PAGE));
+    }
+
+    /// The pages noted, each with what makes its new bytes of its old ones.
+    fn take(&mut self) -> impl Iterator<Item = (u64, impl Fn(&[u8]) -> Vec<u8> + use<>)> + use<> {
+        std::mem::take(&mut self.0).into_iter().map(|(page, words)| {
+            let change = move |old: &[u8]| {
+                let mut bytes = old.to_vec();
+                words.iter().for_each(|word| increment_word(&mut bytes, *word));
+                bytes
+            };
+            (page, change)
+        })
     }
 }
 
