@@ -177,7 +177,9 @@ fn faults_of_another_process_are_served() {
                 stored.push(number);
             }
             view.map(page(number)).unwrap();
-            view.map(page(number)).unwrap(); // once more changes nothing
+            // Once more changes nothing. The client may have ended meanwhile: what is served is all that it waited for.
+            let again = view.map(page(number)).map_err(|error| error.raw_os_error());
+            assert!(matches!(again, Ok(()) | Err(Some(libc::ENOENT | libc::ESRCH))), "{again:?}");
         }
         if !fds[1].revents().is_empty() {
             if receive(&client.socket).is_none() {

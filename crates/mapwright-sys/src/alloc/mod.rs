@@ -3,7 +3,7 @@
 //! | allocator | an allocation is | state of its own |
 //! | --- | --- | --- |
 //! | [`MappedAlloc`] | a mapping of its own, from some size on; the system allocator's below | none |
-//! | [`OwnedAlloc`] | memory that somebody else makes and keeps, one owner each | a table of the owners |
+//! | `OwnedAlloc` | memory that somebody else makes and keeps, one owner each | a table of the owners |
 
 mod mapped;
 #[cfg(feature = "allocator-api2")]

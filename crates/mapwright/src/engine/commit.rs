@@ -6,9 +6,9 @@
 //!
 //! | | who | turn |
 //! | --- | --- | --- |
-//! | [`commit`] | a caller, for everybody who waits | the file's |
-//! | [`spill`] | the evictor, where only dirty blocks are left | the file's |
-//! | [`rollback`], `File::resize` | a caller with exclusive access | the file's |
+//! | `commit` | a caller, for everybody who waits | the file's |
+//! | `spill` | the evictor, where only dirty blocks are left | the file's |
+//! | `rollback`, `File::resize` | a caller with exclusive access | the file's |
 //! | a checkpoint | a pool thread | its own; the file's for a moment where the last commit is to be claimed |
 //! | a fill | anybody | none: `Overlay` |
 //!
