@@ -57,8 +57,9 @@ pub struct Limits {
     pub unit: u32,
     /// Bytes of an entry, 1 GiB at most: what a batch has in memory at most.
     pub entry: usize,
-    /// Live bytes of the journal from which on a checkpoint is due. It keeps to twice this where transactions and
-    /// snapshots let it.
+    /// Live bytes of the journal from which on a checkpoint is due; commits wait for it at twice this. The journal is longer for
+    /// a moment, some four times this, because what a checkpoint frees can be written again only after the next commit; and
+    /// longer for as long as a transaction or a snapshot is.
     pub checkpoint: u64,
 }
 
