@@ -25,8 +25,7 @@ use super::evict;
 use super::file::File;
 use super::fill::{self, Patience};
 use super::page_set::PageSet;
-use super::sabotage::{self, Sabotage};
-use super::write_back::{dirty_blocks, take_dirty_pages, where_it_may_hang};
+use super::write_back::{dirty_blocks, where_it_may_hang, write_batch};
 use super::{PAGE, lock};
 use crate::error::{Error, Result};
 use crate::journal::atomic::PIECE_BYTES;
@@ -170,7 +169,7 @@ pub(crate) fn spill(file: &Arc<File>, commits: &Commits, blocks: &[u64]) -> Resu
         return Ok(());
     }
     if commits.is_closing.load(Ordering::Acquire) {
-        return log_batch(file, commits, blocks, Then::Drop);
+        return write_batch(file, blocks, |_, _| Ok(())); // the map is gone, and what it did not commit with it
     }
     let spilled = log(file, commits, blocks, Then::Spill);
     look_after(file, commits);
@@ -262,8 +261,6 @@ fn usable(file: &File) -> Result<&Commits> {
 enum Then {
     Commit,
     Spill,
-    /// The map is gone, and what it did not commit with it.
-    Drop,
 }
 
 /// Blocks that may be dirty: all that the dirty set knows, and those that were written to since the last look, or where slices
@@ -306,7 +303,8 @@ fn log(file: &Arc<File>, commits: &Commits, blocks: &[u64], then: Then) -> Resul
         }
         let (now, later) = rest.split_at((room as usize).min(rest.len()));
         let is_last = later.is_empty();
-        log_batch(file, commits, now, if is_last { then } else { Then::Spill })?;
+        let then = if is_last { then } else { Then::Spill };
+        write_batch(file, now, |file, pages| log_pages(file, commits, pages, then))?;
         settle_room(file, commits);
         if is_last {
             return Ok(());
@@ -315,35 +313,10 @@ fn log(file: &Arc<File>, commits: &Commits, blocks: &[u64], then: Then) -> Resul
     }
 }
 
-/// Logs the dirty pages of blocks with one sync. The blocks are pinned until they are durable: an evictor that found them clean
-/// meanwhile would drop what nobody else has yet.
-fn log_batch(file: &Arc<File>, commits: &Commits, blocks: &[u64], then: Then) -> Result<()> {
-    let mut pinned = Vec::with_capacity(blocks.len());
-    let mut outcome = Ok(());
-    for &block in blocks {
-        match file.pin_written(block) {
-            Ok(true) => pinned.push(block),
-            Ok(false) => {}
-            Err(error) => outcome = Err(error),
-        }
-    }
-    let mut pages = Vec::new();
-    let taken = take_dirty_pages(file, &pinned, &mut pages);
-    let logged = outcome.and(taken).and_then(|()| log_pages(file, commits, &pages, then));
-    if logged.is_err() && !sabotage::is(Sabotage::ForgetFailedWrite) {
-        pages.into_iter().for_each(|run| file.mark_dirty(run));
-    }
-    pinned.into_iter().for_each(|block| file.unpin(block));
-    logged
-}
-
 /// Copies pages out through their frames into the journal, as far as the file reaches, and syncs.
 fn log_pages(file: &File, commits: &Commits, pages: &[Range<u64>], then: Then) -> Result<()> {
     let end = file.len();
     let counters = &file.pager.counters;
-    if then == Then::Drop {
-        return Ok(());
-    }
     let mut batch = commits.atomic.begin();
     for run in pages {
         let bytes = run.start * PAGE..(run.end * PAGE).min(end);
@@ -360,7 +333,7 @@ fn log_pages(file: &File, commits: &Commits, pages: &[Range<u64>], then: Then) -
     }
     match then {
         Then::Commit => batch.commit().map(drop)?,
-        Then::Spill | Then::Drop => batch.spill()?,
+        Then::Spill => batch.spill()?,
     }
     Ok(())
 }

@@ -86,7 +86,10 @@ fn write_back(file: &Arc<File>, blocks: &[u64]) -> Result<()> {
         return latched(file, commit::spill(file, commits, blocks));
     }
     let most = ((file.pager.budget.limit() / 4) >> file.block_shift).max(1) as usize;
-    let written = blocks.chunks(most).try_for_each(|batch| write_batch(file, batch)).and_then(|()| {
+    let write = |file: &File, pages: &[Range<u64>]| {
+        if pages.is_empty() { Ok(()) } else { write_and_sync(file, pages) }
+    };
+    let written = blocks.chunks(most).try_for_each(|batch| write_batch(file, batch, write)).and_then(|()| {
         let settled = lock(&file.lengths).are_settled();
         if settled { Ok(()) } else { write_and_sync(file, &[]) }
     });
@@ -139,9 +142,13 @@ fn joined(runs: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
     joined
 }
 
-/// Writes the dirty pages of some blocks and syncs. The blocks are pinned from before their pages are taken until they are
-/// durable: an evictor that found them clean meanwhile would drop what the store does not have yet.
-fn write_batch(file: &Arc<File>, blocks: &[u64]) -> Result<()> {
+/// Makes the dirty pages of some blocks durable by `write`. The blocks are pinned from before their pages are taken until that is
+/// done: an evictor that found them clean meanwhile would drop what nobody else has yet.
+pub(super) fn write_batch(
+    file: &File,
+    blocks: &[u64],
+    write: impl FnOnce(&File, &[Range<u64>]) -> Result<()>,
+) -> Result<()> {
     let mut pinned = Vec::with_capacity(blocks.len());
     let mut outcome = Ok(());
     for &block in blocks {
@@ -157,9 +164,7 @@ fn write_batch(file: &Arc<File>, blocks: &[u64]) -> Result<()> {
     }
     let mut pages = Vec::new();
     let taken = take_dirty_pages(file, &pinned, &mut pages);
-    let written = outcome
-        .and(taken)
-        .and_then(|()| if pages.is_empty() { Ok(()) } else { write_and_sync(file, &pages) });
+    let written = outcome.and(taken).and_then(|()| write(file, &pages));
     if written.is_err() && !sabotage::is(Sabotage::ForgetFailedWrite) {
         pages.into_iter().for_each(|run| file.mark_dirty(run));
     }
@@ -174,7 +179,7 @@ fn write_batch(file: &Arc<File>, blocks: &[u64]) -> Result<()> {
 }
 
 /// Takes the dirty pages of pinned blocks, sorted and joined; they count as clean from here on.
-pub(super) fn take_dirty_pages(file: &File, pinned: &[u64], pages: &mut Vec<Range<u64>>) -> Result<()> {
+fn take_dirty_pages(file: &File, pinned: &[u64], pages: &mut Vec<Range<u64>>) -> Result<()> {
     let mut taken = Vec::new();
     let mut outcome = Ok(());
     for &block in pinned {
