@@ -99,7 +99,7 @@ impl Method {
             (Self::Mapwright, Pattern::Update) => "MapMut::open and its slice",
             (Self::Mapwright, _) => "Map::open and its slice",
             (Self::MapwrightInThread, _) => "MapOptions::fault_mode(FaultMode::InThread)",
-            (Self::MapwrightExplicit, Pattern::Sequential) => "Map::will_need and get",
+            (Self::MapwrightExplicit, Pattern::Sequential) => "Map::get",
             (Self::MapwrightExplicit, Pattern::Update) => "MapMut::get_many and write_at",
             (Self::MapwrightExplicit, _) => "Map::get_many",
         }
