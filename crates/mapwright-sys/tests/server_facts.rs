@@ -2,8 +2,8 @@
 #![allow(clippy::single_range_in_vec_init)] // lists of one range are meant
 #![allow(missing_docs)]
 
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+mod common;
+
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -12,15 +12,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use common::{receive, send, socket};
 use mapwright_sys::frames::SharedFrames;
 use mapwright_sys::pagemap::Pagemap;
 use mapwright_sys::remote::{LentFrames, RemoteView};
 use mapwright_sys::uffd::{Features, Source, Uffd};
 use mapwright_sys::window::Reader;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, recvmsg, sendmsg,
-};
+use rustix::net::SocketAddrUnix;
 
 const PAGE: u64 = 4096;
 const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
@@ -53,34 +51,6 @@ fn frames(pages: u64) -> Option<Arc<SharedFrames>> {
 
 fn page(number: u64) -> Range<u64> {
     number * PAGE..(number + 1) * PAGE
-}
-
-fn socket() -> OwnedFd {
-    rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
-}
-
-fn send(to: &OwnedFd, word: u64, descriptors: &[BorrowedFd<'_>]) {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !descriptors.is_empty() {
-        assert!(control.push(SendAncillaryMessage::ScmRights(descriptors)));
-    }
-    sendmsg(to, &[IoSlice::new(&word.to_le_bytes())], &mut control, SendFlags::NOSIGNAL).unwrap();
-}
-
-/// A word and descriptors; `None` at the end.
-fn receive(from: &OwnedFd) -> Option<(u64, Vec<OwnedFd>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut word = [0; 8];
-    let flags = RecvFlags::CMSG_CLOEXEC;
-    let got = recvmsg(from, &mut [IoSliceMut::new(&mut word)], &mut control, flags).unwrap();
-    let descriptors = control.drain().filter_map(|part| match part {
-        RecvAncillaryMessage::ScmRights(rights) => Some(rights),
-        _ => None,
-    });
-    let descriptors = descriptors.flatten().collect();
-    (got.bytes == 8).then(|| (u64::from_le_bytes(word), descriptors))
 }
 
 /// Whether this process is the client of a test; its connection.

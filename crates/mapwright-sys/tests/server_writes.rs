@@ -2,18 +2,17 @@
 //! go: splice a reference, punch the hole, ask the page tables of the other process.
 #![allow(missing_docs)]
 
-use std::io::{IoSlice, IoSliceMut, Read};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+mod common;
+
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::Command;
 
+use common::{receive, send, socket};
 use mapwright_sys::uffd::{Features, Uffd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, recvmsg, sendmsg,
-};
+use rustix::net::SocketAddrUnix;
 
 const PAGE: usize = 4096;
 const PAGES: usize = 16;
@@ -29,31 +28,6 @@ const WRITE_PROTECT: u64 = 2;
 fn features() -> Features {
     let read = Features::MISSING_SHMEM.with(Features::MINOR_SHMEM);
     read.with(Features::WP_HUGETLBFS_SHMEM).with(Features::WP_ASYNC)
-}
-
-fn socket() -> OwnedFd {
-    rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
-}
-
-fn send(to: &OwnedFd, word: u64, descriptors: &[BorrowedFd<'_>]) {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    assert!(control.push(SendAncillaryMessage::ScmRights(descriptors)));
-    sendmsg(to, &[IoSlice::new(&word.to_le_bytes())], &mut control, SendFlags::NOSIGNAL).unwrap();
-}
-
-fn receive(from: &OwnedFd) -> Option<(u64, Vec<OwnedFd>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut word = [0; 8];
-    let flags = RecvFlags::CMSG_CLOEXEC;
-    let got = recvmsg(from, &mut [IoSliceMut::new(&mut word)], &mut control, flags).unwrap();
-    let descriptors = control.drain().filter_map(|part| match part {
-        RecvAncillaryMessage::ScmRights(rights) => Some(rights),
-        _ => None,
-    });
-    let descriptors = descriptors.flatten().collect();
-    (got.bytes == 8).then(|| (u64::from_le_bytes(word), descriptors))
 }
 
 /// Counts in every page of a shared mapping.
