@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Failure, Result};
-use crate::{cgroup, signals, size};
+use crate::{cgroup, sample, signals, size};
 
 /// A worker that takes longer than this is stopped: something hangs.
 const LONGEST: Duration = Duration::from_secs(600);
@@ -152,6 +152,10 @@ pub fn run<T: Serialize, M: DeserializeOwned>(
         group.add(child.0.id()).map_err(|error| {
             Failure::Message(format!("cannot move a worker into its memory group: {error}"))
         })?;
+    }
+    if let Some(limit) = limit {
+        // A host may have taken back what the last worker freed, and hands it over anew to whoever comes next.
+        sample::touch_memory(limit + slack(limit));
     }
     let parameters = serde_json::to_vec(task)
         .map_err(|error| Failure::Message(format!("cannot describe the work of a worker: {error}")))?;

@@ -195,13 +195,14 @@ pub fn file_checksum(file: &File, path: &Path) -> Result<u64> {
     Ok(total)
 }
 
-/// Touches `bytes` of memory and gives it back: machines that hand memory over lazily do it now, not to the first contender.
+/// Touches `bytes` of memory and gives it back, as small pages and as huge ones: machines that hand memory over lazily do it
+/// now, not to the first contender. (What is free as small pages is seldom what is free as huge ones.)
 pub fn touch_memory(bytes: u64) {
-    let mut memory = vec![0u8; bytes as usize];
-    for page in memory.chunks_mut(PAGE as usize) {
-        page[0] = 1;
+    for advice in [memmap2::Advice::NoHugePage, memmap2::Advice::HugePage] {
+        let Ok(mut memory) = memmap2::MmapMut::map_anon(bytes as usize) else { continue };
+        let _ = memory.advise(advice); // a kernel without huge pages has no use for them either
+        memory.chunks_mut(PAGE as usize).for_each(|page| page[0] = 1);
     }
-    std::hint::black_box(&memory);
 }
 
 #[cfg(test)]
