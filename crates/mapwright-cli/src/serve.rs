@@ -17,8 +17,8 @@ Examples:
   mapwright serve --socket pager --limit 512MiB
                                    with 512 MiB for all files of all clients
 
-Programs connect with Pager::connect. Ctrl-C, SIGTERM or SIGHUP ends the server; a client that touches what it has not seen yet
-then stops with a message.
+Programs connect with Pager::connect. Ctrl-C, SIGTERM or SIGHUP ends the server, once what clients wrote is in their files; a client
+that touches what it has not seen yet then stops with a message.
 
 Exit codes: 0 ended by a signal; 1 it could not listen; 2 bad usage.";
 

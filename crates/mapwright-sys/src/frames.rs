@@ -10,7 +10,9 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create,
+};
 
 use crate::mapping::Reservation;
 use crate::pagemap::Pagemap;
@@ -36,8 +38,10 @@ impl SharedFrames {
     /// # Errors
     /// `ENOMEM`/`EFBIG` when address space is short, `EMFILE`, or what registering the range meets.
     pub fn new(capacity: u64, writable: bool, uffd: Arc<Uffd>, pagemap: Arc<Pagemap>) -> io::Result<Self> {
-        let memfd = memfd_create("mapwright", MemfdFlags::CLOEXEC)?;
+        let memfd = memfd_create("mapwright", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
         ftruncate(&memfd, capacity)?;
+        // Whoever it may be lent to can't cut it: past its end a mapping raises SIGBUS without asking anybody.
+        fcntl_add_seals(&memfd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         let plain = make_view(&memfd, capacity, writable, &uffd)?;
         let claims = Claims::new(writable);
         let making_checked = std::sync::Mutex::new(());
@@ -52,12 +56,15 @@ impl SharedFrames {
         Ok(self.view(checked)?.start())
     }
 
-    /// A descriptor of the memory, for reading, to be handed to another process. Who runs as the same user can open it for
-    /// writing all the same.
+    /// A descriptor of the memory, for writing if the frames are, to be handed to another process. Who runs as the same user can
+    /// open one that is for reading for writing all the same.
     ///
     /// # Errors
     /// Whatever opening it through `/proc` says.
     pub fn lend(&self) -> io::Result<OwnedFd> {
+        if self.writable {
+            return self.memfd.try_clone();
+        }
         rustix::fs::fchmod(&self.memfd, rustix::fs::Mode::RUSR)?;
         let link = format!("/proc/self/fd/{}", self.memfd.as_raw_fd());
         let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;

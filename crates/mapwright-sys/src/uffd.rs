@@ -30,6 +30,9 @@ const TRIES: u32 = 64;
 const CONTINUE_MODE_WP: u64 = 1 << 1;
 const COPY_MODE_WP: u64 = 1 << 1;
 const MOVE_MODE_ALLOW_SRC_HOLES: u64 = 1 << 1;
+const WRITEPROTECT_MODE_WP: u64 = 1;
+/// A fault by a write, and one of a page that is there and write-protected.
+const FAULT_BY_WRITE: u64 = 1 | 1 << 1;
 const REGISTER_MISSING: u64 = 1;
 const REGISTER_WP: u64 = 2;
 const REGISTER_MINOR: u64 = 4;
@@ -39,6 +42,8 @@ const REGISTER_MINOR: u64 = 4;
 pub struct Features(pub u64);
 
 impl Features {
+    /// Faults on write-protected pages.
+    pub const WRITE_PROTECT: Self = Self(1);
     /// Faults on absent pages of shared memory.
     pub const MISSING_SHMEM: Self = Self(1 << 5);
     /// A signal instead of an event.
@@ -154,6 +159,15 @@ struct Message {
     flags: u64,
     address: u64,
     thread: u64,
+}
+
+/// A touch that waits to be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Touch {
+    /// The address touched.
+    pub address: usize,
+    /// Whether it was to be written to.
+    pub writes: bool,
 }
 
 /// A userfaultfd and the means to stop waiting on it.
@@ -434,15 +448,17 @@ impl Uffd {
     }
 
     /// As [`resume`](Self::resume), for memory of another process, which may be gone, or may keep this from ever being done.
+    /// Pages that are mapped already stay as they are.
     ///
     /// # Errors
     /// `WouldBlock` when it was not done after some tries.
-    pub(crate) fn resume_for_another(&self, range: Range<usize>) -> io::Result<()> {
+    pub(crate) fn resume_for_another(&self, range: Range<usize>, write_protect: bool) -> io::Result<()> {
+        let mode = if write_protect { CONTINUE_MODE_WP } else { 0 };
         let mut start = range.start;
         let mut tries = 0;
         while start < range.end {
             let mut argument =
-                Resolve { start: start as u64, len: (range.end - start) as u64, mode: 0, done: 0 };
+                Resolve { start: start as u64, len: (range.end - start) as u64, mode, done: 0 };
             // SAFETY: `argument` has the kernel's layout of `struct uffdio_continue`. It shows pages that exist, in memory that
             // its owner has registered for that.
             let answer = unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_CONTINUE, &mut argument) };
@@ -457,15 +473,32 @@ impl Uffd {
                     start += PAGE_SIZE;
                 }
                 Some(libc::ESRCH) => return Ok(()), // it is gone, and nobody waits
-                Some(libc::EAGAIN | libc::EINTR) if tries < TRIES => {
-                    tries += 1;
-                    std::thread::yield_now();
-                }
-                Some(libc::EAGAIN | libc::EINTR) => return Err(io::ErrorKind::WouldBlock.into()),
+                Some(libc::EAGAIN | libc::EINTR) => try_again(&mut tries)?,
                 _ => return Err(error),
             }
         }
         Ok(())
+    }
+
+    /// Takes write protection off pages of another process's memory that are mapped, and wakes who waits for them; or makes every
+    /// write to the pages of the range a fault.
+    ///
+    /// # Errors
+    /// `ENOENT` if a part is not registered for that; `WouldBlock` when it was not done after some tries.
+    pub(crate) fn protect_for_another(&self, range: Range<usize>, protect: bool) -> io::Result<()> {
+        let mode = if protect { WRITEPROTECT_MODE_WP } else { 0 };
+        let mut tries = 0;
+        loop {
+            let mut argument = WriteProtect { start: range.start as u64, len: range.len() as u64, mode };
+            // SAFETY: `argument` has the kernel's layout of `struct uffdio_writeprotect`.
+            let answer = unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_WRITEPROTECT, &mut argument) };
+            let Err(error) = check(answer.into()) else { return Ok(()) };
+            match error.raw_os_error() {
+                Some(libc::ESRCH) => return Ok(()), // it is gone, and nobody writes
+                Some(libc::EAGAIN | libc::EINTR) => try_again(&mut tries)?,
+                _ => return Err(error),
+            }
+        }
     }
 
     /// Makes threads that wait for a page of `range` touch it again.
@@ -476,13 +509,13 @@ impl Uffd {
         let _ = unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_WAKE, &mut wake) };
     }
 
-    /// Waits for faults and appends their addresses; returns with none once [`interrupt`](Self::interrupt) was called.
+    /// Waits for faults and appends them; returns with none once [`interrupt`](Self::interrupt) was called.
     ///
     /// # Errors
     /// Whatever the kernel says.
-    pub fn wait_faults(&self, addresses: &mut Vec<usize>) -> io::Result<()> {
+    pub fn wait_faults(&self, touches: &mut Vec<Touch>) -> io::Result<()> {
         loop {
-            if self.read_faults(addresses)? > 0 {
+            if self.read_faults(touches)? > 0 {
                 return Ok(());
             }
             let mut fds = [PollFd::new(&self.fd, PollFlags::IN), PollFd::new(&self.interrupt, PollFlags::IN)];
@@ -494,13 +527,13 @@ impl Uffd {
         }
     }
 
-    /// Appends the addresses of faults that are there already; how many events there were. Never waits, also where another
+    /// Appends the faults that are there already; how many events there were. Never waits, also where another
     /// process that has the userfaultfd too says that it may.
     ///
     /// # Errors
     /// Whatever the kernel says.
-    pub fn take_faults(&self, addresses: &mut Vec<usize>) -> io::Result<usize> {
-        self.read_events(addresses, |messages, room| {
+    pub fn take_faults(&self, touches: &mut Vec<Touch>) -> io::Result<usize> {
+        self.read_events(touches, |messages, room| {
             let part = libc::iovec { iov_base: messages.cast(), iov_len: room };
             // SAFETY: `part` is room for plain data, and the only one.
             let read = unsafe { libc::preadv2(self.fd.as_raw_fd(), &part, 1, -1, libc::RWF_NOWAIT) };
@@ -514,16 +547,16 @@ impl Uffd {
         })
     }
 
-    fn read_faults(&self, addresses: &mut Vec<usize>) -> io::Result<usize> {
+    fn read_faults(&self, touches: &mut Vec<Touch>) -> io::Result<usize> {
         // SAFETY: `read_events` hands over plain data with room for so many bytes.
-        self.read_events(addresses, |messages, room| unsafe {
+        self.read_events(touches, |messages, room| unsafe {
             libc::read(self.fd.as_raw_fd(), messages.cast(), room)
         })
     }
 
     fn read_events(
         &self,
-        addresses: &mut Vec<usize>,
+        touches: &mut Vec<Touch>,
         read: impl Fn(*mut Message, usize) -> libc::ssize_t,
     ) -> io::Result<usize> {
         let mut messages = [Message::default(); 16];
@@ -539,7 +572,10 @@ impl Uffd {
             drop(unsafe { OwnedFd::from_raw_fd(fork.flags as u32 as i32) });
         }
         let faults = messages[..read].iter().filter(|message| message.event == UFFD_EVENT_PAGEFAULT);
-        addresses.extend(faults.map(|message| message.address as usize));
+        touches.extend(faults.map(|message| Touch {
+            address: message.address as usize,
+            writes: message.flags & FAULT_BY_WRITE != 0,
+        }));
         Ok(read)
     }
 
@@ -554,6 +590,19 @@ impl AsFd for Uffd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// Gives another process a moment.
+///
+/// # Errors
+/// `WouldBlock` when it was given too many.
+fn try_again(tries: &mut u32) -> io::Result<()> {
+    *tries += 1;
+    if *tries > TRIES {
+        return Err(io::ErrorKind::WouldBlock.into());
+    }
+    std::thread::yield_now();
+    Ok(())
 }
 
 fn open_descriptor() -> io::Result<(OwnedFd, Source)> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use mapwright_sys::frames::SharedFrames;
 use mapwright_sys::pagemap::Pagemap;
-use mapwright_sys::uffd::{Features, Uffd};
+use mapwright_sys::uffd::{Features, Touch, Uffd};
 
 const PAGE: u64 = 4096;
 const HUGE: u64 = 2 << 20;
@@ -188,7 +188,7 @@ fn system_calls_are_served_by_a_thread_and_refused_in_thread() {
         std::thread::spawn(move || {
             let mut faults = Vec::new();
             uffd.wait_faults(&mut faults).unwrap();
-            assert_eq!(faults, [start + PAGE as usize]);
+            assert_eq!(faults, [Touch { address: start + PAGE as usize, writes: false }]);
             frames.store(PAGE, &[5; 4096]).unwrap();
             frames.map(false, PAGE..2 * PAGE).unwrap();
         })

@@ -106,8 +106,9 @@ fn faults_of_another_process_are_served() {
     if let Some(server) = as_client() {
         let Some(uffd) = uffd(reading()) else { return };
         let (_, mut descriptors) = receive(&server).unwrap();
-        let view =
-            Arc::new(LentFrames::new(descriptors.pop().unwrap(), 8 * PAGE, Arc::clone(&uffd)).unwrap());
+        let view = Arc::new(
+            LentFrames::new(descriptors.pop().unwrap(), 8 * PAGE, false, Arc::clone(&uffd)).unwrap(),
+        );
         send(&server, view.address(false).unwrap() as u64, &[uffd.as_fd()]);
         receive(&server).unwrap();
         let reader = Reader::claim(view).unwrap();
@@ -128,7 +129,7 @@ fn faults_of_another_process_are_served() {
     send(&client.socket, 0, &[frames.lend().unwrap().as_fd()]);
     let Some((address, mut descriptors)) = receive(&client.socket) else { return };
     let uffd = Arc::new(Uffd::received(descriptors.pop().unwrap()).unwrap());
-    let view = RemoteView::new(Arc::clone(&uffd), address as usize, 8 * PAGE).unwrap();
+    let view = RemoteView::new(Arc::clone(&uffd), address as usize, 8 * PAGE, false).unwrap();
     send(&client.socket, 0, &[]);
     let mut stored = vec![2];
     loop {
@@ -140,8 +141,8 @@ fn faults_of_another_process_are_served() {
         poll(&mut fds, None).unwrap();
         let mut faults = Vec::new();
         uffd.take_faults(&mut faults).unwrap();
-        for address in faults {
-            let number = view.offset_of(address).unwrap() / PAGE;
+        for touch in faults {
+            let number = view.offset_of(touch.address).unwrap() / PAGE;
             if !stored.contains(&number) {
                 frames.store(number * PAGE, &[100 + number as u8; PAGE as usize]).unwrap();
                 stored.push(number);
@@ -227,8 +228,9 @@ fn the_end_of_a_server_is_a_wait_and_no_zeros() {
             return eprintln!("######## SKIPPED: system calls are not served here ########");
         }
         let (_, mut descriptors) = receive(&server).unwrap();
-        let view =
-            Arc::new(LentFrames::new(descriptors.pop().unwrap(), 4 * PAGE, Arc::clone(&uffd)).unwrap());
+        let view = Arc::new(
+            LentFrames::new(descriptors.pop().unwrap(), 4 * PAGE, false, Arc::clone(&uffd)).unwrap(),
+        );
         let address = view.address(false).unwrap();
         send(&server, address as u64, &[uffd.as_fd()]);
         let reader = Reader::claim(Arc::clone(&view) as Arc<_>).unwrap();
@@ -246,7 +248,7 @@ fn the_end_of_a_server_is_a_wait_and_no_zeros() {
             assert_eq!(uffd.take_faults(&mut faults).unwrap(), 0, "the server has taken the event with it");
             view.wake(0..4 * PAGE);
             uffd.wait_faults(&mut faults).unwrap();
-            assert_eq!(faults, [address + PAGE as usize], "told again");
+            assert_eq!(faults[0].address, address + PAGE as usize, "told again");
             view.poison(false, page(1)).unwrap();
             assert_eq!(toucher.join().unwrap(), Err(libc::EFAULT), "a load would get SIGBUS");
         });
@@ -332,7 +334,7 @@ fn an_unread_event_keeps_nobody_for_ever() {
     let lent = frames.lend().unwrap();
     let at = register_by_hand(lent.as_fd(), 4 * PAGE as usize, false, &uffd).unwrap();
     frames.store(0, &[1; 4 * PAGE as usize]).unwrap();
-    let view = RemoteView::new(Arc::clone(&uffd), at, 4 * PAGE).unwrap();
+    let view = RemoteView::new(Arc::clone(&uffd), at, 4 * PAGE, false).unwrap();
     view.map(page(0)).unwrap();
     std::thread::scope(|scope| {
         // SAFETY: mapped above, and nobody holds a reference.
@@ -357,7 +359,7 @@ fn what_is_no_userfaultfd_is_refused() {
     for (start, len) in
         [(0, PAGE), (4097, PAGE), (4096, 5), (4096, 0), (usize::MAX - 4095, PAGE), (1 << 63, PAGE)]
     {
-        assert!(RemoteView::new(Arc::clone(&same), start, len).is_err(), "{start:#x} {len}");
+        assert!(RemoteView::new(Arc::clone(&same), start, len, false).is_err(), "{start:#x} {len}");
     }
 }
 

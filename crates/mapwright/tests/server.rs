@@ -1,100 +1,30 @@
 //! A pager server and its clients: shared frames, the budget, errors, and what remains when either side is killed.
 #![allow(missing_docs)]
 
+#[path = "common/clients.rs"]
+mod clients;
 mod common;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
 
+use clients::{Talking, as_role, hear, parts, say, until};
 use common::{
     PAGE, Rng, Watchdog, block_on, child, child_as_nobody, contents, dies_by_sigbus, file_of, pager,
     public_scratch, require_userfaultfd, role, run_ok,
 };
-use mapwright::{Advice, Change, Error, FaultMode, FrameKind, Map, MapOptions, Pager, Server, Strategy};
+use mapwright::{
+    Advice, Change, Durability, Error, FaultMode, FrameKind, Map, MapOptions, Pager, Server, Strategy,
+};
 
 const MIB: usize = 1 << 20;
 
-/// A child that is talked with by lines, and killed when the test ends.
-struct Talking {
-    child: Child,
-    to: ChildStdin,
-    from: BufReader<ChildStdout>,
-}
-
-impl Talking {
-    fn start(test: &str, role: &str) -> Self {
-        let mut command = child(test, role);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let (to, from) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
-        Self { child, to, from }
-    }
-
-    /// The next line that is meant for us: the harness prints others.
-    fn hear(&mut self) -> String {
-        loop {
-            let mut line = String::new();
-            assert!(self.from.read_line(&mut line).unwrap() > 0, "the child ended");
-            if let Some((_, said)) = line.trim_end().split_once(">> ") {
-                return said.to_owned();
-            }
-        }
-    }
-
-    fn say(&mut self, line: &str) {
-        writeln!(self.to, "{line}").unwrap();
-    }
-
-    fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for Talking {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-/// In a child: says something to the test.
-fn say(line: impl std::fmt::Display) {
-    println!(">> {line}");
-    std::io::stdout().flush().unwrap();
-}
-
-/// In a child: waits for a line of the test.
-fn hear() -> String {
-    let mut line = String::new();
-    std::io::stdin().read_line(&mut line).unwrap();
-    line.trim().to_owned()
-}
-
 fn served(pager: &Pager, path: &Path) -> Map {
     MapOptions::new().pager(pager).strategy(Strategy::Pager).open(path).unwrap()
-}
-
-/// In a child: role, socket and file.
-fn parts(role: &str) -> (String, Pager, PathBuf) {
-    let mut parts = role.split('|');
-    let mut next = || parts.next().unwrap().to_owned();
-    let (part, socket, file) = (next(), next(), next());
-    (part, Pager::connect(socket).unwrap(), PathBuf::from(file))
-}
-
-fn as_role(part: &str, socket: &Path, file: &Path) -> String {
-    format!("{part}|{}|{}", socket.display(), file.display())
-}
-
-fn until(what: &str, condition: impl Fn() -> bool) {
-    let since = Instant::now();
-    while !condition() {
-        assert!(since.elapsed() < Duration::from_secs(20), "{what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 /// Two processes read one file: it is read once, and is in memory once.
@@ -280,7 +210,7 @@ fn what_a_server_can_not_do_is_said() {
     let client = Pager::connect(&socket).unwrap();
     let options = || MapOptions::new().pager(&client);
     assert!(matches!(Server::bind(&client, dir.path().join("other")), Err(Error::Invalid { .. })));
-    assert!(matches!(options().open_mut(&path), Err(Error::Invalid { .. })));
+    assert!(matches!(options().durability(Durability::Atomic).open_mut(&path), Err(Error::Invalid { .. })));
     assert!(matches!(options().fault_mode(FaultMode::InThread).open(&path), Err(Error::Invalid { .. })));
     assert!(matches!(options().frames(FrameKind::Moved).open(&path), Err(Error::Invalid { .. })));
     assert!(matches!(options().block_size(5000).open(&path), Err(Error::Invalid { .. })));

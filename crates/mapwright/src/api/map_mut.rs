@@ -32,6 +32,10 @@ use crate::stores::Store;
 /// It must exist: to make one, `File::create` it, open the empty file, and [`append`](Self::append) or
 /// [`resize`](Self::resize).
 ///
+/// A slice may be handed to read(2) and its like. Not to direct or asynchronous reads into it (O_DIRECT, io_uring): the kernel
+/// writes to such memory later, past the page tables, and if the page is flushed or evicted meanwhile the write is lost. Read
+/// into a buffer, and copy.
+///
 /// # Threads and fork
 /// `Send` and `Sync`; Rust's borrows keep writers apart: split the slice, or use [`shared`](Self::shared). A pager's
 /// mapping is not there in a child made by fork(2).
@@ -152,7 +156,7 @@ impl MapMut {
             // The kernel has it already.
             Behind::Kernel(_) if self.durability == Durability::None => Ok(()),
             Behind::Kernel(kernel) => kernel.flush(self.core.in_file(&range)),
-            Behind::Server(served) => Err(served.read_only()),
+            Behind::Server(served) => served.flush(self.core.in_file(&range)),
             Behind::Buffer { store: Some(store), .. } => {
                 let syncs = self.durability != Durability::None;
                 write_buffer(&**store, &self.bytes, self.core.offset, self.whole, syncs)
@@ -166,7 +170,8 @@ impl MapMut {
     pub fn acknowledge_error(&self) -> Option<Error> {
         match &self.core.behind {
             Behind::Pager(file) => write_back::acknowledge(file),
-            Behind::Kernel(_) | Behind::Server(_) | Behind::Buffer { .. } => None,
+            Behind::Server(served) => served.acknowledge(),
+            Behind::Kernel(_) | Behind::Buffer { .. } => None,
         }
     }
 
@@ -185,7 +190,7 @@ impl MapMut {
         match &self.core.behind {
             Behind::Pager(file) => file.resize(len)?,
             Behind::Kernel(kernel) => kernel.resize(len)?,
-            Behind::Server(served) => return Err(served.read_only()),
+            Behind::Server(served) => served.resize(len)?,
             Behind::Buffer { .. } => {
                 let no_memory = |_| {
                     let kind = std::io::ErrorKind::OutOfMemory;
@@ -405,7 +410,7 @@ impl Shared<'_> {
         match &self.map.core.behind {
             Behind::Pager(file) => file.write_at(start, bytes),
             Behind::Kernel(kernel) => kernel.write_at(start, bytes),
-            Behind::Server(served) => Err(served.read_only()),
+            Behind::Server(served) => served.write_at(start, bytes),
             Behind::Buffer { .. } => Err(self.is_a_buffer()),
         }
     }
@@ -419,7 +424,7 @@ impl Shared<'_> {
         match &self.map.core.behind {
             Behind::Pager(file) => file.overwrite(start, bytes),
             Behind::Kernel(kernel) => kernel.write_at(start, bytes),
-            Behind::Server(served) => Err(served.read_only()),
+            Behind::Server(served) => served.write_at(start, bytes),
             Behind::Buffer { .. } => Err(self.is_a_buffer()),
         }
     }

@@ -17,6 +17,7 @@ use super::kernel_map::KernelFile;
 use super::map::Map;
 use super::map_mut::MapMut;
 use super::pager::{Backing, Pager};
+use super::shared_map::SharedMapMut;
 use super::strategy::{Choice, Strategy};
 use crate::engine::file::{File as PagedFile, FileSpec, Keep, MOVED_BUDGET};
 use crate::engine::kernel::{FaultMode, FrameKind};
@@ -26,9 +27,10 @@ use crate::engine::{Engine, commit};
 use crate::error::{Change, Error, Result};
 use crate::journal::AtomicFile;
 use crate::journal::place::Directory;
+use crate::remote::Access;
 use crate::remote::connection::Connection;
 use crate::remote::served::{Served, ServedSpec};
-use crate::stores::{FileOptions, FileStore, Store};
+use crate::stores::{FileOptions, FileStore, Store, lock_for_writing};
 
 /// Files up to this length are read rather than mapped, if they are opened for reading: a mapping costs more.
 const SMALL: u64 = 64 << 10;
@@ -221,11 +223,16 @@ impl MapOptions {
         let path = path.as_ref();
         let _span = tracing::debug_span!("open_mut", path = %path.display()).entered();
         self.check()?;
+        if let (Strategy::Auto | Strategy::Pager, Some(Pager(Backing::Server(server)))) =
+            (self.strategy, &self.pager)
+        {
+            return self.open_served_mut(path, server, Access::Write);
+        }
         if self.durability == Durability::Atomic {
             return self.open_atomic(path);
         }
         let store = self.file_store(path, true)?;
-        lock(&*store)?;
+        lock_for_writing(&*store)?;
         recover_first(&store, path)?;
         match self.strategy {
             Strategy::Buffer => self.read_whole_mut(store, "asked for"),
@@ -238,6 +245,25 @@ impl MapOptions {
                 opened => opened,
             },
         }
+    }
+
+    /// Maps a file for reading and writing, without slices. By a pager server ([`Pager::connect`]) many processes may have the same
+    /// file open so at once, and each sees what the others write as it is written, as with mmap(2) and MAP_SHARED: beside
+    /// [`write_at`](crate::Shared::write_at), by atomics at [`as_ptr`](SharedMapMut::as_ptr). By a pager of this process it is
+    /// [`open_mut`](Self::open_mut) and [`into_shared`](MapMut::into_shared).
+    ///
+    /// # Errors
+    /// As for [`open_mut`](Self::open_mut). By a server, [`Error::Locked`] if the file is mapped in another way.
+    pub fn open_shared(&self, path: impl AsRef<Path>) -> Result<SharedMapMut> {
+        let path = path.as_ref();
+        if let (Strategy::Auto | Strategy::Pager, Some(Pager(Backing::Server(server)))) =
+            (self.strategy, &self.pager)
+        {
+            let _span = tracing::debug_span!("open_shared", path = %path.display()).entered();
+            self.check()?;
+            return self.open_served_mut(path, server, Access::Share).map(MapMut::into_shared);
+        }
+        self.open_mut(path).map(MapMut::into_shared)
     }
 
     /// Maps a store for reading: bytes in memory, or a store of one's own.
@@ -276,7 +302,7 @@ impl MapOptions {
         if !store.is_writable() {
             return Err(Error::ReadOnly { path: store.name() });
         }
-        lock(&*store)?;
+        lock_for_writing(&*store)?;
         match self.strategy {
             Strategy::Kernel => Err(kernel_maps_files_only()),
             Strategy::Buffer => self.read_whole_mut(store, "asked for"),
@@ -400,7 +426,7 @@ impl MapOptions {
         let pager = self.pager.clone().map_or_else(Pager::global, Ok)?;
         let pager = pager.own("a map for writing")?;
         let store = self.file_store(path, true)?;
-        lock(&*store)?;
+        lock_for_writing(&*store)?;
         let place = Arc::new(Directory::of(store.as_fd(), path)?);
         let file = Arc::clone(&store) as Arc<dyn Store>;
         let (atomic, _) = AtomicFile::open(place, file, commit::limits(pager))?;
@@ -417,6 +443,29 @@ impl MapOptions {
 
     /// Maps a file of a pager server, which reads it by a descriptor of this process's.
     fn open_served(&self, path: &Path, server: &Arc<Connection>) -> Result<Map> {
+        let (core, memory) = self.served(path, server, Access::Read)?;
+        Ok(Map::new(core, reader(memory)))
+    }
+
+    /// As [`open_served`](Self::open_served), for writing.
+    fn open_served_mut(&self, path: &Path, server: &Arc<Connection>, access: Access) -> Result<MapMut> {
+        if self.durability != Durability::Flush {
+            return Err(Error::invalid(
+                format!("{}: {:?}, by a pager server", path.display(), self.durability),
+                "use Durability::Flush, or a pager of this process (Pager::builder)",
+            ));
+        }
+        refuse_unrecovered(path)?;
+        let (core, memory) = self.served(path, server, access)?;
+        Ok(MapMut::new(core, writer(memory)?, self.is_whole(), self.durability))
+    }
+
+    fn served(
+        &self,
+        path: &Path,
+        server: &Arc<Connection>,
+        access: Access,
+    ) -> Result<(Core, Arc<dyn AddressRange>)> {
         if self.fault_mode != FaultMode::Thread || self.frames == FrameKind::Moved {
             return Err(Error::invalid(
                 "faults in the faulting thread or moved frames, by a pager server",
@@ -426,15 +475,17 @@ impl MapOptions {
         let block_size = u32::try_from(self.block_size).map_err(|_| {
             Error::invalid(format!("blocks of {} bytes", self.block_size), "use at most 2 MiB")
         })?;
-        let store = FileStore::open(path, &FileOptions::default())?;
-        let spec =
-            ServedSpec { block_size, direct: self.direct, advice: self.advice, deadline: self.deadline };
+        let options = FileOptions { write: access.writes(), ..FileOptions::default() };
+        let store = FileStore::open(path, &options)?;
+        let reserve = if access == Access::Write { self.capacity(version_len(&store)?) } else { 0 };
+        let (direct, advice, deadline) = (self.direct, self.advice, self.deadline);
+        let spec = ServedSpec { block_size, direct, advice, access, reserve, deadline };
         let served = Served::open(server, &store, &spec)?;
         let (len, memory) = (served.len(), Arc::clone(served.frames()) as Arc<dyn AddressRange>);
         let efault = if server.serves_user_mode_only() { EFAULT } else { "" };
         let why = format!("served by the pager server at {}{efault}", server.path().display());
         let core = self.part(Behind::Server(served), len, Choice::new(Strategy::Pager, why))?;
-        Ok(Map::new(core, reader(memory)))
+        Ok((core, memory))
     }
 
     fn paged(
@@ -542,15 +593,6 @@ fn reader(range: Arc<dyn AddressRange>) -> Reader {
 
 fn writer(range: Arc<dyn AddressRange>) -> Result<Writer> {
     Writer::claim(range).ok_or_else(|| Error::invalid("a second writer of one mapping", "use the first"))
-}
-
-fn lock(store: &dyn Store) -> Result<()> {
-    store.lock().map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock => {
-            Error::Locked { path: store.name(), holder: "a writer in this or another process" }
-        }
-        _ => Error::io("lock", store.name(), 0, 0, error),
-    })
 }
 
 fn version_len(store: &dyn Store) -> Result<u64> {

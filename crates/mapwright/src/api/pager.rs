@@ -58,13 +58,15 @@ impl Pager {
     }
 
     /// Connects to a pager server, one of `mapwright serve` or a [`Server`](crate::Server), that listens at `path`. Files that
-    /// are opened for reading with the pager returned are mapped from the server's frames: what several processes map is in
-    /// memory once, and the server's budget is for all of them.
+    /// are opened with the pager returned are mapped from the server's frames: what several processes map is in memory once, and
+    /// the server's budget is for all of them. [`MapOptions::open_shared`](crate::MapOptions::open_shared) lets many of them write
+    /// the same file; what a process wrote that is killed is written back all the same.
     ///
     /// When the server ends, touching a page that is not shown yet raises SIGBUS after a message, and explicit access is
-    /// [`Error::ServerLost`]. Pages never read as zeros for that.
+    /// [`Error::ServerLost`]. Pages never read as zeros for that. What was written and not flushed is lost with a server that is
+    /// killed.
     ///
-    /// What such a pager can't do so far is [`Error::Invalid`]: opening for writing, stores other than files,
+    /// What such a pager can't do so far is [`Error::Invalid`]: commits ([`Durability`](crate::Durability)), stores other than files,
     /// [`FaultMode::InThread`](crate::FaultMode::InThread), [`FrameKind::Moved`](crate::FrameKind::Moved) and recordings.
     ///
     /// # Errors

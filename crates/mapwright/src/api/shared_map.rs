@@ -11,7 +11,8 @@ use crate::error::{Error, Result};
 use crate::mmap::Residency;
 
 /// A file mapped for reading and writing, without slices: its bytes are copied, or reached by address. Made by
-/// [`MapMut::into_shared`], which says when it is wanted; otherwise it is a [`MapMut`].
+/// [`MapMut::into_shared`], which says when it is wanted, and by [`MapOptions::open_shared`](crate::MapOptions::open_shared), for files that
+/// many processes write; otherwise it is a [`MapMut`].
 ///
 /// # Threads and fork
 /// `Send` and `Sync`: unlike [`MapMut::shared`], this need not be borrowed exclusively first. For fork(2) see [`MapMut`].

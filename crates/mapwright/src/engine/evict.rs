@@ -329,8 +329,8 @@ fn drop_stage(choice: &Choice, dirty: &mut Vec<(Arc<File>, Vec<u64>)>) -> u64 {
     if choice.drop.is_empty() {
         return freed;
     }
-    // Only a written page makes a difference: a read-only file's blocks leave every view as they are released.
-    let unmapped = if file.writable { unmap(file, &choice.drop) } else { Ok(()) };
+    // Only a page that may have been written unseen makes a difference: others leave every view as they are released.
+    let unmapped = if file.page_tables_tell() { unmap(file, &choice.drop) } else { Ok(()) };
     let (kept, clean): (Vec<_>, Vec<_>) = choice
         .drop
         .iter()
@@ -392,7 +392,7 @@ fn unmap(file: &File, claimed: &[Claimed]) -> Result<()> {
     let Some(first) = everywhere.first() else { return Ok(()) };
     let failed = |e| Error::io("unmap", file.name.clone(), first.start, 0, e);
     file.frames.unmap(&everywhere).map_err(failed)?;
-    if !file.writable || sabotage::is(Sabotage::BlindEviction) {
+    if !file.page_tables_tell() || sabotage::is(Sabotage::BlindEviction) {
         return Ok(());
     }
     for view in file.views() {

@@ -20,6 +20,17 @@ const SHOWN_AHEAD: u64 = 16;
 /// Between two tries to wait for faults, when the kernel is short of something.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// A touch that waits to be served.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Touch {
+    /// Where.
+    pub view: View,
+    /// Its place in the file, in bytes.
+    pub offset: u64,
+    /// Whether it was to write, in a view of another process: the page is called dirty before it can.
+    pub writes: bool,
+}
+
 /// Serves the faults of `FaultMode::Thread` until the pager closes. The thread that waits for faults is the leader; before
 /// it serves one that needs I/O it hands the lead to another thread, so that no fault waits for another's I/O.
 pub(crate) fn lead(engine: &Arc<Engine>) {
@@ -42,36 +53,47 @@ pub(crate) fn lead(engine: &Arc<Engine>) {
 
 /// Serves a fault that needs no I/O and no waiting; whether it did.
 fn serve_resident(engine: &Engine, fault: Fault) -> bool {
-    let Some((file, view, offset)) = engine.locate(fault.address) else { return true };
-    serve_resident_at(&file, view, offset)
+    let Some((file, touch)) = touched(engine, fault) else { return true };
+    serve_resident_at(&file, touch)
+}
+
+/// What a fault in a view of this process touched.
+fn touched(engine: &Engine, fault: Fault) -> Option<(Arc<File>, Touch)> {
+    let (file, view, offset) = engine.locate(fault.address)?;
+    Some((file, Touch { view, offset, writes: false }))
 }
 
 /// As [`serve_resident`], where the address is known.
-pub(crate) fn serve_resident_at(file: &Arc<File>, view: View, offset: u64) -> bool {
+pub(crate) fn serve_resident_at(file: &Arc<File>, touch: Touch) -> bool {
     let engine = &***file.pager;
     let started = engine.now();
-    let block = offset >> file.block_shift;
+    let block = touch.offset >> file.block_shift;
     let Pin::Held(bits) = file.word(block).pin() else { return false };
     if bits & TRIGGER != 0 {
         file.unpin(block); // the pager thread plans the next read-ahead
         return false;
     }
-    let shown = file.charge_copy(view, block).and_then(|()| show(file, view, block));
+    let shown = file.charge_copy(touch.view, block).and_then(|()| show(file, touch));
     file.unpin(block);
     engine.counters.fault_served(engine.now() - started);
     shown.is_ok()
 }
 
 /// Serves a fault in a view of another process, whose affair it is what becomes of the error.
-pub(crate) fn serve_remote(file: &Arc<File>, view: View, offset: u64) -> Result<()> {
+pub(crate) fn serve_remote(file: &Arc<File>, touch: Touch) -> Result<()> {
     let started = file.pager.now();
-    let served = serve(file, view, offset, started);
+    let served = serve(file, touch, started);
     file.pager.counters.fault_served(file.pager.now() - started);
     served
 }
 
-/// Shows a block that is pinned, in another process's view with those that follow and are resident too.
-fn show(file: &File, view: View, block: u64) -> Result<()> {
+/// Shows a touched block that is pinned, in another process's view with those that follow and are resident too.
+fn show(file: &File, touch: Touch) -> Result<()> {
+    let Touch { view, offset, writes } = touch;
+    let block = offset >> file.block_shift;
+    if writes {
+        return file.grant(view, offset / PAGE..offset / PAGE + 1);
+    }
     if !matches!(view, View::Remote(_)) {
         return file.map(view, block..block + 1);
     }
@@ -94,10 +116,10 @@ fn show(file: &File, view: View, block: u64) -> Result<()> {
 
 fn serve_in_pager(engine: &Arc<Engine>, fault: Fault) {
     let started = engine.now();
-    let Some((file, view, offset)) = engine.locate(fault.address) else { return };
-    let epoch = file.scope_epoch(view);
-    if let Err(error) = serve(&file, view, offset, started) {
-        deliver(&file, view, offset, error, epoch);
+    let Some((file, touch)) = touched(engine, fault) else { return };
+    let epoch = file.scope_epoch(touch.view);
+    if let Err(error) = serve(&file, touch, started) {
+        deliver(&file, touch, error, epoch);
     }
     engine.counters.fault_served(engine.now() - started);
 }
@@ -105,11 +127,11 @@ fn serve_in_pager(engine: &Arc<Engine>, fault: Fault) {
 /// Serves a fault in the thread that met it. Runs in a signal handler: see the rules in `engine`.
 pub(crate) fn serve_in_thread(engine: &Engine, fault: Fault) -> FaultOutcome {
     let started = engine.now();
-    let Some((file, view, offset)) = engine.locate(fault.address) else { return FaultOutcome::NotOurs };
-    let epoch = file.scope_epoch(view);
-    let outcome = match serve(&file, view, offset, started) {
+    let Some((file, touch)) = touched(engine, fault) else { return FaultOutcome::NotOurs };
+    let epoch = file.scope_epoch(touch.view);
+    let outcome = match serve(&file, touch, started) {
         Ok(()) => FaultOutcome::Served,
-        Err(error) => deliver(&file, view, offset, error, epoch),
+        Err(error) => deliver(&file, touch, error, epoch),
     };
     engine.counters.fault_served(engine.now() - started);
     outcome
@@ -117,7 +139,8 @@ pub(crate) fn serve_in_thread(engine: &Engine, fault: Fault) -> FaultOutcome {
 
 /// One fault, from the touched page to the page shown. The walk:
 /// block → pinned if resident, joined if another thread fills it, else filled → shown in the view → read-ahead told.
-fn serve(file: &Arc<File>, view: View, offset: u64, since: Duration) -> Result<()> {
+fn serve(file: &Arc<File>, touch: Touch, since: Duration) -> Result<()> {
+    let Touch { view, offset, .. } = touch;
     let block = offset >> file.block_shift;
     let deadline = since + file.deadline;
     let mut filled_here = false;
@@ -131,7 +154,7 @@ fn serve(file: &Arc<File>, view: View, offset: u64, since: Duration) -> Result<(
             }
             Pin::Held(bits) => {
                 let shown_by_fill = filled_here && view == View::Plain && bits & SHOWN != 0;
-                let shown = if shown_by_fill { Ok(()) } else { show(file, view, block) };
+                let shown = if shown_by_fill { Ok(()) } else { show(file, touch) };
                 file.unpin(block);
                 if bits & TRIGGER != 0
                     && let Some(trigger) = file.take_trigger(block)
@@ -250,7 +273,8 @@ fn split(file: &File, runs: Vec<Range<u64>>) -> impl Iterator<Item = Vec<Range<u
 
 /// Brings a failed fill to whoever touched the page: a checked scope reads zeros and returns the error at its end; outside
 /// of one the message is printed and the thread gets SIGBUS.
-fn deliver(file: &Arc<File>, view: View, offset: u64, error: Error, epoch: u64) -> FaultOutcome {
+fn deliver(file: &Arc<File>, touch: Touch, error: Error, epoch: u64) -> FaultOutcome {
+    let Touch { view, offset, .. } = touch;
     let block = offset >> file.block_shift;
     let bytes = file.bytes_of(&(block..block + 1));
     match view {

@@ -23,9 +23,9 @@ use super::pool::Kind;
 use super::read_ahead::{Advice, ReadAhead};
 use super::record::Reference;
 use super::sabotage::{self, Sabotage};
+pub use super::spec::{FileSpec, Keep};
 use super::{Engine, Handle, PAGE, lock, lock_policy};
 use crate::error::{Error, Result};
-use crate::journal::AtomicFile;
 use crate::stores::{Store, Version};
 
 /// Words of the block table in a page of memory: the unit in which the table is charged to the budget and searched.
@@ -38,40 +38,6 @@ const MAX_READ_AHEAD: u64 = 4 << 20;
 /// The part of the budget by which all streams of a file are read ahead together: one of so many. The policy keeps a tenth for
 /// newcomers; of a window, up to one and a half are there at a time, and explicit access brings each block back once.
 const READ_AHEAD_SHARE: u64 = 32;
-
-/// How to open a file.
-pub struct FileSpec {
-    /// Where its bytes are.
-    pub store: Arc<dyn Store>,
-    /// Whether it will be written.
-    pub writable: bool,
-    /// Who serves its faults.
-    pub mode: FaultMode,
-    /// What its memory is like.
-    pub frames: FrameKind,
-    /// Bytes in a block: a power of two from 4 KiB to 2 MiB.
-    pub block_size: u64,
-    /// Address space to reserve in bytes, for growth; at least the store's length is reserved.
-    pub reserve: u64,
-    /// How long operations wait for the store and for room.
-    pub deadline: Duration,
-    /// What is known of the access pattern.
-    pub advice: Advice,
-    /// What becomes of changes.
-    pub keep: Keep,
-}
-
-/// What becomes of changes.
-#[derive(Clone, Debug, Default)]
-pub enum Keep {
-    /// They reach the store by flushes, which sync.
-    #[default]
-    Flushed,
-    /// They reach the store by flushes, which do not.
-    Scratch,
-    /// They reach the journal of this file by commits, and the store by checkpoints.
-    Atomic(Arc<AtomicFile>),
-}
 
 /// The three lengths of a file. `backed <= stored`, and after a flush all three are equal.
 #[derive(Clone, Copy, Debug)]
@@ -130,6 +96,8 @@ pub struct File {
     pub(crate) latch: Mutex<Option<Arc<Error>>>,
     /// Flushes do not sync.
     pub(crate) is_scratch: bool,
+    /// It may be written, and opened again for that.
+    is_shared: bool,
     /// Where changes are committed rather than flushed.
     pub(crate) commits: Option<Commits>,
     pub(crate) scopes: Mutex<Scopes>,
@@ -189,9 +157,10 @@ impl File {
         let sink: Weak<dyn FaultSink> = Weak::<Engine>::clone(&pager.weak);
         let FileSpec { writable, mode, frames: kind, .. } = spec;
         let is_scratch = matches!(spec.keep, Keep::Scratch);
+        let is_shared = matches!(spec.keep, Keep::Shared);
         let commits = match spec.keep {
             Keep::Atomic(atomic) => Some(Commits::new(atomic)),
-            Keep::Flushed | Keep::Scratch => None,
+            Keep::Flushed | Keep::Scratch | Keep::Shared => None,
         };
         // A small budget has no buffers for regions, and no room to spare for the copies that the checked view of moved frames has.
         let small = kind == FrameKind::Auto && pager.budget.total() < MOVED_BUDGET;
@@ -240,6 +209,7 @@ impl File {
             wakers: Mutex::default(),
             latch: Mutex::default(),
             is_scratch,
+            is_shared,
             commits,
             scopes: Mutex::default(),
             scopes_changed: 0.into(),
@@ -263,7 +233,13 @@ impl File {
     pub(crate) fn is_shareable(&self, spec: &FileSpec, version: Version) -> bool {
         let alike =
             self.mode == spec.mode && self.kind == spec.frames && self.block_size() == spec.block_size;
-        alike && self.version == version
+        // One that is written changes by that, and each fill checks that nobody else has cut it.
+        alike && (self.version == version || self.is_shared_by(spec))
+    }
+
+    /// Whether both are for many who write.
+    pub(crate) fn is_shared_by(&self, spec: &FileSpec) -> bool {
+        self.is_shared && matches!(spec.keep, Keep::Shared)
     }
 
     /// Which object this is.
@@ -407,6 +383,17 @@ impl File {
             }
         }
         Ok(())
+    }
+
+    /// Lets another process write pages of pinned blocks: they are dirty from here on.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where that process does not let it be done, or has the file for reading.
+    pub(crate) fn grant(&self, view: View, pages: Range<u64>) -> Result<()> {
+        let bytes = pages.start * PAGE..pages.end * PAGE;
+        self.blocks_of(bytes.clone()).for_each(|block| _ = self.word(block).set(MAPPED));
+        let granted = self.frames.grant(view, bytes.clone(), &|| self.mark_dirty(pages.clone()));
+        granted.map_err(|e| Error::io("map", self.name.clone(), bytes.start, bytes.end - bytes.start, e))
     }
 
     fn map_blocks(&self, view: View, blocks: Range<u64>) -> Result<()> {
@@ -627,10 +614,17 @@ impl File {
             .filter(|run| !run.is_empty())
     }
 
-    /// The views that exist.
+    /// Whether page tables tell what was written. Where other processes write, each page is called dirty before they can:
+    /// [`grant`](Self::grant).
+    pub(crate) fn page_tables_tell(&self) -> bool {
+        self.writable && !self.frames.is_lent()
+    }
+
+    /// The views whose page tables tell what was written.
     pub(crate) fn views(&self) -> impl Iterator<Item = View> + use<> {
+        let tells = self.page_tables_tell();
         let checked = lock(&self.scopes).view_exists.then_some(View::Checked);
-        std::iter::once(View::Plain).chain(checked)
+        std::iter::once(View::Plain).chain(checked).filter(move |_| tells)
     }
 
     /// Adds pages to the dirty set.

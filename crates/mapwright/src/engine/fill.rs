@@ -458,16 +458,16 @@ fn show(file: &File, blocks: &Range<u64>, bytes: &mut [u8], trigger: Option<u64>
     };
     let around = || around.iter().filter(|run| !run.is_empty()).cloned();
     let mapped = |run: Range<u64>| run.for_each(|block| _ = file.word(block).set(MAPPED));
+    if file.frames.is_lent() {
+        // Each process has what it touches shown in its own view.
+        return file.frames.store(file.bytes_of(blocks).start, bytes).map(|()| false);
+    }
     if file.writable {
         // In two steps: a page that is shown may be written at once, and then the run can't fail any more. What could not be
         // mapped is left to the touch that maps it again.
         file.frames.store(file.bytes_of(blocks).start, bytes)?;
         around().for_each(mapped);
         return Ok(around().all(|run| file.frames.map(View::Plain, file.bytes_of(&run)).is_ok()));
-    }
-    if file.frames.is_lent() {
-        // Each process has what it touches shown in its own view.
-        return file.frames.store(file.bytes_of(blocks).start, bytes).map(|()| false);
     }
     if let Some(trigger) = trigger {
         let run = trigger..trigger + 1;

@@ -19,6 +19,8 @@ use crate::error::{Error, Result};
 const READ_FEATURES: Features = Features::MISSING_SHMEM.with(Features::MINOR_SHMEM);
 /// What writing needs beside it: writes tracked by the kernel.
 const WRITE_FEATURES: Features = Features::WP_HUGETLBFS_SHMEM.with(Features::WP_ASYNC);
+/// What writing frames of another process needs beside it: a first write is a fault.
+const REMOTE_WRITE_FEATURES: Features = Features::WP_HUGETLBFS_SHMEM.with(Features::WRITE_PROTECT);
 
 /// The kernel that this process runs on.
 pub struct Host {
@@ -103,13 +105,25 @@ fn open_uffd(mode: FaultMode) -> Result<Uffd> {
 ///
 /// # Errors
 /// [`Error::Unsupported`] where the machine has none, or can't stop a thread at a page that will never come.
-pub(crate) fn open_uffd_for_reading() -> Result<Uffd> {
+pub(crate) fn open_uffd_of_client() -> Result<Uffd> {
     let (offered, _) = Uffd::offered().map_err(refused)?;
     let wanted = READ_FEATURES.with(Features::POISON);
     if !offered.contains(wanted) {
         return Err(too_old("userfaultfd that can refuse pages (POISON)"));
     }
-    Uffd::open(wanted).map_err(refused)
+    let for_writing = wanted.with(REMOTE_WRITE_FEATURES);
+    Uffd::open(if offered.contains(for_writing) { for_writing } else { wanted }).map_err(refused)
+}
+
+/// Whether a userfaultfd for frames of another process is one for writing too.
+///
+/// # Errors
+/// [`Error::Unsupported`].
+pub(crate) fn check_uffd_for_writing(uffd: &Uffd) -> Result<()> {
+    if uffd.features().contains(REMOTE_WRITE_FEATURES) {
+        return Ok(());
+    }
+    Err(too_old("write protection of shared memory by userfaultfd (WP_HUGETLBFS_SHMEM)"))
 }
 
 /// Frames that move, where the kernel can move pages (6.8).
@@ -201,9 +215,9 @@ impl Kernel for Host {
         let Some(uffd) = self.by_thread.get() else {
             return Err(io::ErrorKind::NotFound.into());
         };
-        let mut addresses = Vec::with_capacity(16);
-        uffd.wait_faults(&mut addresses)?;
-        faults.extend(addresses.into_iter().map(|address| Fault { address }));
+        let mut touches = Vec::with_capacity(16);
+        uffd.wait_faults(&mut touches)?;
+        faults.extend(touches.into_iter().map(|touch| Fault { address: touch.address }));
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use mapwright_sys::buffer::Buffer;
 use mapwright_sys::frames::SharedFrames;
@@ -113,6 +113,9 @@ pub(super) struct Shared {
     lent: AtomicBool,
     /// Not held over a call to one of them.
     remote: Mutex<Remote>,
+    /// Held for reading while pages are called dirty and made writable in a view of another process, for writing while they are
+    /// called clean and protected in all of them.
+    granting: RwLock<()>,
 }
 
 /// Views of other processes by number. No number is given twice: what is late for a view that is gone must not go to another.
@@ -124,7 +127,12 @@ struct Remote {
 
 impl Shared {
     pub(super) fn new(frames: SharedFrames, guards: Guards) -> Self {
-        Self { guards, inner: Arc::new(frames), lent: AtomicBool::new(false), remote: Mutex::default() }
+        let (lent, remote, granting) = Default::default();
+        Self { guards, inner: Arc::new(frames), lent, remote, granting }
+    }
+
+    fn remote_view(&self, number: u32) -> Option<Arc<dyn RemoteView>> {
+        lock(&self.remote).views.get(&number).map(Arc::clone)
     }
 
     fn remote(&self) -> Vec<Arc<dyn RemoteView>> {
@@ -173,8 +181,27 @@ impl Frames for Shared {
 
     fn map(&self, view: View, range: Range<u64>) -> io::Result<()> {
         let View::Remote(number) = view else { return self.inner.map(view == View::Checked, range) };
-        let remote = lock(&self.remote).views.get(&number).map(Arc::clone);
-        remote.map_or(Ok(()), |remote| remote.map(range)) // of one that is gone nobody waits
+        self.remote_view(number).map_or(Ok(()), |remote| remote.map(range)) // of one that is gone nobody waits
+    }
+
+    fn grant(&self, view: View, range: Range<u64>, call_dirty: &dyn Fn()) -> io::Result<()> {
+        let View::Remote(number) = view else { return Err(io::ErrorKind::Unsupported.into()) };
+        let Some(remote) = self.remote_view(number) else { return Ok(()) };
+        let _one_step = self.granting.read().unwrap_or_else(PoisonError::into_inner);
+        call_dirty();
+        remote.map_writable(range)
+    }
+
+    fn revoke(&self, call_clean: &mut dyn FnMut() -> Vec<Range<u64>>) {
+        if !self.is_lent() {
+            call_clean();
+            return;
+        }
+        let views = self.remote();
+        let _one_step = self.granting.write().unwrap_or_else(PoisonError::into_inner);
+        for range in call_clean() {
+            views.iter().for_each(|view| view.protect(range.clone()));
+        }
     }
 
     fn unmap(&self, ranges: &[Range<u64>]) -> io::Result<()> {

@@ -36,6 +36,16 @@ pub trait RemoteView: Send + Sync {
     /// When that process does not let it be done.
     fn map(&self, range: Range<u64>) -> io::Result<()>;
 
+    /// As `map`, to be written too.
+    ///
+    /// # Errors
+    /// As for `map`; where the view is for reading.
+    fn map_writable(&self, range: Range<u64>) -> io::Result<()>;
+
+    /// Makes every write to pages of the range there a fault. Where that can't be done, the process has no part in the file any
+    /// more: what it writes then is its own loss.
+    fn protect(&self, range: Range<u64>);
+
     /// Makes threads that wait there touch their pages again.
     fn wake(&self, range: Range<u64>);
 
@@ -169,8 +179,8 @@ pub trait Kernel: Send + Sync + 'static {
 /// | absent → stored | `store` |
 /// | absent → mapped in the plain view, clean and write-protected | `fill` |
 /// | stored → mapped, clean and write-protected | `map` |
-/// | mapped clean → mapped written | a write through the view: no call, no fault that anybody sees |
-/// | mapped written → mapped clean | `take_written` |
+/// | mapped clean → mapped written | a write through the view: no call, no fault that anybody sees. In one of another process: `grant` |
+/// | mapped written → mapped clean | `take_written`; `revoke` |
 /// | mapped → stored | `unmap`; what was written is still told by `written` until the next `map` of that page |
 /// | stored or mapped → absent | `release` |
 ///
@@ -200,7 +210,8 @@ pub trait Frames: Send + Sync {
         false
     }
 
-    /// A descriptor of the memory, for reading, to be mapped by another process. Of files that are read only.
+    /// A descriptor of the memory, to be mapped by another process: for writing if the frames are. From then on nobody writes by
+    /// the views of this process.
     ///
     /// # Errors
     /// Where frames can't be lent, and when descriptors are short.
@@ -218,6 +229,20 @@ pub trait Frames: Send + Sync {
 
     /// Forgets a view of another process.
     fn dismiss(&self, _number: u32) {}
+
+    /// Shows stored pages in a view of another process so that they can be written, and wakes who waits for them there. Before
+    /// that they are called dirty, by `call_dirty`: both in one step as far as [`revoke`](Self::revoke) can tell.
+    ///
+    /// # Errors
+    /// When that process does not let it be done, or its view is for reading. The pages may be called dirty then.
+    fn grant(&self, _view: View, _range: Range<u64>, _call_dirty: &dyn Fn()) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Calls pages clean, by `call_clean`, which says which; then makes every write to them in a view of another process a fault.
+    fn revoke(&self, call_clean: &mut dyn FnMut() -> Vec<Range<u64>>) {
+        call_clean();
+    }
 
     /// What these frames can do with whole regions, if they can.
     fn regions(&self) -> Option<&dyn Regions> {

@@ -51,6 +51,7 @@ pub mod request;
 mod resize;
 #[doc(hidden)]
 pub mod sabotage;
+mod spec;
 pub mod stats;
 mod watch;
 pub mod write_back;
@@ -194,7 +195,7 @@ impl Engine {
             return Ok(file);
         }
         let slot = write_files(&handle.files).new_slot();
-        let file = File::open(Arc::clone(handle), spec, slot, version)?;
+        let file = File::open(Arc::clone(handle), spec.clone(), slot, version)?;
         if file.mode == FaultMode::Thread {
             handle.serve_faults()?;
         }
@@ -203,8 +204,13 @@ impl Engine {
         let mut files = write_files(&handle.files);
         // Upgraded files are let go after the lock: dropping the last hold of one takes it.
         let others: Vec<Arc<File>> = files.by_slot.values().filter_map(Weak::upgrade).collect();
-        if others.iter().any(|other| other.identity() == file.identity() && (other.writable || file.writable))
-        {
+        let same = || others.iter().filter(|other| other.identity() == file.identity());
+        let shared = same().find(|other| other.is_shareable(&spec, version));
+        if let Some(shared) = shared.filter(|shared| !shared.writable || shared.is_shared_by(&spec)) {
+            drop(files);
+            return Ok(Arc::clone(shared));
+        }
+        if same().any(|other| other.writable || file.writable) {
             drop(files);
             return Err(Error::Locked { path: file.name.clone(), holder: "a map opened at the same time" });
         }
@@ -221,13 +227,17 @@ impl Engine {
         };
         let same = |file: &&Arc<File>| file.identity() == version.identity;
         for file in candidates.iter().filter(same) {
-            if file.writable || spec.writable {
+            if (file.writable || spec.writable) && !file.is_shared_by(spec) {
                 let holder =
                     if file.writable { "another MapMut of this pager" } else { "a Map of this pager" };
                 return Err(Error::Locked { path: file.name.clone(), holder });
             }
             if file.is_shareable(spec, version) {
                 return Ok(Some(Arc::clone(file)));
+            }
+            if file.writable {
+                let holder = "maps that write it in blocks of another size";
+                return Err(Error::Locked { path: file.name.clone(), holder });
             }
         }
         Ok(None)

@@ -180,11 +180,12 @@ pub(super) fn write_batch(
 
 /// Takes the dirty pages of pinned blocks, sorted and joined; they count as clean from here on.
 fn take_dirty_pages(file: &File, pinned: &[u64], pages: &mut Vec<Range<u64>>) -> Result<()> {
-    let mut taken = Vec::new();
     let mut outcome = Ok(());
-    for &block in pinned {
-        taken.extend(file.take_dirty(block));
-    }
+    let mut taken = Vec::new();
+    file.frames.revoke(&mut || {
+        taken = joined_pages(pinned.iter().flat_map(|&block| file.take_dirty(block)).collect());
+        taken.iter().map(|run| run.start * PAGE..run.end * PAGE).collect()
+    });
     for view in file.views() {
         let shown = |block: &u64| file.word(*block).bits() & mapped_bit(view) != 0;
         let blocks: Vec<u64> = pinned.iter().copied().filter(shown).collect();
@@ -197,14 +198,21 @@ fn take_dirty_pages(file: &File, pinned: &[u64], pages: &mut Vec<Range<u64>>) ->
             taken.extend(written.into_iter().map(|bytes| bytes.start / PAGE..bytes.end / PAGE));
         }
     }
-    taken.sort_unstable_by_key(|run| run.start);
-    for run in taken {
+    *pages = joined_pages(taken);
+    outcome
+}
+
+/// Runs sorted, those that touch or overlap joined.
+fn joined_pages(mut runs: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    runs.sort_unstable_by_key(|run| run.start);
+    let mut pages: Vec<Range<u64>> = Vec::new();
+    for run in runs {
         match pages.last_mut() {
             Some(last) if last.end >= run.start => last.end = last.end.max(run.end),
             _ => pages.push(run),
         }
     }
-    outcome
+    pages
 }
 
 /// Copies pages out through their frames and writes them, many at once, as far as the file reaches.

@@ -16,7 +16,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use mapwright_sys::signals::print_raw;
-use mapwright_sys::uffd::{Source, Uffd};
+use mapwright_sys::uffd::{Source, Touch, Uffd};
 use rustix::net::{connect, shutdown, sockopt};
 
 use super::lease::lock;
@@ -95,7 +95,7 @@ impl Connection {
                 remedy: "connect to a server of your own, or of root",
             });
         }
-        let uffd = Arc::new(crate::engine::host::open_uffd_for_reading()?);
+        let uffd = Arc::new(crate::engine::host::open_uffd_of_client()?);
         let inner = Arc::new(Inner {
             path: path.to_owned(),
             socket,
@@ -330,7 +330,7 @@ impl Inner {
                 print_raw(&format!("mapwright: {error}; faults can't be answered: {cause}\n"));
                 std::process::abort();
             }
-            for address in faults.drain(..) {
+            for Touch { address, .. } in faults.drain(..) {
                 let known = self.all_served();
                 let found = known.iter().find_map(|served| Some((served, served.locate(address)?)));
                 if let Some((served, (checked, range))) = found {

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 
 use mapwright_sys::remote::RemoteView;
 
-use super::protocol::{Event, MAX_RANGES};
+use super::protocol::{Access, Event, MAX_RANGES};
+use super::server::Leaving;
 use super::session::Session;
 use crate::engine::kernel;
 use crate::engine::opened::Opened;
@@ -49,6 +50,19 @@ impl kernel::RemoteView for View {
     fn map(&self, range: Range<u64>) -> io::Result<()> {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         if *open { self.remote.map(range) } else { Ok(()) }
+    }
+
+    fn map_writable(&self, range: Range<u64>) -> io::Result<()> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        if *open { self.remote.map_writable(range) } else { Ok(()) }
+    }
+
+    fn protect(&self, range: Range<u64>) {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        if *open && self.remote.protect(range).is_err() {
+            // What it writes from now on is nobody's to keep.
+            self.session.upgrade().into_iter().for_each(|session| session.cut_off());
+        }
     }
 
     fn wake(&self, range: Range<u64>) {
@@ -129,8 +143,11 @@ impl Drop for Room<'_> {
 pub(super) struct Lease {
     pub(super) number: u32,
     pub(super) file: Opened,
+    pub(super) access: Access,
     views: Mutex<[Option<Arc<View>>; 2]>,
     pins: Mutex<Pins>,
+    /// Set when the client has left it. Dropped after the file.
+    pub(super) leaving: OnceLock<Leaving>,
 }
 
 /// How often the client holds each block. The engine sees one pin on each, however often that is.
@@ -141,8 +158,9 @@ struct Pins {
 }
 
 impl Lease {
-    pub(super) fn new(number: u32, file: Opened) -> Self {
-        Self { number, file, views: Mutex::default(), pins: Mutex::default() }
+    pub(super) fn new(number: u32, file: Opened, access: Access) -> Self {
+        let (views, pins, leaving) = Default::default();
+        Self { number, file, access, views, pins, leaving }
     }
 
     /// What the engine calls one of the two views, if it is there.

@@ -16,7 +16,8 @@
 //!
 //! # Locks
 //! Each lock here is taken alone, and none is held over a call into the engine, but for that of a view ([`lease::View`]): who
-//! shows pages there holds it, so that the client may rely on nothing being shown any more once the view is closed.
+//! shows pages there holds it, so that the client may rely on nothing being shown any more once the view is closed. And files are
+//! opened for writing one at a time.
 
 pub(crate) mod connection;
 mod lease;
@@ -28,4 +29,5 @@ mod session;
 mod tests;
 mod wire;
 
+pub(crate) use protocol::Access;
 pub use server::Server;

@@ -14,13 +14,31 @@ use crate::error::{Change, Error};
 /// The first word of a connection.
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"mapwrite");
 /// Raised when a message changes. Client and server must have the same.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 /// Bytes of the longest message.
 pub(crate) const MAX_MESSAGE: usize = 32 << 10;
 /// Ranges in one message.
 pub(crate) const MAX_RANGES: usize = 1024;
 /// Bytes of the longest text: a path or an error.
 const MAX_TEXT: usize = 4096;
+
+/// How a client has a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// For reading, beside others who read.
+    Read,
+    /// For writing, alone.
+    Write,
+    /// For writing, beside others who write.
+    Share,
+}
+
+impl Access {
+    /// Whether it may be written.
+    pub(crate) fn writes(self) -> bool {
+        self != Self::Read
+    }
+}
 
 /// What a client asks. Every message carries a number that the answer repeats.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +53,9 @@ pub(crate) enum Request {
         block_size: u32,
         direct: Option<bool>,
         advice: Advice,
+        access: Access,
+        /// Bytes of address space, for growth; at least the file's length is taken.
+        reserve: u64,
         name: String,
     },
     /// The client has mapped and registered a view.
@@ -46,6 +67,8 @@ pub(crate) enum Request {
     Pin {
         file: u32,
         in_order: bool,
+        /// The bytes of the ranges are about to be written.
+        writes: bool,
         ranges: Vec<Range<u64>>,
     },
     /// Has no answer.
@@ -75,6 +98,19 @@ pub(crate) enum Request {
     },
     Stats,
     Close {
+        file: u32,
+    },
+    /// Makes what was written there durable.
+    Flush {
+        file: u32,
+        range: Range<u64>,
+    },
+    Resize {
+        file: u32,
+        len: u64,
+    },
+    /// Takes the error of an earlier write-back: it is the answer, if there is one.
+    Acknowledge {
         file: u32,
     },
 }
@@ -182,6 +218,9 @@ impl Encoder {
                 self.u8(5).u64(*offset).u64(*end).u64(*file_len)
             }
             Error::Invalid { what, .. } => self.u8(6).text(what),
+            Error::ReadOnly { .. } => self.u8(7),
+            Error::Locked { .. } => self.u8(8),
+            Error::Latched { source, .. } => self.u8(9).error(source),
             other => self.u8(0).text(&other.to_string()),
         }
     }
@@ -256,8 +295,21 @@ impl<'a> Decoder<'a> {
         }
     }
 
+    fn access(&mut self) -> Decoded<Access> {
+        match self.u8()? {
+            0 => Ok(Access::Read),
+            1 => Ok(Access::Write),
+            2 => Ok(Access::Share),
+            _ => Err(Malformed("access of no known kind")),
+        }
+    }
+
     /// An error, of the file that the client calls `path`.
     fn error(&mut self, path: &str) -> Decoded<Error> {
+        self.any_error(path, true)
+    }
+
+    fn any_error(&mut self, path: &str, may_nest: bool) -> Decoded<Error> {
         let path = path.to_owned();
         Ok(match self.u8()? {
             1 => {
@@ -294,6 +346,15 @@ impl<'a> Decoder<'a> {
                 Error::OutOfRange { path, offset, end, file_len }
             }
             6 => Error::invalid(format!("{path}: {}", self.text()?), "the pager server refuses that"),
+            7 => Error::ReadOnly { path },
+            8 => Error::Locked {
+                path,
+                holder: "another map, of a client of the pager server or of somebody else",
+            },
+            9 if may_nest => {
+                let source = Arc::new(self.any_error(&path, false)?);
+                Error::Latched { path, source }
+            }
             0 => Error::io("serve", path, 0, 0, std::io::Error::other(self.text()?)),
             _ => return Err(Malformed("an error of no known kind")),
         })
@@ -306,8 +367,20 @@ impl<'a> Decoder<'a> {
 
 /// The operations that errors name: their texts are part of the program.
 fn known_operation(text: &str) -> &'static str {
-    const KNOWN: [&str; 8] =
-        ["open", "read", "check", "map", "store a frame", "reserve the block table", "lend", "lock"];
+    const KNOWN: [&str; 12] = [
+        "open",
+        "read",
+        "check",
+        "map",
+        "store a frame",
+        "reserve the block table",
+        "lend",
+        "lock",
+        "write",
+        "sync",
+        "set length",
+        "load a frame",
+    ];
     KNOWN.into_iter().find(|known| *known == text).unwrap_or("serve")
 }
 
@@ -325,12 +398,14 @@ impl Request {
         let out = |kind| Encoder::new(kind, number);
         let out = match self {
             Self::Hello { magic, version } => out(1).u64(*magic).u32(*version),
-            Self::Open { block_size, direct, advice, name } => {
-                let direct = direct.map_or(2, u8::from);
-                out(2).u32(*block_size).u8(direct).u8(advice_code(*advice)).text(name)
+            Self::Open { block_size, direct, advice, access, reserve, name } => {
+                let out = out(2).u32(*block_size).u8(direct.map_or(2, u8::from)).u8(advice_code(*advice));
+                out.u8(*access as u8).u64(*reserve).text(name)
             }
             Self::Show { file, checked, address } => out(3).u32(*file).u8((*checked).into()).u64(*address),
-            Self::Pin { file, in_order, ranges } => out(4).u32(*file).u8((*in_order).into()).ranges(ranges),
+            Self::Pin { file, in_order, writes, ranges } => {
+                out(4).u32(*file).u8((*in_order).into()).u8((*writes).into()).ranges(ranges)
+            }
             Self::Unpin { pin } => out(5).u64(*pin),
             Self::Prefetch { file, range } => out(6).u32(*file).range(range),
             Self::WillNeed { file, range } => out(7).u32(*file).range(range),
@@ -339,6 +414,9 @@ impl Request {
             Self::Resident { file } => out(10).u32(*file),
             Self::Stats => out(11),
             Self::Close { file } => out(12).u32(*file),
+            Self::Flush { file, range } => out(13).u32(*file).range(range),
+            Self::Resize { file, len } => out(14).u32(*file).u64(*len),
+            Self::Acknowledge { file } => out(15).u32(*file),
         };
         out.0
     }
@@ -357,10 +435,14 @@ impl Request {
                     2 => None,
                     _ => return Err(Malformed("neither direct nor not")),
                 };
-                Self::Open { block_size, direct, advice: from.advice()?, name: from.text()? }
+                let (advice, access, reserve) = (from.advice()?, from.access()?, from.u64()?);
+                Self::Open { block_size, direct, advice, access, reserve, name: from.text()? }
             }
             3 => Self::Show { file: from.u32()?, checked: from.flag()?, address: from.u64()? },
-            4 => Self::Pin { file: from.u32()?, in_order: from.flag()?, ranges: from.ranges()? },
+            4 => {
+                let (file, in_order, writes) = (from.u32()?, from.flag()?, from.flag()?);
+                Self::Pin { file, in_order, writes, ranges: from.ranges()? }
+            }
             5 => Self::Unpin { pin: from.u64()? },
             6 => Self::Prefetch { file: from.u32()?, range: from.range()? },
             7 => Self::WillNeed { file: from.u32()?, range: from.range()? },
@@ -369,6 +451,9 @@ impl Request {
             10 => Self::Resident { file: from.u32()? },
             11 => Self::Stats,
             12 => Self::Close { file: from.u32()? },
+            13 => Self::Flush { file: from.u32()?, range: from.range()? },
+            14 => Self::Resize { file: from.u32()?, len: from.u64()? },
+            15 => Self::Acknowledge { file: from.u32()? },
             _ => return Err(Malformed("a request of no known kind")),
         };
         from.end((number, request))

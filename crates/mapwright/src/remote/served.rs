@@ -13,8 +13,9 @@ use mapwright_sys::signals::print_raw;
 
 use super::connection::{Answer, Call, Connection};
 use super::lease::lock;
-use super::protocol::{MAX_RANGES, Reply, Request};
+use super::protocol::{Access, MAX_RANGES, Reply, Request};
 use crate::engine::PAGE;
+use crate::engine::host::check_uffd_for_writing;
 use crate::engine::read_ahead::Advice;
 use crate::error::{Error, Result};
 use crate::stores::{FileStore, Store as _};
@@ -29,6 +30,9 @@ pub(crate) struct ServedSpec {
     pub(crate) block_size: u32,
     pub(crate) direct: Option<bool>,
     pub(crate) advice: Advice,
+    pub(crate) access: Access,
+    /// Bytes of address space, for growth.
+    pub(crate) reserve: u64,
     pub(crate) deadline: Duration,
 }
 
@@ -117,8 +121,11 @@ impl Served {
         spec: &ServedSpec,
     ) -> Result<Arc<Self>> {
         let name = store.name();
-        let ServedSpec { block_size, direct, advice, deadline } = *spec;
-        let open = Request::Open { block_size, direct, advice, name: name.clone() };
+        let ServedSpec { block_size, direct, advice, access, reserve, deadline } = *spec;
+        if access.writes() {
+            check_uffd_for_writing(&connection.inner().uffd)?;
+        }
+        let open = Request::Open { block_size, direct, advice, access, reserve, name: name.clone() };
         let call = connection.call_with(&open, Some(store.as_fd()), &name)?;
         let Answer { reply, mut descriptors } = call.wait(deadline)?;
         let (number, len, capacity, frames) = match (reply, descriptors.pop()) {
@@ -133,8 +140,8 @@ impl Served {
             return Err(close(connection.inner().nonsense()));
         }
         let failed = |e| close(Error::io("map", name.clone(), 0, capacity, e));
-        let frames =
-            LentFrames::new(frames, capacity, Arc::clone(&connection.inner().uffd)).map_err(failed)?;
+        let frames = LentFrames::new(frames, capacity, access.writes(), Arc::clone(&connection.inner().uffd))
+            .map_err(failed)?;
         let frames = Arc::new(frames);
         let views = Arc::new(Views {
             number,
@@ -202,12 +209,12 @@ impl Served {
     ///
     /// # Errors
     /// [`Error::ServerLost`].
-    fn ask_for_pins(&self, ranges: &[Range<u64>], in_order: bool) -> Result<(Call, Hold)> {
+    fn ask_for_pins(&self, ranges: &[Range<u64>], in_order: bool, writes: bool) -> Result<(Call, Hold)> {
         if ranges.len() > MAX_RANGES {
             let what = format!("{}: {} ranges of a served file at once", self.views.name, ranges.len());
             return Err(Error::invalid(what, "ask for at most 1024 at a time"));
         }
-        let pin = Request::Pin { file: self.views.number, in_order, ranges: ranges.to_vec() };
+        let pin = Request::Pin { file: self.views.number, in_order, writes, ranges: ranges.to_vec() };
         let hold = Hold::new(&self.views, ranges);
         Ok((self.connection.call(&pin, &self.views.name)?, hold))
     }
@@ -226,7 +233,7 @@ impl Served {
     /// # Errors
     /// What the server answers; [`Error::ServerLost`]; [`Error::Invalid`] for more than 1024 ranges.
     pub(crate) fn pin(&self, ranges: &[Range<u64>], in_order: bool) -> Result<ServedPin> {
-        let (call, hold) = self.ask_for_pins(ranges, in_order)?;
+        let (call, hold) = self.ask_for_pins(ranges, in_order, false)?;
         self.pin_of(call.wait(self.deadline)?, hold)
     }
 
@@ -235,7 +242,7 @@ impl Served {
     /// # Errors
     /// As for `pin`.
     pub(crate) async fn pin_async(&self, ranges: &[Range<u64>], in_order: bool) -> Result<ServedPin> {
-        let (call, hold) = self.ask_for_pins(ranges, in_order)?;
+        let (call, hold) = self.ask_for_pins(ranges, in_order, false)?;
         self.pin_of(call.await?, hold)
     }
 
@@ -255,6 +262,42 @@ impl Served {
             done += part;
         }
         Ok(())
+    }
+
+    /// Copies bytes in, part by part.
+    ///
+    /// # Errors
+    /// As for [`pin`](Self::pin); what comes before the failing part has been copied then.
+    pub(crate) fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        for (part, at) in bytes.chunks(COPY as usize).zip((offset..).step_by(COPY as usize)) {
+            let range = at..at + part.len() as u64;
+            let (call, hold) = self.ask_for_pins(std::slice::from_ref(&range), true, true)?;
+            let held = self.pin_of(call.wait(self.deadline)?, hold)?;
+            self.frames().copy_in(at, part);
+            drop(held);
+        }
+        Ok(())
+    }
+
+    /// Makes what was written to a range durable.
+    ///
+    /// # Errors
+    /// What the server answers; [`Error::ServerLost`].
+    pub(crate) fn flush(&self, range: Range<u64>) -> Result<()> {
+        self.ask(&Request::Flush { file: self.views.number, range })?.map_done(self)
+    }
+
+    /// Changes the length.
+    ///
+    /// # Errors
+    /// What the server answers; [`Error::ServerLost`].
+    pub(crate) fn resize(&self, len: u64) -> Result<()> {
+        self.ask(&Request::Resize { file: self.views.number, len })?.map_done(self)
+    }
+
+    /// Takes the error of an earlier write-back, if there is one that nobody took.
+    pub(crate) fn acknowledge(&self) -> Option<Error> {
+        self.ask(&Request::Acknowledge { file: self.views.number }).err()
     }
 
     /// Brings a range into the server's memory.
@@ -291,11 +334,6 @@ impl Served {
     /// Bytes that the server holds of the file; 0 if it can't be asked.
     pub(crate) fn resident_bytes(&self) -> u64 {
         self.count(&Request::Resident { file: self.views.number })
-    }
-
-    /// The error of whoever would write.
-    pub(crate) fn read_only(&self) -> Error {
-        Error::ReadOnly { path: self.views.name.clone() }
     }
 
     fn count(&self, request: &Request) -> u64 {

@@ -5,8 +5,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use mapwright_sys::signals::print_raw;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::Mode;
 use rustix::net::{
@@ -14,13 +15,17 @@ use rustix::net::{
     sockopt,
 };
 
-use super::lease::{Quota, lock};
+use super::lease::{Lease, Quota, lock};
 use super::protocol::Reply;
 use super::session::Session;
 use super::wire;
 use crate::api::Pager;
-use crate::engine::Handle;
+use crate::engine::file::{File, FileSpec};
+use crate::engine::opened::Opened;
+use crate::engine::pool::Kind;
+use crate::engine::{Engine, Handle, write_back};
 use crate::error::{Error, Result};
+use crate::stores::lock_for_writing;
 
 /// Clients at once.
 const MAX_CLIENTS: usize = 4096;
@@ -28,13 +33,15 @@ const MAX_CLIENTS: usize = 4096;
 const BACKLOG: i32 = 128;
 /// Between two tries to accept when descriptors or threads are short.
 const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+/// How long operations wait for the store and for room. A client's own deadline is its own business: files are shared.
+pub(super) const DEADLINE: Duration = Duration::from_secs(30);
 /// How long the end of a server waits for its sessions.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Serves a pager's cache to other processes, on a Unix socket, until it is dropped. Clients connect with [`Pager::connect`].
 ///
 /// The socket is made with mode 0600, and only processes of the same user, and root, are let in. A client reaches the files
-/// alone that it has opened itself for reading and whose descriptors it hands over. See docs/server-protocol.md for what one
+/// alone that it has opened itself and whose descriptors it hands over, with their rights. See docs/server-protocol.md for what one
 /// client can do to another: they run as the same user, and are kept from each other's data as far as that allows.
 ///
 /// # Threads and fork
@@ -71,6 +78,12 @@ pub(super) struct Shared {
     pub(super) stop: OwnedFd,
     /// Bytes that clients hold pinned.
     pub(super) pinned: Quota,
+    /// Held while a file is opened for writing: the next one finds what was made.
+    opening: Mutex<()>,
+    /// Files that clients have left and that are open still, to be written back.
+    leaving: Mutex<Vec<u128>>,
+    /// One of them is closed.
+    left: Condvar,
     sessions: Mutex<usize>,
     /// One has ended.
     ended: Condvar,
@@ -114,8 +127,8 @@ impl Server {
         listen(&listener, BACKLOG)?;
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let pinned = Quota::new(handle.budget.limit() / 2);
-        let shared =
-            Arc::new(Shared { handle, stop, pinned, sessions: Mutex::new(0), ended: Condvar::new() });
+        let (opening, leaving, left, sessions, ended) = Default::default();
+        let shared = Arc::new(Shared { handle, stop, pinned, opening, leaving, left, sessions, ended });
         let own = Arc::clone(&shared);
         std::thread::Builder::new().name("mapwright-serve".into()).spawn(move || accept(&own, &listener))?;
         Ok(Self { shared, path: path.to_owned(), made })
@@ -140,7 +153,82 @@ impl Drop for Server {
         }
         let _ = rustix::io::write(&self.shared.stop, &1u64.to_ne_bytes());
         let sessions = lock(&self.shared.sessions);
-        let _ = self.shared.ended.wait_timeout_while(sessions, FAREWELL, |sessions| *sessions > 0);
+        drop(self.shared.ended.wait_timeout_while(sessions, FAREWELL, |sessions| *sessions > 0));
+        // What clients wrote is in their files before the program goes on, and perhaps ends.
+        let leaving = lock(&self.shared.leaving);
+        drop(self.shared.left.wait_timeout_while(leaving, DEADLINE, |leaving| !leaving.is_empty()));
+    }
+}
+
+impl Shared {
+    /// Opens a file for a client. One that is to be written, or was, may still be open for a client that has left: then it waits
+    /// for that.
+    pub(super) fn open(&self, spec: &FileSpec, identity: u128) -> Result<Opened> {
+        let until = Instant::now() + DEADLINE;
+        loop {
+            let is_leaving = lock(&self.leaving).contains(&identity);
+            match self.try_open(spec) {
+                Err(Error::Locked { .. }) if is_leaving && Instant::now() < until => {
+                    let leaving = lock(&self.leaving);
+                    let wait = |leaving: &mut Vec<u128>| leaving.contains(&identity);
+                    drop(self.left.wait_timeout_while(leaving, DEADLINE, wait));
+                }
+                opened => return opened,
+            }
+        }
+    }
+
+    fn try_open(&self, spec: &FileSpec) -> Result<Opened> {
+        if !spec.writable {
+            return Ok(Opened::new(Engine::open_file(&self.handle, spec.clone())?));
+        }
+        let _one = lock(&self.opening);
+        let locked = lock_for_writing(&*spec.store);
+        let file = Opened::new(Engine::open_file(&self.handle, spec.clone())?);
+        // Who shares a file that is open already needs no lock of its own.
+        if Arc::ptr_eq(&file.store, &spec.store) {
+            locked?;
+        }
+        Ok(file)
+    }
+
+    /// Closes a file for a client that is done with it, once what it wrote is in the file.
+    pub(super) fn leave(self: &Arc<Self>, lease: Arc<Lease>) {
+        let identity = lease.file.identity();
+        lock(&self.leaving).push(identity);
+        let _ = lease.leaving.set(Leaving { shared: Arc::clone(self), identity });
+        // The service of a fault may hold it longer. Whoever drops the last map of a file waits for work on it that is under way.
+        let close = move |_: &Arc<Engine>| {
+            if lease.access.writes() {
+                write_what_is_left(&lease.file);
+            }
+        };
+        self.handle.pool.submit(&self.handle, Kind::Ordinary, Box::new(close));
+    }
+}
+
+/// A file that is open still for a client that has left it.
+pub(super) struct Leaving {
+    shared: Arc<Shared>,
+    identity: u128,
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        let mut leaving = lock(&self.shared.leaving);
+        if let Some(index) = leaving.iter().position(|left| *left == self.identity) {
+            leaving.swap_remove(index);
+        }
+        drop(leaving);
+        self.shared.left.notify_all();
+    }
+}
+
+/// Flushes a file whose client is gone: nobody else would hear of a failure.
+fn write_what_is_left(file: &Arc<File>) {
+    let _ = write_back::acknowledge(file); // whoever it was for is gone too
+    if let Err(error) = write_back::flush(file, 0..file.len()) {
+        print_raw(&format!("mapwright: what a client wrote before it left was lost: {error}\n"));
     }
 }
 

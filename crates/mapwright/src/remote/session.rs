@@ -10,21 +10,19 @@ use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
 
 use mapwright_sys::remote::RemoteView;
-use mapwright_sys::uffd::Uffd;
+use mapwright_sys::uffd::{Touch, Uffd};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::lease::{Lease, Quota, Room, View, lock};
-use super::protocol::{Event, MAGIC, Reply, Request, VERSION};
-use super::server::Shared;
+use super::protocol::{Access, Event, MAGIC, Reply, Request, VERSION};
+use super::server::{DEADLINE, Shared};
 use super::wire::{self, Received};
 use crate::engine::file::{FileSpec, Keep};
 use crate::engine::kernel::{FaultMode, FrameKind};
-use crate::engine::opened::Opened;
 use crate::engine::pool::Kind;
-use crate::engine::{Engine, evict, fault, request};
+use crate::engine::{Engine, PAGE, evict, fault, request, write_back};
 use crate::error::{Error, Result};
 use crate::stores::{FileOptions, FileStore, Store as _};
 
@@ -42,8 +40,6 @@ const MAX_FILES: usize = 4096;
 const MAX_PINS: usize = 1 << 16;
 /// Address space of all files that one client has open, in bytes.
 const MAX_CAPACITY: u64 = 8 << 40;
-/// How long operations wait for the store and for room. The client's own deadline is the client's business: files are shared.
-const DEADLINE: Duration = Duration::from_secs(30);
 
 /// One client.
 pub(super) struct Session {
@@ -205,7 +201,7 @@ impl Session {
                 if uffd.take_faults(&mut faults).is_err() {
                     return End::Closed;
                 }
-                faults.drain(..).for_each(|address| self.serve_fault(address));
+                faults.drain(..).for_each(|touch| self.serve_fault(touch));
             }
             if of_socket.contains(PollFlags::OUT) {
                 self.send_unread();
@@ -227,7 +223,8 @@ impl Session {
     }
 
     /// Serves a touch at an address of the client's: here if nothing is to be read or waited for.
-    fn serve_fault(&self, address: usize) {
+    fn serve_fault(&self, touch: Touch) {
+        let Touch { address, writes } = touch;
         let found = {
             let views = lock(&self.views);
             let (_, (view, lease)) = match views.range(..=address).next_back() {
@@ -238,13 +235,15 @@ impl Session {
         };
         let Some((view, lease, offset)) = found else { return };
         let Some(name) = view.name() else { return };
-        if fault::serve_resident_at(&lease.file, name, offset) {
+        // Of a file that the client has for reading a write is a fault that the kernel does not tell of, or one that lies.
+        let touch = fault::Touch { view: name, offset, writes: writes && lease.access.writes() };
+        if fault::serve_resident_at(&lease.file, touch) {
             return;
         }
         let Some(session) = self.weak.upgrade() else { return };
         self.faults.fetch_add(1, Ordering::AcqRel);
         let work = move |_: &Arc<Engine>| {
-            if let Err(error) = fault::serve_remote(&lease.file, name, offset) {
+            if let Err(error) = fault::serve_remote(&lease.file, touch) {
                 let block = lease.file.blocks_of(offset..offset + 1);
                 let (file, checked, range) = (lease.number, view.checked, lease.file.bytes_of(&block));
                 session.tell(&Event::Failed { file, checked, range, error });
@@ -292,7 +291,7 @@ impl Session {
                 let closed = self.close(file);
                 self.answer_with(number, closed.map(|()| Reply::Done));
             }
-            Request::Open { block_size, direct, advice, name } => {
+            Request::Open { block_size, direct, advice, access, reserve, name } => {
                 let Some(fd) = descriptor else { return Err(End::Broke("no descriptor")) };
                 if !self.may_open() {
                     let many = Error::invalid(format!("more than {MAX_FILES} files"), "");
@@ -300,14 +299,14 @@ impl Session {
                     return Ok(());
                 }
                 self.elsewhere(number, move |session| {
-                    let spec = OpenSpec { fd, block_size, direct, advice, name };
+                    let spec = OpenSpec { fd, block_size, direct, advice, access, reserve, name };
                     session.open(spec)
                 });
             }
-            Request::Pin { file, in_order, ranges } => {
-                let lease = self.lease(file);
+            Request::Pin { file, in_order, writes, ranges } => {
+                let lease = if writes { self.writable(file) } else { self.lease(file) };
                 self.elsewhere(number, move |session| {
-                    let pin = session.pin(&lease?, in_order, &ranges)?;
+                    let pin = session.pin(&lease?, in_order, writes, &ranges)?;
                     Ok((Reply::Pinned { pin }, None))
                 });
             }
@@ -325,6 +324,29 @@ impl Session {
                     let bytes = evict::drop_clean(&lease.file, lease.file.blocks_of(range));
                     Ok((Reply::Count { bytes }, None))
                 });
+            }
+            Request::Flush { file, range } => {
+                let found = self.writable(file).and_then(|_| self.lease_of(file, range));
+                self.elsewhere(number, move |_| {
+                    let (lease, range) = found?;
+                    write_back::flush(&lease.file, range).map(|()| (Reply::Done, None))
+                });
+            }
+            Request::Resize { file, len } => {
+                let lease = self.writable(file);
+                self.elsewhere(number, move |_| {
+                    let lease = lease?;
+                    if lease.access == Access::Share {
+                        let what = "a change of length of a file that others may have mapped too";
+                        return Err(Error::invalid(what, "open it with MapOptions::open_mut for that"));
+                    }
+                    lease.file.resize(len).map(|()| (Reply::Done, None))
+                });
+            }
+            Request::Acknowledge { file } => {
+                let failed = self.writable(file).map(|lease| write_back::acknowledge(&lease.file));
+                let answer = failed.and_then(|failed| failed.map_or(Ok(Reply::Done), Err));
+                self.answer_with(number, answer);
             }
         }
         Ok(())
@@ -355,6 +377,12 @@ impl Session {
         lease.ok_or_else(|| Error::invalid(format!("file {number}, which is not open"), ""))
     }
 
+    /// A file that the client may write.
+    fn writable(&self, number: u32) -> Result<Arc<Lease>> {
+        let lease = self.lease(number)?;
+        if lease.access.writes() { Ok(lease) } else { Err(Error::ReadOnly { path: lease.file.name.clone() }) }
+    }
+
     /// A file and a range inside of it.
     fn lease_of(&self, number: u32, range: Range<u64>) -> Result<(Arc<Lease>, Range<u64>)> {
         let lease = self.lease(number)?;
@@ -380,36 +408,36 @@ impl Session {
     }
 
     fn open_lease(&self, spec: OpenSpec) -> Result<(Reply, Option<OwnedFd>)> {
-        let OpenSpec { fd, block_size, direct, advice, name } = spec;
+        let OpenSpec { fd, block_size, direct, advice, access, reserve, name } = spec;
         let handle = &self.shared.handle;
         let stat = rustix::fs::fstat(&fd).map_err(|e| Error::io("open", name.clone(), 0, 0, e.into()))?;
         let large = u64::try_from(stat.st_size).is_ok_and(|len| len > handle.budget.total());
-        let options = FileOptions { write: false, direct: direct.unwrap_or(large) };
+        let options = FileOptions { write: access.writes(), direct: direct.unwrap_or(large) };
         let store = FileStore::from_file(fd.into(), &name, &options)?;
         let version = store.version().map_err(|e| Error::io("open", name.clone(), 0, 0, e))?;
         let held: u64 = lock(&self.leases).by_number.values().map(|lease| lease.file.capacity()).sum();
-        if held.saturating_add(version.len) > MAX_CAPACITY {
+        if held.saturating_add(version.len.max(reserve)) > MAX_CAPACITY {
             return Err(Error::invalid(format!("more than {MAX_CAPACITY} bytes mapped by one client"), ""));
         }
         let spec = FileSpec {
             store: Arc::new(store),
-            writable: false,
+            writable: access.writes(),
             mode: FaultMode::Thread,
             frames: FrameKind::Shared,
             block_size: block_size.into(),
-            reserve: 0,
+            reserve: if access.writes() { reserve } else { 0 },
             deadline: DEADLINE,
             advice,
-            keep: Keep::default(),
+            keep: if access == Access::Share { Keep::Shared } else { Keep::Flushed },
         };
-        let file = Opened::new(Engine::open_file(handle, spec)?);
+        let file = self.shared.open(&spec, version.identity)?;
         let frames = file.frames().lend().map_err(|e| Error::io("lend", name, 0, 0, e))?;
         let (len, capacity) = (file.len(), file.capacity());
         let number = {
             let mut leases = lock(&self.leases);
             leases.last += 1; // fewer than 2^32 in a session: each takes a file to be opened
             let number = leases.last;
-            leases.by_number.insert(number, Arc::new(Lease::new(number, file)));
+            leases.by_number.insert(number, Arc::new(Lease::new(number, file, access)));
             number
         };
         if self.broken.load(Ordering::Acquire) {
@@ -423,7 +451,8 @@ impl Session {
         let lease = self.lease(file)?;
         let failed = |e| Error::io("map", lease.file.name.clone(), 0, lease.file.capacity(), e);
         let start = usize::try_from(address).map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
-        let remote = RemoteView::new(Arc::clone(uffd), start, lease.file.capacity()).map_err(failed)?;
+        let (capacity, writes) = (lease.file.capacity(), lease.access.writes());
+        let remote = RemoteView::new(Arc::clone(uffd), start, capacity, writes).map_err(failed)?;
         let view = Arc::new(View::new(remote, file, checked, Weak::clone(&self.weak)));
         if !lease.admit(&view).map_err(failed)? {
             return Err(Error::invalid("a second view of one kind", ""));
@@ -432,8 +461,8 @@ impl Session {
         Ok(())
     }
 
-    /// Makes ranges resident, shows them in the client's plain view, and holds them there.
-    fn pin(&self, lease: &Arc<Lease>, in_order: bool, ranges: &[Range<u64>]) -> Result<u64> {
+    /// Makes ranges resident, shows them in the client's plain view, to be written if it asks for that, and holds them there.
+    fn pin(&self, lease: &Arc<Lease>, in_order: bool, writes: bool, ranges: &[Range<u64>]) -> Result<u64> {
         let file = &lease.file;
         let view = lease.view(false).ok_or_else(|| Error::invalid("pins before there is a view", ""))?;
         let mut blocks = Vec::new();
@@ -451,7 +480,11 @@ impl Session {
         let bytes = blocks.len() as u64 * file.block_charge();
         let quotas = [&self.pinned, &self.shared.pinned];
         let room = Room::take(quotas, bytes).ok_or_else(|| self.exhausted(lease, bytes))?;
-        let held = request::Request::new(file, blocks, in_order)?.shown_in(view).wait()?.keep();
+        let blocks = request::Request::new(file, blocks, in_order)?.shown_in(view).wait()?;
+        for range in ranges.iter().filter(|range| writes && !range.is_empty()) {
+            file.grant(view, range.start / PAGE..range.end.div_ceil(PAGE))?;
+        }
+        let held = blocks.keep();
         // First of the lease, then of the session: what is in neither by the end of the session is let go here.
         let new = lease.hold(&held);
         room.keep(new * file.block_charge());
@@ -503,15 +536,19 @@ impl Session {
         self.close_lease(&lease);
         lock(&self.views).retain(|_, (_, of)| of.number != number);
         lock(&self.pins).by_number.retain(|_, (of, _)| of.number != number);
-        // Whoever drops the last map of a file waits for work on it that is under way.
-        let handle = &self.shared.handle;
-        handle.pool.submit(handle, Kind::Ordinary, Box::new(move |_| drop(lease)));
+        self.shared.leave(lease);
         Ok(())
     }
 
     fn close_lease(&self, lease: &Lease) {
         let freed = lease.close();
         drop(Room::kept([&self.pinned, &self.shared.pinned], freed * lease.file.block_charge()));
+    }
+
+    /// Ends it, for what the client has done to its memory: nothing can be promised to it any more.
+    pub(super) fn cut_off(&self) {
+        self.broken.store(true, Ordering::Release);
+        self.poke();
     }
 
     /// Lets go of everything.
@@ -522,7 +559,8 @@ impl Session {
         leases.values().for_each(|lease| self.close_lease(lease));
         let pins = std::mem::take(&mut lock(&self.pins).by_number);
         let views = std::mem::take(&mut *lock(&self.views));
-        drop((leases, pins, views));
+        drop((pins, views));
+        leases.into_values().for_each(|lease| self.shared.leave(lease));
         lock(&self.unread).clear();
         // Jobs may hold the session, and with it the socket, for a while.
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
@@ -599,5 +637,7 @@ struct OpenSpec {
     block_size: u32,
     direct: Option<bool>,
     advice: crate::Advice,
+    access: Access,
+    reserve: u64,
     name: String,
 }

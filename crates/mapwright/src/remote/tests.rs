@@ -10,7 +10,9 @@ use mapwright_sys::uffd::Uffd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 
-use super::protocol::{About, Event, Heard, MAGIC, MAX_RANGES, Malformed, Reply, Request, VERSION, no_stats};
+use super::protocol::{
+    About, Access, Event, Heard, MAGIC, MAX_RANGES, Malformed, Reply, Request, VERSION, no_stats,
+};
 use super::server::{Server, address, socket};
 use super::wire::{self, Received};
 use crate::error::{Change, Error};
@@ -22,10 +24,24 @@ fn requests() -> Vec<Request> {
     let name = "a file, \u{e9}".to_owned();
     vec![
         Request::Hello { magic: MAGIC, version: VERSION },
-        Request::Open { block_size: 4096, direct: None, advice: Advice::Random, name },
-        Request::Open { block_size: 8192, direct: Some(true), advice: Advice::Normal, name: String::new() },
+        Request::Open {
+            block_size: 4096,
+            direct: None,
+            advice: Advice::Random,
+            access: Access::Read,
+            reserve: 0,
+            name,
+        },
+        Request::Open {
+            block_size: 8192,
+            direct: Some(true),
+            advice: Advice::Normal,
+            access: Access::Share,
+            reserve: 1 << 40,
+            name: String::new(),
+        },
         Request::Show { file: 7, checked: true, address: 1 << 40 },
-        Request::Pin { file: 7, in_order: false, ranges: vec![0..1, 5..5, 9..1 << 60] },
+        Request::Pin { file: 7, in_order: false, writes: true, ranges: vec![0..1, 5..5, 9..1 << 60] },
         Request::Unpin { pin: u64::MAX },
         Request::Prefetch { file: 1, range: 3..4 },
         Request::WillNeed { file: 1, range: 3..4 },
@@ -34,6 +50,9 @@ fn requests() -> Vec<Request> {
         Request::Resident { file: 1 },
         Request::Stats,
         Request::Close { file: u32::MAX },
+        Request::Flush { file: 1, range: 0..1 << 50 },
+        Request::Resize { file: 2, len: u64::MAX },
+        Request::Acknowledge { file: 3 },
     ]
 }
 
@@ -48,6 +67,8 @@ fn errors() -> Vec<Error> {
         changed(Change::Replaced),
         Error::TimedOut { path: path(), offset: 1, len: 2, waited: Duration::from_millis(3) },
         Error::OutOfRange { path: path(), offset: 1, end: 2, file_len: 1 },
+        Error::ReadOnly { path: path() },
+        Error::Latched { path: path(), source: Arc::new(changed(Change::Modified)) },
     ]
 }
 
@@ -101,8 +122,9 @@ fn what_is_no_message_is_refused() {
     };
     let show = Request::Show { file: 1, checked: false, address: 0 }.encode(1);
     assert!(!refused(&show, 4, 9) && refused(&show, 0, 99) && refused(&show, 2, 1) && refused(&show, 12, 2));
-    let many = Request::Pin { file: 1, in_order: true, ranges: vec![0..1; MAX_RANGES] }.encode(1);
-    assert!(!refused(&many, 13, 0) && refused(&many, 13, 1), "a count that is not that of the ranges");
+    let many =
+        Request::Pin { file: 1, in_order: true, writes: false, ranges: vec![0..1; MAX_RANGES] }.encode(1);
+    assert!(!refused(&many, 14, 0) && refused(&many, 14, 1), "a count that is not that of the ranges");
     let mut backwards = Request::Prefetch { file: 1, range: 0..5 }.encode(1);
     backwards[12] = 6;
     assert_eq!(Request::decode(&backwards), Err(Malformed("a range ends before it starts")));
@@ -152,7 +174,7 @@ struct Scene {
 
 impl Scene {
     fn new() -> Option<Self> {
-        if let Err(error) = crate::engine::host::open_uffd_for_reading() {
+        if let Err(error) = crate::engine::host::open_uffd_of_client() {
             assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must not skip this test: {error}");
             eprintln!("######## SKIPPED: {error} ########");
             return None;
@@ -202,7 +224,7 @@ impl Raw {
     /// One that has been welcomed, and its userfaultfd.
     fn greeted(scene: &Scene) -> (Self, Arc<Uffd>) {
         let raw = Self::connect(scene.server.path());
-        let uffd = Arc::new(crate::engine::host::open_uffd_for_reading().unwrap());
+        let uffd = Arc::new(crate::engine::host::open_uffd_of_client().unwrap());
         let hello = Request::Hello { magic: MAGIC, version: VERSION };
         let welcome = raw.ask(&hello, Some(uffd.as_fd()));
         assert!(matches!(welcome, Some((Reply::Welcome { budget }, _)) if budget == 8 * MIB), "{welcome:?}");
@@ -259,13 +281,18 @@ impl Raw {
 }
 
 fn open_request() -> Request {
-    Request::Open { block_size: 4096, direct: None, advice: Advice::Normal, name: "here".to_owned() }
+    open_as(Access::Read)
+}
+
+fn open_as(access: Access) -> Request {
+    let (block_size, name) = (4096, "here".to_owned());
+    Request::Open { block_size, direct: None, advice: Advice::Normal, access, reserve: 0, name }
 }
 
 #[test]
 fn who_does_not_greet_is_turned_away() {
     let Some(scene) = Scene::new() else { return };
-    let uffd = crate::engine::host::open_uffd_for_reading().unwrap();
+    let uffd = crate::engine::host::open_uffd_of_client().unwrap();
     let hello = |version| Request::Hello { magic: MAGIC, version }.encode(1);
     let file = scene.file();
     let greetings: [(&[u8], Option<std::os::fd::BorrowedFd<'_>>); 6] = [
@@ -302,7 +329,7 @@ fn what_a_client_may_not_ask_is_refused() {
         assert!(text.contains(why), "{text}");
     }
     let (file, frames) = raw.open(&scene);
-    let pin = |range| Request::Pin { file, in_order: false, ranges: vec![range] };
+    let pin = |range| Request::Pin { file, in_order: false, writes: false, ranges: vec![range] };
     assert!(raw.refused(&pin(0..1), None).contains("before there is a view"));
     for address in [0, 1, 4097, 1 << 47 | 1, u64::MAX - 4095, 1 << 63] {
         raw.refused(&Request::Show { file, checked: false, address }, None);
@@ -410,7 +437,7 @@ fn a_client_of_random_requests_harms_nobody() {
             let mut lent = Vec::new();
             for _ in 0..2 {
                 let (_, frames) = raw.open(&scene);
-                lent.push(LentFrames::new(frames, MIB, Arc::clone(&uffd)).unwrap());
+                lent.push(LentFrames::new(frames, MIB, false, Arc::clone(&uffd)).unwrap());
             }
             for _ in 0..300 {
                 let mut draw = |below: u64| random(&mut state) % below;
@@ -421,13 +448,20 @@ fn a_client_of_random_requests_harms_nobody() {
                     0 => draw(u64::MAX),
                     n => lent[n as usize - 1].address(draw(2) == 1).unwrap() as u64,
                 };
-                let request = match draw(9) {
+                let request = match draw(11) {
                     0 | 1 => Request::Show { file, checked: draw(2) == 1, address },
-                    2 | 3 => Request::Pin { file, in_order: draw(2) == 1, ranges: vec![range] },
+                    2 | 3 => Request::Pin {
+                        file,
+                        in_order: draw(2) == 1,
+                        writes: draw(4) == 0,
+                        ranges: vec![range],
+                    },
                     4 => Request::Unpin { pin: draw(20) },
                     5 => Request::Prefetch { file, range },
                     6 => Request::Evict { file, range },
                     7 => Request::WillNeed { file, range },
+                    8 => Request::Flush { file, range },
+                    9 => Request::Resize { file, len: draw(2 * MIB) },
                     _ if draw(20) == 0 => Request::Close { file },
                     _ => Request::Resident { file },
                 };

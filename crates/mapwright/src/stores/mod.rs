@@ -5,6 +5,8 @@
 
 use std::io;
 
+use crate::error::{Error, Result};
+
 pub mod conformance;
 mod file;
 mod memory;
@@ -23,6 +25,19 @@ pub struct Version {
     pub identity: u128,
     /// Changes whenever the contents may have changed: modification time for files, a hash of the ETag for objects.
     pub modification: u128,
+}
+
+/// Keeps other writers out: see [`Store::lock`].
+///
+/// # Errors
+/// [`Error::Locked`]; [`Error::Io`].
+pub(crate) fn lock_for_writing(store: &dyn Store) -> Result<()> {
+    store.lock().map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => {
+            Error::Locked { path: store.name(), holder: "a writer in this or another process" }
+        }
+        _ => Error::io("lock", store.name(), 0, 0, error),
+    })
 }
 
 /// One read of a batch: see [`Store::read_many`].

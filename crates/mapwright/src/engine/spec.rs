@@ -1,0 +1,46 @@
+//! How a file is opened.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::kernel::{FaultMode, FrameKind};
+use super::read_ahead::Advice;
+use crate::journal::AtomicFile;
+use crate::stores::Store;
+
+/// How to open a file.
+#[derive(Clone)]
+pub struct FileSpec {
+    /// Where its bytes are.
+    pub store: Arc<dyn Store>,
+    /// Whether it will be written.
+    pub writable: bool,
+    /// Who serves its faults.
+    pub mode: FaultMode,
+    /// What its memory is like.
+    pub frames: FrameKind,
+    /// Bytes in a block: a power of two from 4 KiB to 2 MiB.
+    pub block_size: u64,
+    /// Address space to reserve in bytes, for growth; at least the store's length is reserved.
+    pub reserve: u64,
+    /// How long operations wait for the store and for room.
+    pub deadline: Duration,
+    /// What is known of the access pattern.
+    pub advice: Advice,
+    /// What becomes of changes.
+    pub keep: Keep,
+}
+
+/// What becomes of changes.
+#[derive(Clone, Debug, Default)]
+pub enum Keep {
+    /// They reach the store by flushes, which sync.
+    #[default]
+    Flushed,
+    /// They reach the store by flushes, which do not.
+    Scratch,
+    /// They reach the store by flushes, which sync; whoever opens the same file in the same way shares it.
+    Shared,
+    /// They reach the journal of this file by commits, and the store by checkpoints.
+    Atomic(Arc<AtomicFile>),
+}

@@ -1,0 +1,277 @@
+//! Clients of a pager server that write: one alone, many at once, killed ones, and what is left when the server is killed.
+#![allow(missing_docs)]
+
+#[path = "common/clients.rs"]
+mod clients;
+mod common;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use clients::{Talking, as_role, hear, parts, say, until};
+use common::{PAGE, Rng, Watchdog, child, file_of, pager, public_scratch, require_userfaultfd, role, run_ok};
+use mapwright::{Durability, Error, MapOptions, Pager, Server, SharedMapMut, Strategy};
+
+const MIB: usize = 1 << 20;
+
+fn options(pager: &Pager) -> MapOptions {
+    MapOptions::new().pager(pager).strategy(Strategy::Pager)
+}
+
+/// A word of a file that others write too.
+fn word(map: &SharedMapMut, index: usize) -> &AtomicU64 {
+    assert!((index + 1) * 8 <= map.len());
+    // SAFETY: inside the map.
+    let at = unsafe { map.as_ptr().cast::<u64>().add(index) };
+    // SAFETY: the map lives as long as the result; nobody has a slice, and all reach these words by atomics.
+    unsafe { AtomicU64::from_ptr(at) }
+}
+
+fn words(path: &Path) -> Vec<u64> {
+    let bytes = std::fs::read(path).unwrap();
+    bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap())).collect()
+}
+
+/// Which words a process counts in: any page, but words that are its own.
+fn own_words(process: u64, words: usize) -> impl Iterator<Item = usize> {
+    let mut rng = Rng(process + 1);
+    std::iter::repeat_with(move || {
+        let page = rng.below((words / 512) as u64) as usize;
+        page * 512 + rng.below(128) as usize * 4 + process as usize
+    })
+}
+
+/// Several processes count in the same pages, of a file much larger than the budget: every count arrives.
+#[test]
+fn what_many_processes_write_is_in_the_file() {
+    let this = "what_many_processes_write_is_in_the_file";
+    const LEN: usize = 12 * MIB;
+    const COUNTS: usize = 30_000;
+    if let Some(role) = role() {
+        let (process, pager, path) = parts(&role);
+        let map = options(&pager).open_shared(&path).unwrap();
+        for (done, index) in own_words(process.parse().unwrap(), LEN / 8).take(COUNTS).enumerate() {
+            word(&map, index).fetch_add(1, Ordering::Relaxed);
+            if done % 5000 == 0 {
+                map.flush_range(..).unwrap();
+            }
+        }
+        return;
+    }
+    if !require_userfaultfd() {
+        return;
+    }
+    let _dog = Watchdog::new(this, Duration::from_secs(120));
+    let dir = public_scratch();
+    let path = dir.path().join("counters");
+    std::fs::write(&path, vec![0; LEN]).unwrap();
+    let (own, socket) = (pager(4 << 20), dir.path().join("socket"));
+    let server = Server::bind(&own, &socket).unwrap();
+    let children: Vec<_> = (0..4)
+        .map(|process| child(this, &as_role(&process.to_string(), &socket, &path)))
+        .map(|command| std::thread::spawn(move || run_ok(command)))
+        .collect();
+    let mut most = 0;
+    while children.iter().any(|child| !child.is_finished()) {
+        most = most.max(own.stats().used_bytes);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    children.into_iter().for_each(|child| _ = child.join().unwrap());
+    until("the file is closed", || own.stats().used_bytes == 0);
+    let mut expected = vec![0; LEN / 8];
+    (0..4).for_each(|process| {
+        own_words(process, LEN / 8).take(COUNTS).for_each(|index| expected[index] += 1);
+    });
+    let found = words(&path);
+    let wrong = found.iter().zip(&expected).filter(|(found, expected)| found != expected).count();
+    assert_eq!(wrong, 0, "words that are not what was counted");
+    assert!(most <= 4 << 20, "{most} bytes of 4 MiB");
+    let stats = own.stats();
+    assert!(stats.evictions > 1000 && stats.write_backs > 100, "{stats:?}");
+    drop(server);
+}
+
+/// Two processes hand a number to and fro, while its page is evicted all the time.
+#[test]
+fn a_write_is_seen_by_others_at_once() {
+    let this = "a_write_is_seen_by_others_at_once";
+    const ROUNDS: u64 = 300;
+    if let Some(role) = role() {
+        let (_, pager, path) = parts(&role);
+        let map = options(&pager).open_shared(&path).unwrap();
+        for round in 0..ROUNDS {
+            until("the other's turn", || word(&map, 5).load(Ordering::Acquire) == 2 * round + 1);
+            word(&map, 5).store(2 * round + 2, Ordering::Release);
+        }
+        return;
+    }
+    if !require_userfaultfd() {
+        return;
+    }
+    let dir = public_scratch();
+    let path = dir.path().join("number");
+    std::fs::write(&path, vec![0; 4 * PAGE]).unwrap();
+    let (own, socket) = (pager(4 << 20), dir.path().join("socket"));
+    let _server = Server::bind(&own, &socket).unwrap();
+    let client = Pager::connect(&socket).unwrap();
+    let map = options(&client).open_shared(&path).unwrap();
+    let command = child(this, &as_role("other", &socket, &path));
+    let other = std::thread::spawn(move || run_ok(command));
+    for round in 0..ROUNDS {
+        word(&map, 5).store(2 * round + 1, Ordering::Release);
+        if round % 3 == 0 {
+            map.flush_range(..).unwrap();
+            map.evict(..).unwrap();
+        }
+        until("the other's answer", || word(&map, 5).load(Ordering::Acquire) == 2 * round + 2);
+    }
+    other.join().unwrap();
+    map.close().unwrap();
+    assert_eq!(words(&path)[5], 2 * ROUNDS);
+}
+
+/// A writer that is killed, at any time: what it stored is in the file, once the server has let go of it.
+#[test]
+fn a_killed_writer_loses_nothing() {
+    let this = "a_killed_writer_loses_nothing";
+    const PAGES: usize = 1024;
+    let page_of = |step: u64| (step * 7 % PAGES as u64) as usize;
+    if let Some(role) = role() {
+        let (_, pager, path) = parts(&role);
+        let map = options(&pager).open_shared(&path).unwrap();
+        let first = 1 + (0..PAGES).map(|page| word(&map, page * 512).load(Ordering::Relaxed)).max().unwrap();
+        for step in first.. {
+            word(&map, page_of(step) * 512).store(step, Ordering::Relaxed);
+            if step % 64 == 0 {
+                say(step);
+            }
+        }
+    }
+    if !require_userfaultfd() {
+        return;
+    }
+    let _dog = Watchdog::new(this, Duration::from_secs(120));
+    let dir = public_scratch();
+    let path = dir.path().join("steps");
+    std::fs::write(&path, vec![0; PAGES * PAGE]).unwrap();
+    let (own, socket) = (pager(2 << 20), dir.path().join("socket"));
+    let server = Server::bind(&own, &socket).unwrap();
+    let mut said = 0u64;
+    for round in 0..8 {
+        let mut writer = Talking::start(this, &as_role("write", &socket, &path));
+        for _ in 0..20 + 17 * round {
+            said = writer.hear().parse().unwrap();
+        }
+        writer.kill();
+        until("it is forgotten", || server.clients() == 0 && own.stats().used_bytes == 0);
+        let found = words(&path);
+        for step in (said + 1).saturating_sub(PAGES as u64).max(1)..=said {
+            let page = page_of(step);
+            assert!(found[page * 512] >= step, "page {page} has {}, not {step}", found[page * 512]);
+        }
+    }
+}
+
+/// A map for writing alone does what one of this process does.
+#[test]
+fn a_writer_alone_has_the_whole_interface() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let dir = public_scratch();
+    let (path, mut bytes) = file_of(dir.path(), 2 * MIB + 10);
+    let (own, socket) = (pager(4 << 20), dir.path().join("socket"));
+    let _server = Server::bind(&own, &socket).unwrap();
+    let client = Pager::connect(&socket).unwrap();
+    let mut map = options(&client).open_mut(&path).unwrap();
+    assert!(*map == *bytes);
+    map[5000..5005].copy_from_slice(b"hello");
+    bytes[5000..5005].copy_from_slice(b"hello");
+    let long = vec![7; 700_000];
+    map.write_at(1_000_001, &long).unwrap();
+    map.overwrite(300_000, &long[..10_000]).unwrap();
+    bytes[1_000_001..1_700_001].copy_from_slice(&long);
+    bytes[300_000..310_000].copy_from_slice(&long[..10_000]);
+    assert!(std::fs::read(&path).unwrap() != bytes, "nothing is written before it is told");
+    map.flush().unwrap();
+    assert!(std::fs::read(&path).unwrap() == bytes);
+    map.evict(..).unwrap();
+    assert!(*map == *bytes, "after eviction");
+    map.checked_mut(|inside| inside[2 * MIB] = 1).unwrap();
+    map[2 * MIB + 1] = 2;
+    (bytes[2 * MIB], bytes[2 * MIB + 1]) = (1, 2);
+    assert!(map.checked(|inside| inside == &bytes[..]).unwrap());
+    map.append(b"and more").unwrap();
+    bytes.extend(b"and more");
+    map.resize(MIB as u64 + 3).unwrap();
+    bytes.truncate(MIB + 3);
+    map.resize(MIB as u64 + 5000).unwrap();
+    bytes.resize(MIB + 5000, 0);
+    assert!(*map == *bytes, "zeros where it was cut");
+    // Nobody else has it meanwhile.
+    for other in [options(&client).open_mut(&path).err(), options(&client).open(&path).err()] {
+        assert!(matches!(other, Some(Error::Locked { .. })), "{other:?}");
+    }
+    assert!(matches!(options(&client).open_shared(&path), Err(Error::Locked { .. })));
+    assert!(matches!(MapOptions::new().open_mut(&path), Err(Error::Locked { .. })));
+    map.close().unwrap();
+    assert!(std::fs::read(&path).unwrap() == bytes);
+    // It is free again at once, and a drop flushes.
+    for round in 0..20u8 {
+        let mut map = options(&client).open_mut(&path).unwrap();
+        map[100] = round;
+        drop(map);
+        assert_eq!(std::fs::read(&path).unwrap()[100], round);
+        let map = options(&client).open(&path).unwrap();
+        assert_eq!(map[100], round);
+    }
+    for durability in [Durability::Atomic, Durability::None] {
+        let refused = options(&client).durability(durability).open_mut(&path);
+        assert!(matches!(refused, Err(Error::Invalid { .. })));
+    }
+    let shared = options(&client).open_shared(&path).unwrap();
+    let mut again = options(&client).open_shared(&path).unwrap();
+    assert!(matches!(again.resize(5), Err(Error::Invalid { .. })));
+    assert!(matches!(options(&client).block_size(65536).open_shared(&path), Err(Error::Locked { .. })));
+    shared.shared().write_at(100, b"by one").unwrap();
+    let mut read = [0; 6];
+    again.read_at(100, &mut read).unwrap();
+    assert_eq!(&read, b"by one");
+    drop(shared);
+    again.close().unwrap();
+    assert_eq!(&std::fs::read(&path).unwrap()[100..106], b"by one");
+}
+
+/// The server is killed: what was flushed is in the file, and whoever flushes what was not is told.
+#[test]
+fn a_killed_server_takes_what_was_not_flushed_with_it() {
+    let this = "a_killed_server_takes_what_was_not_flushed_with_it";
+    if let Some(role) = role() {
+        let own = pager(16 << 20);
+        let _server = Server::bind(&own, role).unwrap();
+        say("ready");
+        hear();
+        return;
+    }
+    if !require_userfaultfd() {
+        return;
+    }
+    let dir = public_scratch();
+    let (path, mut bytes) = file_of(dir.path(), MIB);
+    let socket = dir.path().join("socket");
+    let mut server = Talking::start(this, socket.to_str().unwrap());
+    assert_eq!(server.hear(), "ready");
+    let client = Pager::connect(&socket).unwrap();
+    let mut map = options(&client).open_mut(&path).unwrap();
+    map[..5].copy_from_slice(b"first");
+    bytes[..5].copy_from_slice(b"first");
+    map.flush().unwrap();
+    map[..5].copy_from_slice(b"later");
+    server.kill();
+    assert!(matches!(map.flush(), Err(Error::ServerLost { .. })));
+    assert!(matches!(map.write_at(500_000, b"x"), Err(Error::ServerLost { .. })));
+    assert!(matches!(map.checked_mut(|inside| inside[600_000] = 1), Err(Error::ServerLost { .. })));
+    assert!(std::fs::read(&path).unwrap() == bytes);
+    assert!(matches!(map.close(), Err(Error::ServerLost { .. })));
+}
