@@ -12,6 +12,9 @@ use crate::mapping::Reservation;
 use crate::moved::REGION;
 use crate::uffd::Uffd;
 
+/// Buffers from here on are mappings of their own.
+const LARGE: usize = 64 << 10;
+
 /// A page-aligned, zeroed buffer that owns its memory.
 pub struct Buffer {
     start: NonNull<u8>,
@@ -22,22 +25,31 @@ pub struct Buffer {
 
 struct Mapping {
     memory: Reservation,
+    /// Whether pages may move there at all: it is a region.
+    is_region: bool,
     accepts_moves: bool,
 }
 
 impl Mapping {
     fn addresses(&self) -> Range<usize> {
-        self.memory.addresses(&(0..REGION as u64))
+        self.memory.addresses(&(0..self.memory.len() as u64))
     }
 }
 
 impl Buffer {
-    /// A buffer of `len` bytes, all zero, its address a multiple of [`PAGE_SIZE`].
+    /// A buffer of `len` bytes, all zero, its address a multiple of [`PAGE_SIZE`]. A large one is a mapping of its own: what an
+    /// allocator is given back it may keep.
     ///
     /// # Panics
     /// If `len` is zero or larger than `isize::MAX`; aborts when memory is exhausted, as `Vec` does.
     pub fn zeroed(len: usize) -> Self {
         assert!(len > 0, "a buffer has at least one byte");
+        if len >= LARGE
+            && let Ok(mut buffer) = Self::mapped(len.next_multiple_of(PAGE_SIZE))
+        {
+            buffer.len = len;
+            return buffer;
+        }
         let layout = Self::layout(len);
         // SAFETY: the layout's size is not zero, as asserted above.
         let start = unsafe { alloc_zeroed(layout) };
@@ -53,13 +65,24 @@ impl Buffer {
     /// `ENOMEM` when address space is short.
     pub fn region() -> io::Result<Self> {
         let memory = Reservation::aligned(REGION, REGION)?;
-        let all = 0..REGION as u64;
+        Self::over(memory, true)
+    }
+
+    fn mapped(len: usize) -> io::Result<Self> {
+        Self::over(Reservation::new(len)?, false)
+    }
+
+    fn over(memory: Reservation, is_region: bool) -> io::Result<Self> {
+        let all = 0..memory.len() as u64;
         memory.map_zeros(all.clone(), true)?;
         memory.keep_private(all.clone())?;
-        // A kernel without huge pages refuses; small ones do as well.
-        let _ = memory.advise(&all, Advice::LinuxHugepage);
+        if is_region {
+            // A kernel without huge pages refuses; small ones do as well.
+            let _ = memory.advise(&all, Advice::LinuxHugepage);
+        }
         let start = NonNull::new(memory.start() as *mut u8).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { start, len: REGION, mapping: Some(Mapping { memory, accepts_moves: false }) })
+        let len = memory.len();
+        Ok(Self { start, len, mapping: Some(Mapping { memory, is_region, accepts_moves: false }) })
     }
 
     /// Gives up what a buffer still has after its pages were moved elsewhere, empty page tables above all: with them the kernel
@@ -75,7 +98,8 @@ impl Buffer {
     /// # Errors
     /// `Unsupported` if it is not one of [`Buffer::region`], `EBUSY` if another userfaultfd moves pages here already.
     pub(crate) fn accept_moves(&mut self, uffd: &Uffd) -> io::Result<Range<usize>> {
-        let mapping = self.mapping.as_mut().ok_or(io::ErrorKind::Unsupported)?;
+        let mapping = self.mapping.as_mut().filter(|mapping| mapping.is_region);
+        let mapping = mapping.ok_or(io::ErrorKind::Unsupported)?;
         if !mapping.accepts_moves {
             uffd.register_for_moves(mapping.addresses())?;
             mapping.accepts_moves = true;

@@ -23,7 +23,8 @@
 //! (3) MAPPED is set before the page tables show the block, so who sees a written page also sees the bit; SHOWN is set after
 //! all of them do, by one who holds a pin or the claim, and cleared with the claim that unmaps: who has a pin may rely on it;
 //! (4) DIRTY is set exactly when the file's dirty set holds a page of the block, and changes under that set's lock;
-//! (5) QUEUED is set exactly when the policy holds an entry, and changes under the policy's lock;
+//! (5) QUEUED is set exactly when the policy holds an entry of the block, QUEUED_WHOLE when it holds one of the region that begins
+//! with it, and both change under the policy's lock;
 //! (6) who sets WAITERS has seen Filling or Evicting in the same compare-and-swap, so the settling thread sees it.
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -40,6 +41,8 @@ pub const DIRTY: u32 = 1 << 18;
 pub const TOUCHED: u32 = 1 << 19;
 /// The policy holds an entry for this block.
 pub const QUEUED: u32 = 1 << 20;
+/// The policy holds an entry for the region that begins with this block.
+pub const QUEUED_WHOLE: u32 = 1 << 24;
 /// The first touch asks for the next read-ahead.
 pub const TRIGGER: u32 = 1 << 21;
 /// Shown in the plain view for as long as it is pinned.

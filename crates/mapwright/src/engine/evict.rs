@@ -68,7 +68,7 @@ impl Choice {
         };
         match claimed {
             Some(bytes) if drops => {
-                self.file.word(block).clear(QUEUED);
+                self.file.word(block).clear(self.file.queued_bit(key));
                 bytes
             }
             None if drops => {
@@ -171,9 +171,7 @@ fn choose(engine: &Engine, wanted: usize) -> Vec<Choice> {
     let (mut bytes, enough) = (0, wanted as u64 * PAGE);
     for _ in 0..4 * wanted {
         let victim = policy.next_victim(&mut |key| look(&mut files, key, &mut notes));
-        let renamed = !notes.renamed.is_empty();
-        notes.renamed.drain(..).for_each(|key| policy.requeue(key));
-        let Some(victim) = victim else { if renamed { continue } else { break } };
+        let Some(victim) = victim else { break };
         let (Victim::Unmap(key) | Victim::Evict(key)) = victim;
         let Some(file) = files.get(key.slot()) else { continue };
         let index = choices.iter().position(|choice| choice.file.slot == file.slot).unwrap_or_else(|| {
@@ -242,22 +240,17 @@ fn give_back(choice: &mut Choice) {
 struct Notes {
     /// A region that is in use, but not all of it.
     stuck: Option<Key>,
-    /// Entries of blocks that have become a region's, or the other way round, by the key that is right now.
-    renamed: Vec<Key>,
 }
 
 /// What the policy shall know of a block or a region. Runs under the policy's lock.
 fn look(files: &mut KnownFiles<'_>, key: Key, notes: &mut Notes) -> Seen {
     let Some(file) = files.get(key.slot()) else { return Seen::Gone };
     let word = file.word(key.block());
+    let queued = file.queued_bit(key);
     let whole = file.is_whole(key.block()).then(|| file.region_of(key.block()));
-    if whole.as_ref().is_some_and(|region| region.start != key.block()) {
-        word.clear(QUEUED); // the region has an entry of its own
-        return Seen::Gone;
-    }
     let right = whole.as_ref().map_or_else(|| file.key_of(key.block()), |region| file.region_key(region));
-    if key != right && block::state(word.bits()) != State::Absent {
-        notes.renamed.push(right);
+    if key != right {
+        word.clear(queued); // the region, or each of its blocks, has an entry of its own
         return Seen::Gone;
     }
     if let Some(region) = whole {
@@ -271,7 +264,7 @@ fn look(files: &mut KnownFiles<'_>, key: Key, notes: &mut Notes) -> Seen {
     let bits = word.bits();
     match block::state(bits) {
         State::Absent => {
-            word.clear(QUEUED);
+            word.clear(queued);
             Seen::Gone
         }
         State::Filling | State::Evicting => Seen::Busy,

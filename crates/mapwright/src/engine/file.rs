@@ -9,9 +9,7 @@ use std::time::Duration;
 
 use mapwright_sys::table::Table;
 
-use super::block::{
-    self, DIRTY, MAPPED, MAPPED_CHECKED, Pin, QUEUED, SHOWN, State, TOUCHED, TRIGGER, WAITERS, Word,
-};
+use super::block::{self, DIRTY, MAPPED, MAPPED_CHECKED, Pin, SHOWN, State, TOUCHED, TRIGGER, WAITERS, Word};
 use super::budget::{BLOCK_METADATA, Lent, MIN_BLOCKS};
 use super::checked::Scopes;
 use super::commit::Commits;
@@ -557,7 +555,8 @@ impl File {
         let complete = !whole && self.count_in(block);
         if let Some(key) = key {
             let mut policy = lock_policy(&self.pager.policy);
-            match self.word(block).set(QUEUED) & QUEUED == 0 {
+            let queued = self.queued_bit(key);
+            match self.word(block).set(queued) & queued == 0 {
                 true if ahead => policy.insert_once(key),
                 true => policy.insert(key),
                 false => {}

@@ -23,14 +23,15 @@
 //! insertion, no more). One look tells one touch from many no better than the flag does, so small wants two looks that find
 //! the block touched: a scan that asks for each block many times in a row is seen once and stays out of main.
 //!
-//! Blocks that are read ahead have a queue like small for themselves, *ahead*, and no ghost: a scan as fast as the disk would
-//! flush those that others ask for out of small before they can be asked for again.
+//! Blocks that are read ahead have two queues for themselves, and no ghost: a scan as fast as the disk would flush those that
+//! others ask for out of small before they can be asked for again. In *ahead* is what nobody has touched yet; what was touched
+//! goes on in *behind*, which is like small. So what a scan has read leaves before what it is about to read.
 //!
-//! | seen | in small or ahead | in main | in limbo |
+//! | seen | in small, ahead or behind | in main | in limbo |
 //! | --- | --- | --- | --- |
 //! | `Gone` | entry dropped | entry dropped | entry dropped |
 //! | `Busy` | its tail | main's tail | limbo's tail |
-//! | `Touched` | its tail; second time: main | main's tail, frequency + 1 | main; unasked: ahead's tail |
+//! | `Touched` | its tail, from ahead behind's; second time: main | main's tail, frequency + 1 | main; unasked: behind's tail |
 //! | `Idle` | `Unmap`, to limbo | frequency left: − 1, main's tail; else `Unmap`, to limbo | `Unmap` again, limbo's tail |
 //! | `IdleClean` | as `Idle`, or as `IdleUnmapped` where limbo is not worth its price (see `Limbo`) | | `Unmap` again |
 //! | `IdleUnmapped` | `Evict`; if asked, to ghost | frequency left: − 1, main's tail; else `Evict` | `Evict`; from small: to ghost |
@@ -40,7 +41,7 @@
 //! Invariants:
 //! 1. A key is in at most one queue, provided that the caller inserts no key that is there.
 //! 2. `Evict` is said only of a block last seen as `IdleUnmapped` or `IdleClean`.
-//! 3. In one round no entry is looked at twice, and a call makes at most four rounds, one if all are `Busy`.
+//! 3. In one round no entry is looked at twice but one that moves from ahead to behind, and a call makes at most four rounds, one if all are `Busy`.
 
 use super::ghost::Ghost;
 use std::ops::Range;
@@ -131,6 +132,7 @@ pub struct Policy {
     ghost: Ghost,
     small_target: usize,
     ahead_target: usize,
+    behind_target: usize,
     limbo_target: usize,
     limbo: Limbo,
     /// The blocks inserted last, youngest first: victims of last resort. One instruction may need four pages at once, and
@@ -156,7 +158,8 @@ impl Policy {
             queues: Queues::new(capacity),
             ghost: Ghost::new(capacity),
             small_target: (capacity / 20).max(1),
-            ahead_target: (capacity / 12).max(1),
+            ahead_target: (capacity / 16).max(1),
+            behind_target: (capacity / 24).max(1),
             limbo_target: if capacity >= 8 { (capacity / 16).max(1) } else { 0 },
             limbo: Limbo::new(capacity),
             recent: [None; RECENT],
@@ -185,9 +188,20 @@ impl Policy {
         self.queues.push(Stage::Main, Entry::new(key, 0));
     }
 
+    /// A block that was part of a region has become one of its own; nothing is known of it. It must not be in the policy.
+    pub fn insert_part(&mut self, key: Key) {
+        self.queues.push(Stage::Small, Entry::new(key, ASKED));
+    }
+
+    /// Blocks have become a region, which has to show its worth anew: that one of them was asked for says nothing of the others.
+    /// It must not be in the policy; entries of its blocks are `Gone`.
+    pub fn insert_whole(&mut self, key: Key) {
+        self.queues.push(Stage::Behind, Entry::new(key, UNASKED));
+    }
+
     /// Chooses what to unmap or evict next. Call it again until enough was evicted.
     ///
-    /// `look` tells the state of a block; it is called at most four times for an entry. None when no block can go: all are
+    /// `look` tells the state of a block; it is called at most five times for an entry. None when no block can go: all are
     /// `Busy`, or there are none.
     pub fn next_victim(&mut self, look: &mut dyn FnMut(Key) -> Seen) -> Option<Victim> {
         for patience in PATIENCE {
@@ -264,9 +278,11 @@ impl Policy {
             match fate {
                 Fate::Drop => {}
                 Fate::Skip => self.queues.push(stage, entry),
-                Fate::Spare(stage, mark) => {
+                Fate::Spare(to, mark) => {
                     spared += 1;
-                    self.queues.push(stage, Entry::new(key, mark));
+                    // What was read is to leave in this round, if need be: the rest of ahead is yet to be.
+                    unseen[to as usize] += usize::from((stage, to) == (Stage::Ahead, Stage::Behind));
+                    self.queues.push(to, Entry::new(key, mark));
                 }
                 Fate::Unmap(mark) => {
                     self.queues.push(Stage::Limbo, Entry::new(key, mark));
@@ -290,13 +306,18 @@ impl Policy {
         if some(Stage::Limbo) && self.queues.pages(Stage::Limbo) > self.limbo_target {
             return Some(Stage::Limbo);
         }
+        if some(Stage::Behind) && self.queues.pages(Stage::Behind) > self.behind_target {
+            return Some(Stage::Behind);
+        }
         if some(Stage::Ahead) && self.queues.pages(Stage::Ahead) > self.ahead_target {
             return Some(Stage::Ahead);
         }
         if some(Stage::Small) && self.queues.pages(Stage::Small) > self.small_target {
             return Some(Stage::Small);
         }
-        [Stage::Main, Stage::Ahead, Stage::Small, Stage::Limbo].into_iter().find(|&stage| some(stage))
+        [Stage::Main, Stage::Behind, Stage::Ahead, Stage::Small, Stage::Limbo]
+            .into_iter()
+            .find(|&stage| some(stage))
     }
 
     fn forget_recent(&mut self, hit: impl Fn(Key) -> bool) {
@@ -401,7 +422,7 @@ impl Fate {
 /// The table in the header. In a hurry a touch counts for nothing, nor does frequency.
 fn fate(stage: Stage, mark: Mark, seen: Seen, hurry: bool) -> Fate {
     let from_small = match stage {
-        Stage::Small | Stage::Ahead => true,
+        Stage::Small | Stage::Ahead | Stage::Behind => true,
         Stage::Main => false,
         Stage::Limbo => mark != FROM_MAIN,
     };
@@ -411,10 +432,10 @@ fn fate(stage: Stage, mark: Mark, seen: Seen, hurry: bool) -> Fate {
         Seen::Gone => Fate::Drop,
         Seen::Busy => Fate::Skip,
         Seen::Touched if hurry => Fate::Unmap(limbo_mark),
-        Seen::Touched if matches!(stage, Stage::Small | Stage::Ahead) && mark < TOUCHED => {
-            Fate::Spare(stage, mark + 1)
-        }
-        Seen::Touched if stage == Stage::Limbo && mark == UNASKED => Fate::Spare(Stage::Ahead, ASKED),
+        Seen::Touched if stage == Stage::Small && mark < TOUCHED => Fate::Spare(Stage::Small, mark + 1),
+        Seen::Touched if stage == Stage::Behind && mark < ASKED => Fate::Spare(Stage::Behind, mark + 1),
+        Seen::Touched if stage == Stage::Ahead => Fate::Spare(Stage::Behind, UNASKED),
+        Seen::Touched if stage == Stage::Limbo && mark == UNASKED => Fate::Spare(Stage::Behind, UNASKED),
         Seen::Touched => Fate::Spare(Stage::Main, (frequency + 1).min(FREQUENCY_MAX)),
         Seen::Idle | Seen::IdleClean | Seen::IdleUnmapped if frequency > 0 && !hurry => {
             Fate::Spare(Stage::Main, frequency - 1)
@@ -430,13 +451,15 @@ enum Stage {
     Main,
     Limbo,
     Ahead,
+    Behind,
 }
 
 /// In the order of their numbers.
-const STAGES: [Stage; 4] = [Stage::Small, Stage::Main, Stage::Limbo, Stage::Ahead];
+const STAGES: [Stage; 5] = [Stage::Small, Stage::Main, Stage::Limbo, Stage::Ahead, Stage::Behind];
 
 /// Two bits an entry carries. In main: the frequency, how many idle rounds it may still survive. In small: how far it has
-/// come: `ASKED`, `TOUCHED`; in ahead `UNASKED` before these. In limbo: the same for what came from small, else `FROM_MAIN`.
+/// come: `ASKED`, `TOUCHED`; in ahead and behind `UNASKED` before `ASKED`. In limbo: the same for what came from these, else
+/// `FROM_MAIN`.
 type Mark = u64;
 const UNASKED: Mark = 0;
 const ASKED: Mark = 1;
@@ -465,8 +488,8 @@ impl Entry {
     }
 }
 
-/// Three linked lists in one pool of entries, because any of them may hold nearly all blocks: three ring buffers would need
-/// room for three times as many.
+/// Linked lists in one pool of entries, because any of them may hold nearly all blocks: ring buffers would need room
+/// for several times as many.
 struct Queues {
     entries: Vec<Entry>,
     /// The place behind an entry in its queue, or the next free place.

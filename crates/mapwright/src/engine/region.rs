@@ -30,7 +30,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use super::block::{MAPPED, MAPPED_CHECKED, QUEUED, SHOWN, State, TOUCHED, TRIGGER, pins, state};
+use super::block::{
+    MAPPED, MAPPED_CHECKED, QUEUED, QUEUED_WHOLE, SHOWN, State, TOUCHED, TRIGGER, pins, state,
+};
 use super::budget::Lent;
 use super::evict;
 use super::file::File;
@@ -121,6 +123,11 @@ impl File {
     /// The key of a whole region.
     pub(super) fn region_key(&self, region: &Range<u64>) -> Key {
         Key::sized(self.slot, region.start, (self.region_size / PAGE).ilog2())
+    }
+
+    /// The bit that tells that the policy has an entry of this key.
+    pub(super) fn queued_bit(&self, key: Key) -> u32 {
+        if (key.pages() as u64) << PAGE.trailing_zeros() == self.block_size() { QUEUED } else { QUEUED_WHOLE }
     }
 
     /// Makes the bytes of a buffer those of a region whose blocks the caller has claimed, shown in the plain view or only stored.
@@ -229,6 +236,11 @@ impl File {
             Ok(()) => {
                 buffer.set_hollow(true);
                 self.pager.counters.collapses.add(1);
+                let mut policy = lock_policy(&self.pager.policy);
+                if self.word(region.start).set(QUEUED_WHOLE) & QUEUED_WHOLE == 0 {
+                    policy.insert_whole(self.region_key(region));
+                }
+                drop(policy);
                 give_back(MAPPED_CHECKED);
             }
             Err(_) => {
@@ -315,7 +327,7 @@ impl File {
             let mut policy = lock_policy(&self.pager.policy);
             for block in region.filter(|&block| state(self.word(block).bits()) != State::Absent) {
                 if self.word(block).set(QUEUED) & QUEUED == 0 {
-                    policy.requeue(self.key_of(block));
+                    policy.insert_part(self.key_of(block));
                 }
             }
         }

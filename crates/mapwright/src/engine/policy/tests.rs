@@ -111,11 +111,12 @@ fn second_look_that_finds_it_touched_moves_a_block_to_main() {
 
 #[test]
 fn first_touch_of_a_block_read_ahead_is_its_insertion() {
-    let mut policy = Policy::new(20);
+    let mut policy = Policy::new(20); // ahead and behind may have one block each
     (0..20).for_each(|block| policy.insert_once(key(block)));
-    look_at_zero(&mut policy, 2, Policy::insert_once);
-    assert_eq!(stage_of(&mut policy, 0), Some(Stage::Ahead));
-    look_at_zero(&mut policy, 1, Policy::insert_once);
+    let look = &mut |key: Key| if key.block() < 2 { Seen::Touched } else { Seen::IdleUnmapped };
+    assert_eq!(policy.next_victim(look), Some(Victim::Evict(key(2))));
+    assert_eq!([0, 1].map(|block| stage_of(&mut policy, block)), [Some(Stage::Behind); 2]);
+    assert_eq!(policy.next_victim(look), Some(Victim::Evict(key(3))));
     assert_eq!(stage_of(&mut policy, 0), Some(Stage::Main));
 }
 
@@ -126,7 +127,7 @@ fn first_touch_in_limbo_of_a_block_read_ahead_is_its_insertion() {
     next(&mut policy, Seen::Idle);
     next(&mut policy, Seen::Idle);
     next_touched(&mut policy, &[0]);
-    assert_eq!(stage_of(&mut policy, 0), Some(Stage::Ahead));
+    assert_eq!(stage_of(&mut policy, 0), Some(Stage::Behind));
 }
 
 #[test]
@@ -191,7 +192,7 @@ fn main_block_survives_as_many_idle_rounds_as_touched_ones_at_most_three() {
 
 #[test]
 fn what_is_read_ahead_goes_first_only_when_above_its_share() {
-    let mut policy = Policy::new(40);
+    let mut policy = Policy::new(48);
     (0..10).for_each(|block| policy.requeue(key(block)));
     (10..13).for_each(|block| policy.insert_once(key(block)));
     assert_eq!(next(&mut policy, Seen::IdleUnmapped), Some(Victim::Evict(key(0))));
@@ -201,12 +202,41 @@ fn what_is_read_ahead_goes_first_only_when_above_its_share() {
 
 #[test]
 fn a_share_is_a_share_of_pages() {
-    let mut policy = Policy::new(1000);
+    let mut policy = Policy::new(1100);
     (0..10).for_each(|block| policy.requeue(key(block)));
     policy.insert_once(Key::sized(0, 512, 6));
     assert_eq!(next(&mut policy, Seen::IdleUnmapped), Some(Victim::Evict(key(0))));
     policy.insert_once(Key::sized(0, 1024, 6));
     assert_eq!(next(&mut policy, Seen::IdleUnmapped), Some(Victim::Evict(Key::sized(0, 512, 6))));
+}
+
+#[test]
+fn what_a_scan_has_read_leaves_before_what_it_is_about_to_read() {
+    let region = |number: u64| Key::sized(0, number * 64, 6);
+    let mut policy = Policy::new(1100);
+    (0..4).for_each(|number| policy.insert_once(region(number)));
+    // The first two were read, the others wait for their reader.
+    let mut seen: BTreeSet<Key> = BTreeSet::new();
+    let mut victim = |policy: &mut Policy| {
+        policy.next_victim(&mut |key| match key.block() < 128 && seen.insert(key) {
+            true => Seen::Touched,
+            false => Seen::IdleUnmapped,
+        })
+    };
+    assert_eq!(victim(&mut policy), Some(Victim::Evict(region(0))));
+    assert_eq!(victim(&mut policy), Some(Victim::Evict(region(1))));
+}
+
+#[test]
+fn blocks_that_become_a_region_do_not_pass_for_hot() {
+    let mut policy = Policy::new(1100);
+    (0..64).for_each(|block| policy.requeue(key(block))); // all of them in main
+    let whole = Key::sized(0, 0, 6);
+    policy.insert_whole(whole);
+    (1000..1500).for_each(|block| policy.requeue(key(block)));
+    let look =
+        &mut |key: Key| if key.pages() == 1 && key.block() < 64 { Seen::Gone } else { Seen::IdleUnmapped };
+    assert_eq!(policy.next_victim(look), Some(Victim::Evict(whole)));
 }
 
 /// A cache that sees no touches: `touched` tells whether a block was, when it is in limbo for the first time. How many blocks
