@@ -62,12 +62,15 @@ impl SharedFrames {
     /// # Errors
     /// Whatever opening it through `/proc` says.
     pub fn lend(&self) -> io::Result<OwnedFd> {
-        if self.writable {
-            return self.memfd.try_clone();
-        }
-        rustix::fs::fchmod(&self.memfd, rustix::fs::Mode::RUSR)?;
+        // Opened anew: the flags of a duplicate would be shared, and O_APPEND makes pwrite(2) ignore where it is to write.
+        let access = if self.writable {
+            rustix::fs::OFlags::RDWR
+        } else {
+            rustix::fs::fchmod(&self.memfd, rustix::fs::Mode::RUSR)?;
+            rustix::fs::OFlags::RDONLY
+        };
         let link = format!("/proc/self/fd/{}", self.memfd.as_raw_fd());
-        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+        let flags = access | rustix::fs::OFlags::CLOEXEC;
         Ok(rustix::fs::open(link, flags, rustix::fs::Mode::empty())?)
     }
 

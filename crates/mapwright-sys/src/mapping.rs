@@ -92,6 +92,17 @@ fn try_a_move() -> io::Result<()> {
     }
 }
 
+/// Takes the page-table entry of a page of a shared mapping away, a marker too. The mapping stays as it is, and registered with
+/// the userfaultfd that it is registered with (mremap(2), MREMAP_DONTUNMAP).
+pub(crate) fn clear_entry(page: usize) -> io::Result<()> {
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_DONTUNMAP;
+    // SAFETY: the page stays mapped, and its bytes are in the object that is mapped.
+    let copy = unsafe { libc::syscall(libc::SYS_mremap, page, PAGE_SIZE, PAGE_SIZE, flags, 0) };
+    let copy = crate::check(copy)?;
+    // SAFETY: made just now; nobody else knows of it.
+    Ok(unsafe { munmap(copy as *mut _, PAGE_SIZE) }?)
+}
+
 /// Reserves addresses from which the kernel may have taken the mapping away, unless anything is there: what was there
 /// before, if it did not, or what somebody else has mapped since. Whether they are reserved.
 pub(crate) fn reserve_again(range: Range<usize>) -> bool {

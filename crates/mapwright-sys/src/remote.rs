@@ -101,14 +101,27 @@ impl LentFrames {
         zap(ranges.iter().map(|range| self.plain.addresses(range)))
     }
 
-    /// Makes every touch of the absent pages of a range raise SIGBUS, and wakes who waits there. Pages that are shown stay.
+    /// Makes every touch of the absent pages of a range raise SIGBUS, and wakes who waits there. Pages that are shown stay, and
+    /// are as protected as before: the server may have shown them meanwhile, and must hear of the first write.
+    ///
+    /// # Errors
+    /// `EINVAL` before Linux 6.6; what mremap(2) says, and reading `/proc/self/pagemap`.
+    ///
+    /// # Panics
+    /// If the range is not inside.
+    pub fn poison(&self, checked: bool, range: Range<u64>) -> io::Result<()> {
+        let at = self.view(checked)?.addresses(&range);
+        if self.writable { self.uffd.poison_guarded(at) } else { self.uffd.poison(at, false) }
+    }
+
+    /// As [`poison`](Self::poison), when there is no server any more: pages that are shown may be written from here on.
     ///
     /// # Errors
     /// `EINVAL` before Linux 6.6.
     ///
     /// # Panics
     /// If the range is not inside.
-    pub fn poison(&self, checked: bool, range: Range<u64>) -> io::Result<()> {
+    pub fn poison_unserved(&self, checked: bool, range: Range<u64>) -> io::Result<()> {
         self.uffd.poison(self.view(checked)?.addresses(&range), self.writable)
     }
 

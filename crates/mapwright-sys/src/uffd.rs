@@ -7,6 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
+use crate::mapping::clear_entry;
+use crate::page_state::page_state;
 use crate::{PAGE_SIZE, check};
 
 const UFFD_API: u64 = 0xaa;
@@ -406,6 +408,22 @@ impl Uffd {
                 _ => return Err(error),
             }
         }
+    }
+
+    /// As [`poison`](Self::poison), of memory whose protection is another process's to take off: pages that are shown stay, and
+    /// stay protected.
+    pub(crate) fn poison_guarded(&self, range: Range<usize>) -> io::Result<()> {
+        let pagemap = File::open("/proc/self/pagemap")?;
+        for page in range.step_by(PAGE_SIZE) {
+            let poisoned = self.poison_absent(page..page + PAGE_SIZE)?;
+            if poisoned || page_state(&pagemap, page as u64)?.is_present {
+                continue;
+            }
+            // A write-protect marker. Taken off as others are, it would take the protection off a page that is shown just now.
+            clear_entry(page)?;
+            self.poison_absent(page..page + PAGE_SIZE)?;
+        }
+        Ok(())
     }
 
     /// Takes write-protect markers, and protection, off a range.

@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -160,4 +160,70 @@ fn what_another_process_writes_is_not_lost() {
     assert!(child.wait().unwrap().success());
     assert!(served.written > 50, "{} write-backs", served.written);
     assert!(served.clean > 0, "{} evictions of clean pages", served.clean);
+}
+
+/// Frames of some pages, and a view of them by which the same process plays the client.
+fn both(pages: u64) -> Option<(SharedFrames, Arc<Uffd>, Arc<LentFrames>, RemoteView)> {
+    let uffd = match Uffd::open(features().with(Features::POISON)) {
+        Ok(uffd) => Arc::new(uffd),
+        Err(error) => {
+            assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must not skip this: {error}");
+            eprintln!("######## SKIPPED: userfaultfd: {error} ########");
+            return None;
+        }
+    };
+    let pagemap = Arc::new(Pagemap::open().unwrap());
+    let own = Arc::new(Uffd::open(features()).unwrap());
+    let frames = SharedFrames::new(pages * PAGE, true, own, pagemap).unwrap();
+    let lent = frames.lend().unwrap();
+    let view = Arc::new(LentFrames::new(lent, pages * PAGE, true, Arc::clone(&uffd)).unwrap());
+    let start = view.address(false).unwrap();
+    let remote = RemoteView::new(Arc::clone(&uffd), start, pages * PAGE, true).unwrap();
+    Some((frames, uffd, view, remote))
+}
+
+/// A failure that is told late: pages that are shown by then stay protected, so that no write to them goes unseen.
+#[test]
+fn pages_that_are_shown_stay_protected_when_others_fail() {
+    let Some((frames, uffd, view, remote)) = both(4) else { return };
+    frames.store(0, &[1; PAGE as usize]).unwrap();
+    remote.map(0..PAGE).unwrap();
+    remote.protect(PAGE..2 * PAGE).unwrap(); // a marker
+    view.poison(false, 0..3 * PAGE).unwrap();
+    let start = view.address(false).unwrap();
+    // By pipes: a load would get SIGBUS.
+    let readable = |page: usize| {
+        let (_reader, writer) = std::io::pipe().unwrap();
+        // SAFETY: plain numbers; the kernel checks the address, of a page that the view has mapped.
+        (unsafe { libc::write(writer.as_raw_fd(), (start + page * PAGE as usize) as *const _, 1) }) == 1
+    };
+    assert!(readable(0) && !readable(1) && !readable(2), "what is absent fails, with a marker or without");
+    std::thread::scope(|scope| {
+        // SAFETY: inside the view, and nobody else touches it.
+        scope.spawn(|| unsafe { (start as *mut u8).write_volatile(2) });
+        let limit = Timespec { tv_sec: 5, tv_nsec: 0 };
+        let told = poll(&mut [PollFd::from_borrowed_fd(uffd.as_fd(), PollFlags::IN)], Some(&limit)).unwrap();
+        assert_eq!(told, 1, "the write went unseen");
+        let mut faults = Vec::new();
+        uffd.take_faults(&mut faults).unwrap();
+        assert_eq!(faults, [Touch { address: start, writes: true }]);
+        remote.map_writable(0..PAGE).unwrap();
+    });
+    // When nobody serves it, what is shown may be used.
+    remote.protect(0..PAGE).unwrap();
+    view.poison_unserved(false, 0..PAGE).unwrap();
+    // SAFETY: as above.
+    unsafe { (start as *mut u8).write_volatile(3) };
+}
+
+/// What a client does to its descriptor is done to its own alone.
+#[test]
+fn flags_of_a_lent_descriptor_are_not_the_servers() {
+    let Some((frames, _uffd, _view, _remote)) = both(4) else { return };
+    let lent = frames.lend().unwrap();
+    rustix::fs::fcntl_setfl(&lent, rustix::fs::OFlags::APPEND).unwrap();
+    frames.store(PAGE, &[5; PAGE as usize]).unwrap();
+    let mut bytes = [0; PAGE as usize];
+    frames.load(PAGE, &mut bytes).unwrap();
+    assert!(bytes == [5; PAGE as usize]);
 }

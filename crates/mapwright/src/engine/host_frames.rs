@@ -197,8 +197,9 @@ impl Frames for Shared {
             call_clean();
             return;
         }
-        let views = self.remote();
         let _one_step = self.granting.write().unwrap_or_else(PoisonError::into_inner);
+        // Within the step: a view that is admitted before it may have been granted what is called clean here.
+        let views = self.remote();
         for range in call_clean() {
             views.iter().for_each(|view| view.protect(range.clone()));
         }
@@ -307,5 +308,93 @@ impl Regions for Moved {
 
     fn split(&self, at: u64, shown: bool) -> io::Result<()> {
         self.inner.split_region(at, shown)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::engine::PAGE;
+    use crate::engine::host::Host;
+    use crate::engine::kernel::{FrameKind, Kernel as _};
+
+    /// A view of nobody's that notes whether it may be written.
+    #[derive(Default)]
+    struct Noted(AtomicBool);
+
+    impl RemoteView for Noted {
+        fn map(&self, _: Range<u64>) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn map_writable(&self, _: Range<u64>) -> io::Result<()> {
+            self.0.store(true, Ordering::SeqCst);
+            Ok(())
+        }
+
+        fn protect(&self, _: Range<u64>) {
+            self.0.store(false, Ordering::SeqCst);
+        }
+
+        fn wake(&self, _: Range<u64>) {}
+
+        fn unmap(&self, _: &[Range<u64>]) {}
+    }
+
+    struct Deaf;
+
+    impl FaultSink for Deaf {
+        fn serve_in_thread(&self, _: Fault) -> FaultOutcome {
+            FaultOutcome::NotOurs
+        }
+    }
+
+    /// Views come and are granted a page while it is called clean again and again: one that may write it and is not called dirty
+    /// would lose what it writes.
+    #[test]
+    fn a_view_that_comes_during_a_revocation_is_revoked_too() {
+        let sink: Weak<dyn FaultSink> = Weak::<Deaf>::new();
+        let (kind, mode) = (FrameKind::Shared, FaultMode::Thread);
+        let spec = FrameSpec { capacity: PAGE, writable: true, kind, mode, sink };
+        let frames = match Host::new().frames(spec) {
+            Err(Error::Unsupported { .. }) => return eprintln!("######## SKIPPED: no userfaultfd ########"),
+            frames => frames.unwrap(),
+        };
+        drop(frames.lend().unwrap());
+        let (dirty, stop, rounds) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU32::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::SeqCst) {
+                        frames.revoke(&mut || {
+                            if dirty.swap(false, Ordering::SeqCst) { vec![0..PAGE] } else { Vec::new() }
+                        });
+                        rounds.fetch_add(1, Ordering::SeqCst);
+                    }
+                });
+            }
+            let since = Instant::now();
+            let mut lost = 0;
+            while since.elapsed() < Duration::from_millis(500) && lost == 0 {
+                let view = Arc::new(Noted::default());
+                let number = frames.admit(Arc::clone(&view) as Arc<dyn RemoteView>).unwrap();
+                let call_dirty = || dirty.store(true, Ordering::SeqCst);
+                frames.grant(View::Remote(number), 0..PAGE, &call_dirty).unwrap();
+                let before = rounds.load(Ordering::SeqCst);
+                while rounds.load(Ordering::SeqCst) < before + 4 {
+                    std::thread::yield_now();
+                }
+                frames.revoke(&mut || {
+                    lost += usize::from(view.0.load(Ordering::SeqCst) && !dirty.load(Ordering::SeqCst));
+                    Vec::new()
+                });
+                frames.dismiss(number);
+            }
+            stop.store(true, Ordering::SeqCst);
+            assert_eq!(lost, 0, "a view may write a page that counts as clean");
+        });
     }
 }

@@ -307,7 +307,7 @@ impl Inner {
             Heard::Event(Event::Failed { file, checked, range, error }) => {
                 self.served(file)
                     .into_iter()
-                    .for_each(|served| served.failed(checked, range.clone(), &error));
+                    .for_each(|served| served.failed(checked, range.clone(), &error, true));
             }
         }
         Ok(())
@@ -334,7 +334,7 @@ impl Inner {
                 let known = self.all_served();
                 let found = known.iter().find_map(|served| Some((served, served.locate(address)?)));
                 if let Some((served, (checked, range))) = found {
-                    served.failed(checked, range, error);
+                    served.failed(checked, range, error, false);
                 }
             }
         }

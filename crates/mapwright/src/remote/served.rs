@@ -396,11 +396,12 @@ impl Views {
         range.start.min(range.end)..range.end
     }
 
-    /// Brings a page that can't be had to whoever touched it. Runs in the connection's thread.
-    pub(super) fn failed(&self, checked: bool, range: Range<u64>, error: &Error) {
+    /// Brings a page that can't be had to whoever touched it, from a server that is there still or not. Runs in the connection's
+    /// thread.
+    pub(super) fn failed(&self, checked: bool, range: Range<u64>, error: &Error, is_served: bool) {
         let range = self.clamp(&range);
         let delivered =
-            if checked { self.fail_in_scope(range.clone(), error) } else { self.fail(range.clone(), error) };
+            if checked { self.fail_in_scope(range, error) } else { self.fail(range, error, is_served) };
         if let Err(cause) = delivered {
             // A thread waits for a page that will never come, and nothing can tell it.
             print_raw(&format!("mapwright: {error}; SIGBUS could not be raised: {cause}\n"));
@@ -408,13 +409,13 @@ impl Views {
         }
     }
 
-    fn fail(&self, range: Range<u64>, error: &Error) -> std::io::Result<()> {
+    fn fail(&self, range: Range<u64>, error: &Error, is_served: bool) -> std::io::Result<()> {
         print_raw(&format!(
             "mapwright: {}: a slice was touched at a page that cannot be read; SIGBUS follows \
              (use Map::get or Map::checked to get the error as a value): {error}\n",
             self.name
         ));
-        self.frames.poison(false, range)
+        if is_served { self.frames.poison(false, range) } else { self.frames.poison_unserved(false, range) }
     }
 
     fn fail_in_scope(&self, range: Range<u64>, error: &Error) -> std::io::Result<()> {
