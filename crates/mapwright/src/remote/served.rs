@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mapwright_sys::remote::LentFrames;
 use mapwright_sys::signals::print_raw;
@@ -20,8 +20,13 @@ use crate::engine::read_ahead::Advice;
 use crate::error::{Error, Result};
 use crate::stores::{FileStore, Store as _};
 
-/// Bytes copied under one pin.
+/// Bytes copied under one pin, at most.
 const COPY: u64 = 256 << 10;
+/// And at most this part of the server's budget, because a client may hold a quarter pinned: so many threads copy at once.
+const COPY_SHARE: u64 = 64;
+/// Between two tries to pin what is to be copied, when others hold all that may be pinned.
+const FIRST_PAUSE: Duration = Duration::from_micros(200);
+const MAX_PAUSE: Duration = Duration::from_millis(50);
 /// How long closing waits for the server.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -246,20 +251,46 @@ impl Served {
         self.pin_of(call.await?, hold)
     }
 
+    /// Cuts a copy into parts that are pinned one after the other: offset in the file, range in the buffer.
+    fn parts(&self, offset: u64, len: usize) -> impl Iterator<Item = (u64, Range<usize>)> + use<> {
+        let block = self.views.block_size;
+        let step = (COPY.min(self.connection.budget() / COPY_SHARE) / block).max(1) * block;
+        let end = offset + len as u64;
+        let next = move |at: &u64| Some((at / step + 1) * step).filter(|next| *next < end);
+        let starts = std::iter::successors((len > 0).then_some(offset), next);
+        starts.map(move |at| {
+            (at, (at - offset) as usize..(((at / step + 1) * step).min(end) - offset) as usize)
+        })
+    }
+
+    /// Pins what is to be copied. As long as that is too much beside what others hold, it waits: until the deadline.
+    ///
+    /// # Errors
+    /// As for [`pin`](Self::pin).
+    fn pin_to_copy(&self, at: u64, len: usize, writes: bool) -> Result<ServedPin> {
+        let (since, mut pause) = (Instant::now(), FIRST_PAUSE);
+        loop {
+            let (call, hold) = self.ask_for_pins(&[at..at + len as u64], true, writes)?;
+            match call.wait(self.deadline) {
+                Err(Error::BudgetExhausted { .. }) if since.elapsed() < self.deadline => {
+                    drop(hold);
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(MAX_PAUSE);
+                }
+                answer => return self.pin_of(answer?, hold),
+            }
+        }
+    }
+
     /// Copies bytes out of the map's own slice, held part by part.
     ///
     /// # Errors
     /// As for [`pin`](Self::pin).
     pub(crate) fn read_at(&self, offset: u64, from: &[u8], into: &mut [u8]) -> Result<()> {
-        let mut done = 0;
-        while done < into.len() {
-            let part = (into.len() - done).min(COPY as usize);
-            let at = offset + done as u64;
-            let range = at..at + part as u64;
-            let held = self.pin(std::slice::from_ref(&range), true)?;
-            into[done..done + part].copy_from_slice(&from[done..done + part]);
+        for (at, part) in self.parts(offset, into.len()) {
+            let held = self.pin_to_copy(at, part.len(), false)?;
+            into[part.clone()].copy_from_slice(&from[part]);
             drop(held);
-            done += part;
         }
         Ok(())
     }
@@ -269,11 +300,9 @@ impl Served {
     /// # Errors
     /// As for [`pin`](Self::pin); what comes before the failing part has been copied then.
     pub(crate) fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        for (part, at) in bytes.chunks(COPY as usize).zip((offset..).step_by(COPY as usize)) {
-            let range = at..at + part.len() as u64;
-            let (call, hold) = self.ask_for_pins(std::slice::from_ref(&range), true, true)?;
-            let held = self.pin_of(call.wait(self.deadline)?, hold)?;
-            self.frames().copy_in(at, part);
+        for (at, part) in self.parts(offset, bytes.len()) {
+            let held = self.pin_to_copy(at, part.len(), true)?;
+            self.frames().copy_in(at, &bytes[part]);
             drop(held);
         }
         Ok(())

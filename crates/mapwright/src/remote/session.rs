@@ -409,6 +409,8 @@ impl Session {
 
     fn open_lease(&self, spec: OpenSpec) -> Result<(Reply, Option<OwnedFd>)> {
         let OpenSpec { fd, block_size, direct, advice, access, reserve, name } = spec;
+        // What others may have mapped too does not grow.
+        let reserve = if access == Access::Write { reserve } else { 0 };
         let handle = &self.shared.handle;
         let stat = rustix::fs::fstat(&fd).map_err(|e| Error::io("open", name.clone(), 0, 0, e.into()))?;
         let large = u64::try_from(stat.st_size).is_ok_and(|len| len > handle.budget.total());
@@ -425,7 +427,7 @@ impl Session {
             mode: FaultMode::Thread,
             frames: FrameKind::Shared,
             block_size: block_size.into(),
-            reserve: if access.writes() { reserve } else { 0 },
+            reserve,
             deadline: DEADLINE,
             advice,
             keep: if access == Access::Share { Keep::Shared } else { Keep::Flushed },

@@ -194,6 +194,13 @@ impl Scene {
         rustix::fs::open(self.dir.path().join("file"), flags | OFlags::CLOEXEC, Mode::empty()).unwrap()
     }
 
+    /// Makes a file that is to be written, unless it is there.
+    fn write(&self, path: &Path) {
+        if !path.exists() {
+            std::fs::write(path, vec![9; 300_001]).unwrap();
+        }
+    }
+
     /// Whether a client that keeps the rules is served.
     fn serves(&self) -> bool {
         let client = Pager::connect(self.server.path()).unwrap();
@@ -268,6 +275,15 @@ impl Raw {
     /// Whether the server has hung up, at most after a last word.
     fn is_over(&self) -> bool {
         std::iter::repeat_with(|| self.hear()).take(3).any(|heard| heard.is_none())
+    }
+
+    /// The frames of a file that it writes.
+    fn open_to_write(&self, path: &Path, access: Access) -> OwnedFd {
+        let file = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        match self.ask(&open_as(access), Some(file.as_fd())) {
+            Some((Reply::Opened { .. }, mut descriptors)) => descriptors.pop().unwrap(),
+            other => panic!("{other:?}"),
+        }
     }
 
     fn open(&self, scene: &Scene) -> (u32, OwnedFd) {
@@ -362,6 +378,61 @@ fn what_a_client_may_not_ask_is_refused() {
     scene.settles();
 }
 
+/// What a client may do by writing is decided by its descriptor, and by what it has opened the file for.
+#[test]
+fn writes_that_a_client_may_not_ask_are_refused() {
+    let Some(scene) = Scene::new() else { return };
+    let (raw, _uffd) = Raw::greeted(&scene);
+    for access in [Access::Write, Access::Share] {
+        for flags in [OFlags::RDONLY, OFlags::WRONLY, OFlags::PATH] {
+            raw.refused(&open_as(access), Some(scene.open(flags).as_fd()));
+        }
+    }
+    let (file, _frames) = raw.open(&scene);
+    let ranges = vec![0..1];
+    let by_writing = [
+        Request::Pin { file, in_order: false, writes: true, ranges },
+        Request::Flush { file, range: 0..1 },
+        Request::Resize { file, len: 5 },
+        Request::Acknowledge { file },
+    ];
+    for request in by_writing {
+        raw.refused(&request, None);
+    }
+    let path = scene.dir.path().join("written");
+    scene.write(&path);
+    // What was opened to append is written where it should be.
+    let appends = rustix::fs::open(&path, OFlags::RDWR | OFlags::APPEND, Mode::empty()).unwrap();
+    let open = Request::Open {
+        block_size: 65536,
+        direct: None,
+        advice: Advice::Normal,
+        access: Access::Share,
+        reserve: 1 << 30,
+        name: "shared".to_owned(),
+    };
+    let answer = raw.ask(&open, Some(appends.as_fd()));
+    let Some((Reply::Opened { file, len: 300_001, capacity }, frames)) = answer else { panic!("{answer:?}") };
+    assert_eq!(capacity, 5 * 65536, "one that others may have open does not grow");
+    rustix::io::pwrite(&frames[0], b"by one", 100).unwrap();
+    raw.refused(&Request::Resize { file, len: 5 }, None);
+    for range in [0..300_002, 300_001..300_002, u64::MAX - 1..u64::MAX] {
+        raw.refused(&Request::Flush { file, range: range.clone() }, None);
+        raw.refused(&Request::Pin { file, in_order: true, writes: true, ranges: vec![range] }, None);
+    }
+    for range in [0..0, 300_001..300_001, 299_999..300_001] {
+        assert!(matches!(raw.ask(&Request::Flush { file, range }, None), Some((Reply::Done, _))));
+    }
+    assert!(matches!(raw.ask(&Request::Close { file }, None), Some((Reply::Done, _))));
+    raw.refused(&Request::Flush { file, range: 0..1 }, None);
+    drop(raw);
+    scene.settles();
+    assert!(
+        std::fs::read(&path).unwrap() == vec![9; 300_001],
+        "nobody was allowed to write what was written"
+    );
+}
+
 #[test]
 fn rules_that_are_broken_end_the_connection() {
     let Some(scene) = Scene::new() else { return };
@@ -417,7 +488,8 @@ fn a_client_that_does_not_listen_is_let_go() {
     scene.settles();
 }
 
-/// Random requests of a client that has two files and no shame. Others read right bytes meanwhile, and nothing stays.
+/// Random requests of a client that has no shame: two files for reading, or two more that it writes, alone and beside others, their
+/// views registered as they should be or not. Others read right bytes meanwhile, and nothing stays.
 #[test]
 fn a_client_of_random_requests_harms_nobody() {
     let Some(scene) = Scene::new() else { return };
@@ -435,9 +507,19 @@ fn a_client_of_random_requests_harms_nobody() {
             let mut state = seed;
             let (raw, uffd) = Raw::greeted(&scene);
             let mut lent = Vec::new();
-            for _ in 0..2 {
-                let (_, frames) = raw.open(&scene);
-                lent.push(LentFrames::new(frames, MIB, false, Arc::clone(&uffd)).unwrap());
+            let kinds = [[Access::Read; 2], [Access::Write, Access::Share], [Access::Share, Access::Share]];
+            for (index, access) in kinds[seed as usize % 3].into_iter().enumerate() {
+                // Every second client that writes has registered a view without write protection.
+                let for_writing = access.writes() && (seed < 3 || index > 0);
+                let frames = if access.writes() {
+                    let path = scene.dir.path().join(format!("written-{}", access as u8));
+                    scene.write(&path);
+                    raw.open_to_write(&path, access)
+                } else {
+                    raw.open(&scene).1
+                };
+                let capacity = rustix::fs::fstat(&frames).unwrap().st_size as u64;
+                lent.push(LentFrames::new(frames, capacity, for_writing, Arc::clone(&uffd)).unwrap());
             }
             for _ in 0..300 {
                 let mut draw = |below: u64| random(&mut state) % below;
@@ -448,7 +530,7 @@ fn a_client_of_random_requests_harms_nobody() {
                     0 => draw(u64::MAX),
                     n => lent[n as usize - 1].address(draw(2) == 1).unwrap() as u64,
                 };
-                let request = match draw(11) {
+                let request = match draw(12) {
                     0 | 1 => Request::Show { file, checked: draw(2) == 1, address },
                     2 | 3 => Request::Pin {
                         file,
@@ -461,13 +543,15 @@ fn a_client_of_random_requests_harms_nobody() {
                     6 => Request::Evict { file, range },
                     7 => Request::WillNeed { file, range },
                     8 => Request::Flush { file, range },
-                    9 => Request::Resize { file, len: draw(2 * MIB) },
+                    9 if draw(4) == 0 => Request::Resize { file, len: draw(2 * MIB) },
+                    10 => Request::Acknowledge { file },
                     _ if draw(20) == 0 => Request::Close { file },
                     _ => Request::Resident { file },
                 };
                 raw.send(&request.encode(draw(1 << 32) as u32), None);
                 while let Ok(Some(_)) = wire::receive(&raw.0, false) {}
             }
+            assert!(scene.serves());
             drop(raw);
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
