@@ -275,3 +275,180 @@ fn a_killed_server_takes_what_was_not_flushed_with_it() {
     assert!(std::fs::read(&path).unwrap() == bytes);
     assert!(matches!(map.close(), Err(Error::ServerLost { .. })));
 }
+
+/// Threads of one client that copy more at once than it may hold pinned wait for each other.
+#[test]
+fn copies_of_many_threads_wait_for_each_other() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let dir = public_scratch();
+    let (path, bytes) = file_of(dir.path(), 2 * MIB + 77);
+    let (own, socket) = (pager(512 << 10), dir.path().join("socket"));
+    let _server = Server::bind(&own, &socket).unwrap();
+    let client = Pager::connect(&socket).unwrap();
+    let map = options(&client).open_shared(&path).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..12 {
+            scope.spawn(|| {
+                let mut read = vec![0; bytes.len() - 5];
+                map.read_at(5, &mut read).unwrap();
+                assert!(read == bytes[5..]);
+                map.shared().write_at(5, &read).unwrap();
+            });
+        }
+    });
+    map.close().unwrap();
+    assert!(std::fs::read(&path).unwrap() == bytes);
+}
+
+/// A file that another process cuts: the flush says so, later ones that it was said, and writing goes on once it is mended.
+#[test]
+fn a_file_that_is_cut_by_others_fails_its_flushes() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let dir = public_scratch();
+    let (path, mut bytes) = file_of(dir.path(), MIB + 10);
+    let (own, socket) = (pager(4 << 20), dir.path().join("socket"));
+    let server = Server::bind(&own, &socket).unwrap();
+    let client = Pager::connect(&socket).unwrap();
+    let first = options(&client).block_size(16384).open_shared(&path).unwrap();
+    let second = options(&client).block_size(16384).open_shared(&path).unwrap();
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    first.shared().write_at(5000, b"hello").unwrap();
+    file.set_len(4096).unwrap();
+    assert!(matches!(first.flush_range(..), Err(Error::Changed { .. })));
+    assert!(matches!(second.flush_range(..), Err(Error::Latched { .. })));
+    assert!(matches!(second.read_at(500_000, &mut [0; 5]), Err(Error::Changed { .. })));
+    // In a checked scope zeros, and the error; what is written there is dropped.
+    let wrote = second.checked(|start, len| {
+        assert_eq!(len, bytes.len());
+        // SAFETY: inside the view of the scope.
+        unsafe { start.add(600_000).cast_mut().write_volatile(9) };
+        // SAFETY: as above.
+        unsafe { start.add(5000).read_volatile() }
+    });
+    assert!(matches!(wrote, Err(Error::Changed { .. })), "{wrote:?}");
+    std::fs::write(&path, &bytes).unwrap();
+    bytes[5000..5005].copy_from_slice(b"hello");
+    let seen = second.checked(|start, len| {
+        // SAFETY: the view of the scope; nobody writes meanwhile.
+        unsafe { std::slice::from_raw_parts(start, len) }.to_vec()
+    });
+    assert!(seen.unwrap() == bytes, "no zeros stay, and no failure around where they were");
+    assert!(matches!(second.acknowledge_error(), Some(Error::Changed { .. })));
+    assert!(second.acknowledge_error().is_none() && first.acknowledge_error().is_none());
+    second.shared().write_at(600_000, b"x").unwrap();
+    bytes[600_000] = b'x';
+    first.close().unwrap();
+    assert!(std::fs::read(&path).unwrap() == bytes);
+    drop((second, client));
+    until("all is given back", || own.stats().used_bytes == 0 && server.clients() == 0);
+}
+
+/// A client that is stopped with pages granted keeps nobody waiting: others flush, are served, and see what it wrote.
+#[test]
+fn a_stopped_writer_keeps_nobody_waiting() {
+    let this = "a_stopped_writer_keeps_nobody_waiting";
+    if let Some(role) = role() {
+        let (_, pager, path) = parts(&role);
+        let map = options(&pager).open_shared(&path).unwrap();
+        (0..256).for_each(|page| word(&map, page * 512).store(7, Ordering::Relaxed));
+        say("written");
+        for step in 8.. {
+            (0..256).for_each(|page| word(&map, page * 512).store(step, Ordering::Relaxed));
+        }
+    }
+    if !require_userfaultfd() {
+        return;
+    }
+    let _dog = Watchdog::new(this, Duration::from_secs(60));
+    let dir = public_scratch();
+    let path = dir.path().join("stopped");
+    std::fs::write(&path, vec![0; 4 * MIB]).unwrap();
+    let (own, socket) = (pager(2 << 20), dir.path().join("socket"));
+    let server = Server::bind(&own, &socket).unwrap();
+    let mut writer = Talking::start(this, &as_role("write", &socket, &path));
+    assert_eq!(writer.hear(), "written");
+    let client = Pager::connect(&socket).unwrap();
+    let map = options(&client).open_shared(&path).unwrap();
+    for _ in 0..20 {
+        let pid = rustix::process::Pid::from_child(&writer.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        map.flush_range(..).unwrap();
+        // All of the budget comes and goes, what the stopped one was granted too.
+        let now: Vec<u64> = (0..1024).map(|page| word(&map, page * 512).load(Ordering::Relaxed)).collect();
+        map.flush_range(..).unwrap();
+        let found = words(&path);
+        assert!((0..1024).all(|page| found[page * 512] == now[page]), "what it wrote is in the file");
+        rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+        std::thread::sleep(Duration::from_millis(3));
+    }
+    writer.kill();
+    until("it is forgotten", || server.clients() == 1);
+    map.close().unwrap();
+}
+
+/// The server is dropped: what its clients wrote is in the files when that is done, and they are told that it is gone.
+#[test]
+fn a_server_that_is_dropped_has_written_everything() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let dir = public_scratch();
+    let (own, socket) = (pager(4 << 20), dir.path().join("socket"));
+    let server = Server::bind(&own, &socket).unwrap();
+    let client = Pager::connect(&socket).unwrap();
+    let files: Vec<_> = (0..20).map(|index| file_of(dir.path(), 100_001 + index)).collect();
+    let maps: Vec<_> = files.iter().map(|(path, _)| options(&client).open_shared(path).unwrap()).collect();
+    maps.iter().for_each(|map| map.shared().write_at(100_000, b"x").unwrap());
+    drop(server);
+    for (path, mut bytes) in files {
+        bytes[100_000] = b'x';
+        assert!(std::fs::read(&path).unwrap() == bytes);
+    }
+    assert_eq!(own.stats().used_bytes, 0);
+    for map in maps {
+        assert!(matches!(map.close(), Err(Error::ServerLost { .. })));
+    }
+}
+
+/// Parts of files at odd places, and files without a byte.
+#[test]
+fn parts_and_empty_files_are_written() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let dir = public_scratch();
+    let (path, mut bytes) = file_of(dir.path(), 300_003);
+    let (own, socket) = (pager(4 << 20), dir.path().join("socket"));
+    let _server = Server::bind(&own, &socket).unwrap();
+    let client = Pager::connect(&socket).unwrap();
+    let mut part = options(&client).block_size(65536).range(4099..300_001).open_mut(&path).unwrap();
+    assert!(*part == bytes[4099..300_001]);
+    part[0] = 1;
+    *part.last_mut().unwrap() = 2;
+    part.write_at(100_000, &[3; 70_000]).unwrap();
+    (bytes[4099], bytes[300_000]) = (1, 2);
+    bytes[104_099..174_099].fill(3);
+    assert!(matches!(part.resize(5), Err(Error::Invalid { .. })));
+    assert!(matches!(part.write_at(295_902, b"x"), Err(Error::OutOfRange { .. })));
+    part.close().unwrap();
+    assert!(std::fs::read(&path).unwrap() == bytes);
+    let path = dir.path().join("empty");
+    std::fs::write(&path, b"").unwrap();
+    let shared = options(&client).open_shared(&path).unwrap();
+    assert!(shared.is_empty() && shared.shared().write_at(0, b"x").is_err());
+    shared.close().unwrap();
+    let mut map = options(&client).reserve(10_000).open_mut(&path).unwrap();
+    map.append(&[5; 9_000]).unwrap();
+    map.resize(0).unwrap();
+    map.resize(12_288).unwrap();
+    assert!(map.iter().all(|byte| *byte == 0), "zeros where it was cut");
+    map[12_287] = 6;
+    assert!(matches!(map.append(b"x"), Err(Error::Invalid { .. })), "all that is reserved, in whole pages");
+    assert_eq!((map.len(), map[12_287]), (12_288, 6));
+    map.close().unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), [&[0; 12_287][..], &[6]].concat());
+}
