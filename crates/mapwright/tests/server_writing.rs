@@ -452,3 +452,39 @@ fn parts_and_empty_files_are_written() {
     map.close().unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), [&[0; 12_287][..], &[6]].concat());
 }
+
+/// A child that a client has made by fork(2) keeps its socket open: the end of the client is seen all the same.
+#[test]
+fn a_killed_writer_that_has_forked_is_forgotten() {
+    let this = "a_killed_writer_that_has_forked_is_forgotten";
+    if let Some(role) = role() {
+        let (_, pager, path) = parts(&role);
+        let map = options(&pager).open_shared(&path).unwrap();
+        map.shared().write_at(0, b"by one that is killed").unwrap();
+        // SAFETY: the child makes system calls only.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            // SAFETY: no preconditions.
+            unsafe { libc::sleep(60) };
+            // SAFETY: as above.
+            unsafe { libc::_exit(0) };
+        }
+        say(child);
+        hear();
+        return;
+    }
+    if !require_userfaultfd() {
+        return;
+    }
+    let dir = public_scratch();
+    let (path, _) = file_of(dir.path(), MIB);
+    let (own, socket) = (pager(4 << 20), dir.path().join("socket"));
+    let server = Server::bind(&own, &socket).unwrap();
+    let mut writer = Talking::start(this, &as_role("write", &socket, &path));
+    let child: i32 = writer.hear().parse().unwrap();
+    writer.kill();
+    until("it is forgotten", || server.clients() == 0 && own.stats().used_bytes == 0);
+    // SAFETY: a signal to the child of ours that sleeps.
+    assert_eq!(unsafe { libc::kill(child, libc::SIGKILL) }, 0, "it was there still");
+    assert!(std::fs::read(&path).unwrap().starts_with(b"by one that is killed"));
+}

@@ -14,6 +14,8 @@ use std::sync::{Arc, Mutex, Weak};
 use mapwright_sys::remote::RemoteView;
 use mapwright_sys::uffd::{Touch, Uffd};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::net::sockopt;
+use rustix::process::{PidfdFlags, pidfd_open};
 
 use super::lease::{Lease, Quota, Room, View, lock};
 use super::protocol::{Access, Event, MAGIC, Reply, Request, VERSION};
@@ -47,6 +49,8 @@ pub(super) struct Session {
     socket: OwnedFd,
     /// Tells its thread to look around.
     poke: OwnedFd,
+    /// The client's process, where it could be had: a child that it has made by fork(2) keeps the socket open.
+    process: Option<OwnedFd>,
     unread: Mutex<VecDeque<Message>>,
     /// Views by their start in the client.
     views: Mutex<Views>,
@@ -96,10 +100,13 @@ impl Session {
     pub(super) fn new(shared: Arc<Shared>, socket: OwnedFd) -> io::Result<Arc<Self>> {
         let poke = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let pinned = Quota::new(shared.handle.budget.limit() / 4);
+        let peer = sockopt::socket_peercred(&socket).ok();
+        let process = peer.and_then(|peer| pidfd_open(peer.pid, PidfdFlags::empty()).ok());
         Ok(Arc::new_cyclic(|weak| Self {
             shared,
             socket,
             poke,
+            process,
             unread: Mutex::default(),
             views: Mutex::default(),
             leases: Mutex::default(),
@@ -182,13 +189,17 @@ impl Session {
                 PollFd::new(&self.poke, PollFlags::IN),
                 PollFd::new(&self.shared.stop, PollFlags::IN),
                 PollFd::from_borrowed_fd(uffd.as_fd(), of_faults),
+                match &self.process {
+                    Some(process) => PollFd::new(process, PollFlags::IN),
+                    None => PollFd::new(&self.poke, PollFlags::empty()),
+                },
             ];
             match poll(&mut fds, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(_) => return End::Closed,
             }
-            let [of_socket, poked, stop, of_uffd] = [0, 1, 2, 3].map(|index| fds[index].revents());
-            if !stop.is_empty() || of_socket.intersects(PollFlags::ERR) {
+            let [of_socket, poked, stop, of_uffd, gone] = [0, 1, 2, 3, 4].map(|index| fds[index].revents());
+            if !stop.is_empty() || gone.contains(PollFlags::IN) || of_socket.intersects(PollFlags::ERR) {
                 return End::Closed;
             }
             if !poked.is_empty() {
