@@ -324,10 +324,11 @@ fn a_file_that_is_cut_by_others_fails_its_flushes() {
     // In a checked scope zeros, and the error; what is written there is dropped.
     let wrote = second.checked(|start, len| {
         assert_eq!(len, bytes.len());
+        let at = |index: usize| start.wrapping_add(index).cast_mut();
         // SAFETY: inside the view of the scope.
-        unsafe { start.add(600_000).cast_mut().write_volatile(9) };
+        unsafe { at(600_000).write_volatile(9) };
         // SAFETY: as above.
-        unsafe { start.add(5000).read_volatile() }
+        unsafe { at(5000).read_volatile() }
     });
     assert!(matches!(wrote, Err(Error::Changed { .. })), "{wrote:?}");
     std::fs::write(&path, &bytes).unwrap();

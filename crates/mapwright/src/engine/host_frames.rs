@@ -370,7 +370,7 @@ mod tests {
                 scope.spawn(|| {
                     while !stop.load(Ordering::SeqCst) {
                         frames.revoke(&mut || {
-                            if dirty.swap(false, Ordering::SeqCst) { vec![0..PAGE] } else { Vec::new() }
+                            dirty.swap(false, Ordering::SeqCst).then_some(0..PAGE).into_iter().collect()
                         });
                         rounds.fetch_add(1, Ordering::SeqCst);
                     }

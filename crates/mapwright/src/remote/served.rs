@@ -269,8 +269,9 @@ impl Served {
     /// As for [`pin`](Self::pin).
     fn pin_to_copy(&self, at: u64, len: usize, writes: bool) -> Result<ServedPin> {
         let (since, mut pause) = (Instant::now(), FIRST_PAUSE);
+        let range = at..at + len as u64;
         loop {
-            let (call, hold) = self.ask_for_pins(&[at..at + len as u64], true, writes)?;
+            let (call, hold) = self.ask_for_pins(std::slice::from_ref(&range), true, writes)?;
             match call.wait(self.deadline) {
                 Err(Error::BudgetExhausted { .. }) if since.elapsed() < self.deadline => {
                     drop(hold);

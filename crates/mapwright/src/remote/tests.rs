@@ -389,7 +389,7 @@ fn writes_that_a_client_may_not_ask_are_refused() {
         }
     }
     let (file, _frames) = raw.open(&scene);
-    let ranges = vec![0..1];
+    let ranges = std::iter::once(0..1).collect();
     let by_writing = [
         Request::Pin { file, in_order: false, writes: true, ranges },
         Request::Flush { file, range: 0..1 },
