@@ -5,9 +5,11 @@
 
 use std::ops::Range;
 use std::os::fd::AsFd;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use mapwright_sys::futex;
 use mapwright_sys::remote::LentFrames;
 use mapwright_sys::signals::print_raw;
 
@@ -275,7 +277,7 @@ impl Served {
             match call.wait(self.deadline) {
                 Err(Error::BudgetExhausted { .. }) if since.elapsed() < self.deadline => {
                     drop(hold);
-                    std::thread::sleep(pause);
+                    futex::wait(&AtomicU32::new(0), 0, Some(pause)); // the server does not say when
                     pause = (pause * 2).min(MAX_PAUSE);
                 }
                 answer => return self.pin_of(answer?, hold),
