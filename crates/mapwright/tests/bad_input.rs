@@ -79,6 +79,8 @@ fn ranges() {
             says(options.clone().range(400_000..).open(&path), "OutOfRange", "past the end");
             assert!(map.get(5..5).unwrap().is_empty() && map.get(300_001..).unwrap().is_empty());
             assert!(map.get_many(&[]).unwrap().is_empty());
+            says(map.hold_many(&[0..1, 300_001..300_002]), "OutOfRange", "past the end");
+            drop(map.hold_many(&[]).unwrap());
             let part = options.clone().range(4097..8195).open(&path).unwrap();
             assert_eq!(part[..], bytes[4097..8195]);
             assert!(part.checked(|view| view == &bytes[4097..8195]).unwrap());

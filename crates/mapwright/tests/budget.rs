@@ -73,6 +73,34 @@ fn memory_stays_within_the_budget() {
 }
 
 #[test]
+fn ranges_that_are_held_together_stay_and_go_together() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let dir = scratch();
+    let (path, bytes) = file_of(dir.path(), 40 * PAGE + 3);
+    let map = paged(&pager(1 << 20), MODES[0]).advice(mapwright::Advice::Random).open(&path).unwrap();
+    let page = PAGE as u64;
+    // One of them in another, one that is there already, and one without bytes.
+    drop(map.get(30 * page..30 * page + 1).unwrap());
+    let ranges = [30 * page..31 * page, 0..2 * page, 5..6, 40 * page..40 * page + 3, 7..7];
+    let held = map.hold_many(&ranges).unwrap();
+    let again = map.hold_many(&ranges).unwrap();
+    for held in [held, again] {
+        map.evict(..).unwrap();
+        assert_eq!(map.resident_bytes(), 4 * page);
+        assert!(ranges.iter().all(|range| {
+            let range = range.start as usize..range.end as usize;
+            map[range.clone()] == bytes[range]
+        }));
+        drop(held);
+    }
+    map.evict(..).unwrap();
+    assert_eq!(map.resident_bytes(), 0);
+    drop(map.hold_many(&[]).unwrap());
+}
+
+#[test]
 fn what_can_never_fit_is_refused_at_once() {
     if !require_userfaultfd() {
         return;

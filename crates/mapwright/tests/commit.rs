@@ -102,6 +102,32 @@ fn close_and_flush_commit() {
 }
 
 #[test]
+fn a_map_without_slices_commits_and_rolls_back() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let dir = scratch();
+    let (path, mut bytes) = file_of(dir.path(), 9 * PAGE);
+    let mut map = atomic(&pager(1 << 20)).open_mut(&path).unwrap().into_shared();
+    map.shared().write_at(5, b"kept").unwrap();
+    bytes[5..9].copy_from_slice(b"kept");
+    map.shared().commit().unwrap();
+    let before = map.shared().snapshot().unwrap();
+    map.shared().write_at(5, b"lost").unwrap();
+    map.resize(20 * PAGE as u64).unwrap();
+    map.rollback().unwrap();
+    assert_eq!(map.len(), 9 * PAGE);
+    let mut read = [0; 4];
+    map.read_at(5, &mut read).unwrap();
+    assert_eq!(&read, b"kept");
+    before.read_at(5, &mut read).unwrap();
+    assert_eq!(&read, b"kept");
+    drop(before);
+    map.close().unwrap();
+    assert!(fs::read(&path).unwrap() == bytes);
+}
+
+#[test]
 fn a_rollback_drops_what_was_changed() {
     if !require_userfaultfd() {
         return;

@@ -157,6 +157,11 @@ fn the_whole_interface_works_through_a_server() {
         parts[1][..] == bytes[1_000_000..1_100_000] && parts[0][..] == bytes[..10] && parts[2].is_empty()
     );
     drop(parts);
+    let held = map.hold_many(&[0..10, 1_000_000..1_100_000, 5..5]).unwrap();
+    map.evict(..).unwrap();
+    assert!(map.resident_bytes() >= 100_000, "what is held stays");
+    drop(held);
+    until("what was held is given back", || map.evict(..).unwrap() + map.resident_bytes() == 0);
     let last = block_on(map.get_async(2 * MIB as u64..)).unwrap();
     assert!(last[..] == bytes[2 * MIB..]);
     assert_eq!(map.evict(2 * MIB as u64..).unwrap(), 0, "what is pinned stays");

@@ -108,6 +108,27 @@ macro_rules! explicit_access {
                 Ok(ranges.iter().zip(pins).map(|(range, pins)| self.pinned(range, pins)).collect())
             }
 
+            /// Makes many ranges resident, in one submission where they are not, for as long as the result lives, which does
+            /// not borrow the map: see [`Held`]. Programs in Rust want [`get_many`](Self::get_many).
+            ///
+            /// ```
+            /// # let path = std::env::temp_dir().join(format!("mapwright-hold-many-{}", std::process::id()));
+            /// # std::fs::write(&path, vec![1u8; 200_000]).unwrap();
+            /// let map = mapwright::Map::open(&path)?;
+            /// let held = map.hold_many(&[0..10, 150_000..150_010, 50_000..60_000])?;
+            /// assert_eq!(map[150_000..150_010], [1; 10]); // no fault
+            /// drop(held); // all of them
+            /// # std::fs::remove_file(&path).unwrap();
+            /// # Ok::<(), mapwright::Error>(())
+            /// ```
+            ///
+            /// # Errors
+            /// As for [`get`](Self::get); then none is held.
+            pub fn hold_many(&self, ranges: &[Range<u64>]) -> Result<Held> {
+                let ranges = self.resolve_all(ranges)?;
+                Ok(Held::all(self.core.pin_many(&ranges)?))
+            }
+
             /// Brings a range into memory, as far as the budget allows, and returns when it is there. What is not used
             /// soon may be evicted again.
             ///

@@ -19,8 +19,8 @@ pub struct Pinned<'m> {
     _pins: Option<Pins<'m>>,
 }
 
-/// Keeps a range of a map resident while it lives, without borrowing the map: for bindings to other languages, whose objects
-/// know no lifetimes. Made by `hold` of [`Map`](crate::Map) and [`MapMut`](crate::MapMut).
+/// Keeps ranges of a map resident while it lives, without borrowing the map: for bindings to other languages, whose objects
+/// know no lifetimes. Made by `hold` and `hold_many` of [`Map`](crate::Map) and [`MapMut`](crate::MapMut).
 ///
 /// It does not give the bytes: those are the map's, and end with it. What is held counts as [`Pinned`] does, also once the map
 /// is closed: the file then stays open in its pager. Cutting a [`MapMut`](crate::MapMut) below what is held waits until the map's
@@ -36,6 +36,8 @@ enum Holding {
     Nothing,
     /// One pin on each of a run of blocks.
     Own(Arc<File>, Range<u64>),
+    /// One pin on each block of each of these runs, which may overlap.
+    Many(Arc<File>, Vec<Range<u64>>),
     /// A pin of a server.
     Server(#[expect(dead_code, reason = "held, not looked at")] Arc<ServedPin>),
 }
@@ -51,12 +53,32 @@ impl Held {
         std::mem::forget(pins); // they are given back once: below
         Self(held)
     }
+
+    /// Takes the pins of many ranges over, all of one map.
+    pub(crate) fn all(pins: Vec<Option<Pins<'_>>>) -> Self {
+        let mut runs = Vec::with_capacity(pins.len());
+        let mut of = None;
+        for pins in pins.into_iter().flatten() {
+            match &pins {
+                Pins::Own { file, blocks } => {
+                    of.get_or_insert_with(|| Arc::clone(file));
+                    runs.push(blocks.clone());
+                }
+                // One for all of them.
+                Pins::Server(pin) => return Self(Holding::Server(Arc::clone(pin))),
+            }
+            std::mem::forget(pins); // as in `new`
+        }
+        Self(of.map_or(Holding::Nothing, |file| Holding::Many(file, runs)))
+    }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if let Holding::Own(file, blocks) = &self.0 {
-            blocks.clone().for_each(|block| file.unpin(block));
+        match &self.0 {
+            Holding::Own(file, blocks) => blocks.clone().for_each(|block| file.unpin(block)),
+            Holding::Many(file, runs) => runs.iter().cloned().flatten().for_each(|block| file.unpin(block)),
+            Holding::Nothing | Holding::Server(_) => {}
         }
     }
 }

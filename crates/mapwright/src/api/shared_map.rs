@@ -1,6 +1,6 @@
 //! A writable map that gives no slices, so that many may use it at once for as long as it lives.
 
-use std::ops::RangeBounds;
+use std::ops::{Range, RangeBounds};
 use std::sync::atomic::Ordering;
 
 use super::map_mut::{MapMut, Shared};
@@ -56,6 +56,12 @@ impl SharedMapMut {
         self.map.bytes.start()
     }
 
+    /// The same address, to be read only. Once [`as_ptr`](Self::as_ptr) was called, every commit asks the page tables what was written; after
+    /// this one it need not, and misses what is written by it.
+    pub fn as_const_ptr(&self) -> *const u8 {
+        self.map.bytes.start()
+    }
+
     /// Length in bytes.
     pub fn len(&self) -> usize {
         self.map.core.len as usize
@@ -85,6 +91,14 @@ impl SharedMapMut {
     /// As for [`MapMut::hold`].
     pub fn hold(&self, range: impl RangeBounds<u64>) -> Result<Held> {
         self.map.hold(range)
+    }
+
+    /// Makes many ranges resident in one submission for as long as the result lives: see [`MapMut::hold_many`].
+    ///
+    /// # Errors
+    /// As for [`MapMut::hold_many`].
+    pub fn hold_many(&self, ranges: &[Range<u64>]) -> Result<Held> {
+        self.map.hold_many(ranges)
     }
 
     /// Brings a range into memory: see [`MapMut::prefetch`].
@@ -155,6 +169,15 @@ impl SharedMapMut {
     /// Takes the error of an earlier write-back: see [`MapMut::acknowledge_error`].
     pub fn acknowledge_error(&self) -> Option<Error> {
         self.map.acknowledge_error()
+    }
+
+    /// Drops all changes since the last commit: see [`MapMut::rollback`]. To commit, and to look at the last commit, there are
+    /// [`Shared::commit`] and [`Shared::snapshot`]. Nobody may use addresses of the map meanwhile.
+    ///
+    /// # Errors
+    /// As for [`MapMut::rollback`].
+    pub fn rollback(&mut self) -> Result<()> {
+        self.map.rollback()
     }
 
     /// Changes the length: see [`MapMut::resize`]. Nobody may use addresses of what is cut off.
