@@ -75,6 +75,16 @@
 #define MAPWRIGHT_ERR_OTHER (-MAPWRIGHT_ERROR_BASE - 7)
 
 /**
+ * A program that committed was killed, and what it committed last is in the file's journal only: open the file for writing once.
+ */
+#define MAPWRIGHT_ERR_UNRECOVERED (-MAPWRIGHT_ERROR_BASE - 8)
+
+/**
+ * The file can't have a journal, or the journal there is damaged, another file's or not to be trusted. Nothing was changed.
+ */
+#define MAPWRIGHT_ERR_JOURNAL (-MAPWRIGHT_ERROR_BASE - 9)
+
+/**
  * Let the library choose. Small files opened for reading are read whole; the pager is next, and the kernel's mmap(2) where the
  * machine does not allow a pager.
  */
@@ -136,6 +146,22 @@
 #define MAPWRIGHT_FRAMES_MOVED 2
 
 /**
+ * mapwright_map_flush makes changes durable, as msync(2) does. A crash may leave some of what was changed since the last flush, or while it ran.
+ */
+#define MAPWRIGHT_DURABILITY_FLUSH 0
+
+/**
+ * mapwright_map_commit makes all changes since the last one durable together: after any crash, of the program, the kernel or the machine, the file
+ * has exactly what some commit left, and none older than the last that returned. For regular files with one name, and the pager.
+ */
+#define MAPWRIGHT_DURABILITY_ATOMIC 1
+
+/**
+ * Scratch: mapwright_map_flush writes to the file and does not wait for the device. A crash may leave anything.
+ */
+#define MAPWRIGHT_DURABILITY_NONE 2
+
+/**
  * Reading.
  */
 #define MAPWRIGHT_ACCESS_READ 0
@@ -186,7 +212,7 @@ typedef struct mapwright_options mapwright_options;
 typedef struct mapwright_pager mapwright_pager;
 
 /**
- * A range of a map that is held in memory.
+ * Ranges of a map that are held in memory.
  */
 typedef struct mapwright_pin mapwright_pin;
 
@@ -278,6 +304,42 @@ typedef struct {
 
 /**
  * A structure that C says the size of in its first field, a `size_t`: it may be of another version than ours.
+ */
+
+/**
+ * A range of a map, as mapwright_map_get_many takes it.
+ */
+typedef struct {
+  /**
+   * The first byte, in the map.
+   */
+  uint64_t offset;
+  /**
+   * How many bytes; there may be none.
+   */
+  uint64_t length;
+} mapwright_range;
+
+/**
+ * An array of C that is read, or NULL.
+ */
+
+/**
+ * Bytes of a map, as mapwright_map_get_many gives them.
+ */
+typedef struct {
+  /**
+   * The first byte.
+   */
+  const void *data;
+  /**
+   * How many bytes.
+   */
+  size_t length;
+} mapwright_bytes;
+
+/**
+ * An array of C that is written, or NULL.
  */
 
 /**
@@ -455,6 +517,18 @@ int mapwright_options_set_faults(mapwright_options *options, int mode);
 int mapwright_options_set_frames(mapwright_options *options, int kind);
 
 /**
+ * When changes reach the file, and what a crash leaves: a MAPWRIGHT_DURABILITY_ constant. For maps that are opened for writing.
+ *
+ * With MAPWRIGHT_DURABILITY_ATOMIC changes go to a journal beside the file, named as the file with .mapwright-journal added, and from there to the
+ * file, in the background and when the map is closed: see mapwright_map_commit. Opening fails with -EINVAL for a strategy that is not the pager,
+ * -EOPNOTSUPP where the machine has none, and MAPWRIGHT_ERR_JOURNAL for a file that can't have a journal, or a journal that can't be used.
+ *
+ * Returns 0; -EINVAL for another number; -EBADF, -EFAULT.
+ */
+int mapwright_options_set_durability(mapwright_options *options,
+                                     int durability);
+
+/**
  * Which bytes of the file to map: length bytes from offset on, any numbers; length 0 for all from there to the end. The default is all.
  *
  * Returns 0; -EINVAL if the end is past all numbers; -EBADF, -EFAULT. Opening fails with -ERANGE where the file has no such bytes.
@@ -493,7 +567,8 @@ int mapwright_options_set_direct(mapwright_options *options, int direct);
  *
  * Returns 0; -ENOENT, -EACCES and so on from open(2); -ENODEV for what can't be mapped; -ERANGE for a range past the end; -EINVAL
  * for settings that make no sense; -EOPNOTSUPP if the strategy asked for needs what the machine lacks; -EBUSY if the same pager has
- * the file open for writing; -EFAULT if path or out is NULL. Any thread may call it. A map is not for the children of fork(2).
+ * the file open for writing; MAPWRIGHT_ERR_UNRECOVERED for a file that a killed program has left; -EFAULT if path or out is NULL. Any
+ * thread may call it. A map is not for the children of fork(2).
  */
 int mapwright_map_open(const char *path,
                        mapwright_options *options,
@@ -501,10 +576,11 @@ int mapwright_map_open(const char *path,
 
 /**
  * Maps a file for reading and writing. It must exist. What is written reaches it by mapwright_map_flush and mapwright_map_close,
- * and when the budget forces it out: a program that is killed loses the rest.
+ * and when the budget forces it out: a program that is killed loses the rest. mapwright_options_set_durability has other ways.
  *
  * As mapwright_map_open; also -EACCES without permission to write, -EBUSY if anybody else writes the file by mapwright, or the
- * same pager has it open for reading.
+ * same pager has it open for reading. A file that a killed program has left is brought to its last commit first, whatever the
+ * durability: MAPWRIGHT_ERR_JOURNAL if its journal can't be used.
  */
 int mapwright_map_open_mut(const char *path,
                            mapwright_options *options,
@@ -522,7 +598,9 @@ int mapwright_map_open_fd(int fd,
                           mapwright_map **out);
 
 /**
- * Flushes a map and closes it. Its memory is gone then: a touch is SIGSEGV, or somebody else's memory.
+ * Flushes a map and closes it. Its memory is gone then: a touch is SIGSEGV, or somebody else's memory. With
+ * MAPWRIGHT_DURABILITY_ATOMIC what was changed is committed, the file brought to it, and the journal removed; mapwright_map_abandon
+ * closes a map without its changes.
  *
  * Returns 0; what mapwright_map_flush returns, and the map is closed all the same; -EBUSY while pins are held or another call on
  * the map has not returned: then nothing has happened; -EBADF for a handle that was closed before; -EFAULT for NULL. Any thread
@@ -595,26 +673,6 @@ int mapwright_map_write_at(mapwright_map *map,
 int mapwright_map_overwrite(mapwright_map *map, uint64_t offset, const void *from, size_t length);
 
 /**
- * Makes a range of a map resident and holds it there: reading it neither fails nor faults until the pin is released.
- *
- * offset, length: in bytes, of the map. pin: gets a handle, or NULL; release it by mapwright_pin_release, from any thread. data: gets the
- * address of the range; may be NULL. What is pinned counts against the budget and can't be evicted: hold it briefly.
- *
- * Returns 0; -ERANGE past the end; errors of reading as for mapwright_map_read_at; MAPWRIGHT_ERR_BUDGET if there is no room
- * within the deadline; -EBADF, -EFAULT if pin is NULL. Any thread may call it.
- */
-int mapwright_map_get(mapwright_map *map,
-                      uint64_t offset,
-                      size_t length,
-                      mapwright_pin **pin,
-                      const void **data);
-
-/**
- * Releases a pin. Returns 0; -EBADF for one that was released before; -EFAULT for NULL. Any thread may call it.
- */
-int mapwright_pin_release(mapwright_pin *pin);
-
-/**
  * Runs a function of the caller on the bytes of a map: a page that can't be read is zeros there, and only there, and the error is returned
  * when work has returned.
  *
@@ -684,7 +742,8 @@ int64_t mapwright_map_residency(mapwright_map *map,
 int64_t mapwright_map_resident_bytes(mapwright_map *map);
 
 /**
- * Makes the changes of a range durable, and the length: they are on the device when it returns. length: 0 for all that follows offset.
+ * Makes the changes of a range durable, and the length: they are on the device when it returns. length: 0 for all that follows offset. With
+ * MAPWRIGHT_DURABILITY_ATOMIC everything is committed, and with MAPWRIGHT_DURABILITY_NONE nothing waits for the device.
  *
  * Returns 0; -EIO, -ENOSPC and so on from the device, and no page counts as clean then; MAPWRIGHT_ERR_LATCHED as long as an earlier failure is
  * not acknowledged: see mapwright_map_acknowledge; MAPWRIGHT_ERR_CHANGED if somebody cut the file; -EACCES for a map opened for
@@ -713,10 +772,94 @@ int mapwright_map_resize(mapwright_map *map,
                          uint64_t length);
 
 /**
+ * Makes a range of a map resident and holds it there: reading it neither fails nor faults until the pin is released.
+ *
+ * offset, length: in bytes, of the map. pin: gets a handle, or NULL; release it by mapwright_pin_release, from any thread. data: gets the
+ * address of the range, to be read: a commit may miss what is written by it; may be NULL. What is pinned counts against the budget and can't be evicted: hold it briefly.
+ *
+ * Returns 0; -ERANGE past the end; errors of reading as for mapwright_map_read_at; MAPWRIGHT_ERR_BUDGET if there is no room
+ * within the deadline; -EBADF, -EFAULT if pin is NULL. Any thread may call it.
+ */
+int mapwright_map_get(mapwright_map *map,
+                      uint64_t offset,
+                      size_t length,
+                      mapwright_pin **pin,
+                      const void **data);
+
+/**
+ * As mapwright_map_get, for many ranges, which are read in one submission where they are not in memory, and held by one pin.
+ *
+ * ranges: count of them, in any order; they may overlap. pin: gets a handle, or NULL; release it by mapwright_pin_release, from any thread,
+ * and with it all of them. bytes: room for count structures, which get address and length of each range, in the same order; nothing is
+ * written there unless all are held. ranges and bytes may be NULL if count is 0.
+ *
+ * Returns as mapwright_map_get; MAPWRIGHT_ERR_BUDGET if all of them together are more than the budget has room for; -EFAULT if ranges, bytes
+ * or pin is NULL; -EINVAL for more than memory has, and for addresses that are not aligned. Any thread may call it.
+ */
+int mapwright_map_get_many(mapwright_map *map,
+                           const mapwright_range *ranges,
+                           size_t count,
+                           mapwright_pin **pin,
+                           mapwright_bytes *bytes);
+
+/**
+ * Releases a pin. Returns 0; -EBADF for one that was released before; -EFAULT for NULL. Any thread may call it.
+ */
+int mapwright_pin_release(mapwright_pin *pin);
+
+/**
+ * Makes all changes of a map since the last commit durable together, bytes and length: after any crash all of them are there, or none. For
+ * maps opened with MAPWRIGHT_DURABILITY_ATOMIC.
+ *
+ * It costs one sync, of which threads that ask at the same time share one. What others write while it runs may be included or not, each page as it was
+ * at some time. Pins may be held, and addresses stay good.
+ *
+ * Returns 0; -EIO, -ENOSPC and so on from the device, or -ETIMEDOUT: not committed yet, everything is dirty still, and later calls are
+ * MAPWRIGHT_ERR_LATCHED until mapwright_map_acknowledge or mapwright_map_rollback (a crash before the next commit or rollback that succeeds may show this
+ * commit, whole); MAPWRIGHT_ERR_BUDGET if there is no room for the index of what the file lacks; -EINVAL for another durability; -EACCES for a map
+ * opened for reading; -EBADF, -EFAULT. Any thread may call it.
+ */
+int mapwright_map_commit(mapwright_map *map);
+
+/**
+ * Drops all changes of a map since the last commit, of length too. For maps opened with MAPWRIGHT_DURABILITY_ATOMIC. The address stays. Nobody may
+ * touch the memory meanwhile.
+ *
+ * Returns 0; -EBUSY while pins are held or another call on the map has not returned: then nothing has happened; -EIO and so on if a commit that failed before may be on
+ * the disk and could not be undone: the changes are dropped all the same, and a crash may show that commit; -ETIMEDOUT if a page can't be dropped:
+ * then commits are refused until a rollback succeeds; -EINVAL, -EACCES, -EBADF, -EFAULT as mapwright_map_commit. Any thread may call it.
+ */
+int mapwright_map_rollback(mapwright_map *map);
+
+/**
+ * Maps the last commit of a map for reading: its bytes stay what they are while writing goes on. For maps opened with
+ * MAPWRIGHT_DURABILITY_ATOMIC.
+ *
+ * options: as for mapwright_map_open, or NULL; MAPWRIGHT_STRATEGY_KERNEL is -EINVAL, since no file has these bytes. out: gets the handle of another
+ * map, or NULL; the caller closes it by mapwright_map_close, before or after the first. As long as it is open the journal grows, and the file stays
+ * locked.
+ *
+ * Returns 0; -EINVAL, -EACCES, -EBADF, -EFAULT as mapwright_map_commit; otherwise as mapwright_map_open. Any thread may call it.
+ */
+int mapwright_map_snapshot(mapwright_map *map,
+                           mapwright_options *options,
+                           mapwright_map **out);
+
+/**
+ * Closes a map without its changes. With MAPWRIGHT_DURABILITY_ATOMIC what was not committed is dropped, the file brought to the last commit, and the
+ * journal removed. With MAPWRIGHT_DURABILITY_NONE nothing is written any more: some of the changes may be in the file already.
+ *
+ * Returns 0; -EINVAL with MAPWRIGHT_DURABILITY_FLUSH, -EACCES for a map opened for reading, and -EBUSY while pins are held or another call on the map has
+ * not returned: then it is still open; what mapwright_map_rollback and the file return, and the map is closed all the same: the journal has the last
+ * commit then, for the next who opens the file for writing; -EBADF, -EFAULT. Any thread may call it.
+ */
+int mapwright_map_abandon(mapwright_map *map);
+
+/**
  * Settings for the files that mapwright_mmap opens from now on: the pager and so the budget, advice, block size, who serves faults. NULL for
  * the defaults. They are copied: the handle may be closed.
  *
- * Returns 0; -EINVAL for settings with a range, or MAPWRIGHT_STRATEGY_BUFFER; -EBADF. Any thread may call it.
+ * Returns 0; -EINVAL for settings with a range, with MAPWRIGHT_STRATEGY_BUFFER, or with another durability than MAPWRIGHT_DURABILITY_FLUSH; -EBADF. Any thread may call it.
  */
 int mapwright_mmap_options(mapwright_options *options);
 

@@ -9,7 +9,7 @@ use std::ffi::{CString, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 
-use mapwright::Error;
+use mapwright::{Error, JournalError};
 
 use crate::pointers::set_errno;
 
@@ -29,6 +29,10 @@ pub const MAPWRIGHT_ERR_NOT_TRUSTED: c_int = -MAPWRIGHT_ERROR_BASE - 5;
 pub const MAPWRIGHT_ERR_PANIC: c_int = -MAPWRIGHT_ERROR_BASE - 6;
 /// Another error, of a kind that this version of the header does not know.
 pub const MAPWRIGHT_ERR_OTHER: c_int = -MAPWRIGHT_ERROR_BASE - 7;
+/// A program that committed was killed, and what it committed last is in the file's journal only: open the file for writing once.
+pub const MAPWRIGHT_ERR_UNRECOVERED: c_int = -MAPWRIGHT_ERROR_BASE - 8;
+/// The file can't have a journal, or the journal there is damaged, another file's or not to be trusted. Nothing was changed.
+pub const MAPWRIGHT_ERR_JOURNAL: c_int = -MAPWRIGHT_ERROR_BASE - 9;
 
 /// Result of what an entry does.
 pub type Result<T, E = Failure> = std::result::Result<T, E>;
@@ -94,6 +98,10 @@ impl From<Error> for Failure {
             Error::Latched { .. } => Self::own(MAPWRIGHT_ERR_LATCHED, errno.unwrap_or(libc::EIO), text),
             Error::LimitReached { .. } => Self::own(MAPWRIGHT_ERR_LIMIT, errno.unwrap_or(libc::ENOMEM), text),
             Error::NotTrusted { .. } => Self::own(MAPWRIGHT_ERR_NOT_TRUSTED, libc::EPERM, text),
+            Error::Journal(source) if matches!(*source, JournalError::Unrecovered { .. }) => {
+                Self::own(MAPWRIGHT_ERR_UNRECOVERED, libc::EUCLEAN, text)
+            }
+            Error::Journal(_) => Self::own(MAPWRIGHT_ERR_JOURNAL, libc::EUCLEAN, text),
             _ => Self::own(MAPWRIGHT_ERR_OTHER, errno.unwrap_or(libc::EIO), text),
         }
     }
@@ -189,6 +197,9 @@ pub extern "C" fn mapwright_strerror(code: c_int) -> *const c_char {
             MAPWRIGHT_ERR_LIMIT => c"a limit of the system or the process is reached",
             MAPWRIGHT_ERR_NOT_TRUSTED => c"not what it must be to be used",
             MAPWRIGHT_ERR_PANIC => c"a mistake in libmapwright",
+            MAPWRIGHT_ERR_OTHER => c"another error",
+            MAPWRIGHT_ERR_UNRECOVERED => c"what was committed last is in the file's journal only",
+            MAPWRIGHT_ERR_JOURNAL => c"a journal that can't be had or used",
             errno => return of_errno(-errno).as_ptr(),
         };
         text.as_ptr()
@@ -271,7 +282,7 @@ mod tests {
 
     #[test]
     fn codes_have_words_of_their_own() {
-        let codes = (-10_007..=-10_001).chain((1..134).map(|errno| -errno));
+        let codes = (-10_009..=-10_001).chain((1..134).map(|errno| -errno));
         for code in codes.clone() {
             assert_ne!(mapwright_strerror(code), std::ptr::null());
             assert_eq!(mapwright_strerror(code), mapwright_strerror(-code));

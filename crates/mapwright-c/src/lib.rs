@@ -11,12 +11,14 @@
 compile_error!("handles are numbers of 64 bits in the place of pointers");
 
 mod cache;
+mod commit;
 mod error;
 mod handles;
 mod map;
 mod mapping;
 mod options;
 mod pager;
+mod pins;
 mod pointers;
 mod shaped;
 mod shared;

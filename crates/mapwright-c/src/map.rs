@@ -1,16 +1,16 @@
-//! Maps of files: open, look, copy, hold, write, flush, resize, close.
+//! Maps of files: open, look, copy, write, flush, resize, close. Pins are in `pins.rs`, commits in `commit.rs`.
 //!
-//! One lock a map: shared by calls that read, write bytes or flush, exclusive for resize and close, which don't wait for it but
-//! say EBUSY. So no call waits for another, and nothing that C does inside `mapwright_map_checked` can wait for itself.
+//! One lock a map: shared by calls that read, write bytes, flush or commit, exclusive for resize, rollback and close, which don't wait
+//! for it but say EBUSY. So no call waits for another, and nothing that C does inside `mapwright_map_checked` can wait for itself.
 
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 
-use mapwright::Held;
+use mapwright::Durability;
 
 use crate::error::{Failure, Result, number, status};
 use crate::handles::{self, Object};
@@ -21,7 +21,9 @@ use crate::pointers::{Input, Output, Text, duplicate};
 /// A file, or a part of one, in memory: opened for reading, or for reading and writing.
 pub struct Map {
     inner: RwLock<Option<Inner>>,
-    pins: AtomicUsize,
+    /// That are held.
+    pub(crate) pins: AtomicUsize,
+    pub(crate) durability: Durability,
 }
 
 /// What is opened.
@@ -34,49 +36,34 @@ pub(crate) enum Inner {
 macro_rules! either {
     ($inner:expr, $map:ident => $call:expr) => {
         match $inner {
-            Inner::Read($map) => $call,
-            Inner::Write($map) => $call,
+            $crate::map::Inner::Read($map) => $call,
+            $crate::map::Inner::Write($map) => $call,
         }
     };
 }
+pub(crate) use either;
 
 impl Object for Map {
     const KIND: u64 = 3;
     const NAME: &'static str = "the map";
 }
 
-/// A range of a map that is held in memory.
-pub struct Pin {
-    _held: Held,
-    map: Arc<Map>,
-}
-
-impl Object for Pin {
-    const KIND: u64 = 4;
-    const NAME: &'static str = "the pin";
-}
-
-impl Drop for Pin {
-    fn drop(&mut self) {
-        self.map.pins.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
 /// Shared access to what a map has opened.
 pub(crate) struct Using<'m>(RwLockReadGuard<'m, Option<Inner>>);
 
 impl Map {
-    pub(crate) fn new(inner: Inner) -> Self {
-        Self { inner: RwLock::new(Some(inner)), pins: AtomicUsize::new(0) }
+    pub(crate) fn new(inner: Inner, durability: Durability) -> Self {
+        Self { inner: RwLock::new(Some(inner)), pins: AtomicUsize::new(0), durability }
     }
 
     /// Opens a file by path.
     pub(crate) fn open(path: &Path, settings: &Settings, write: bool) -> Result<Self> {
-        Ok(Self::new(if write {
+        let inner = if write {
             Inner::Write(settings.map.open_mut(path)?.into_shared())
         } else {
             Inner::Read(settings.map.open(path)?)
-        }))
+        };
+        Ok(Self::new(inner, settings.durability))
     }
 
     pub(crate) fn using(&self) -> Result<Using<'_>> {
@@ -85,7 +72,7 @@ impl Map {
     }
 
     /// Exclusive access, if nobody uses the map.
-    fn alone(&self, what: &str) -> Result<RwLockWriteGuard<'_, Option<Inner>>> {
+    pub(crate) fn alone(&self, what: &str) -> Result<RwLockWriteGuard<'_, Option<Inner>>> {
         let busy = |why: &str| Failure::new(libc::EBUSY, format!("{what}: {why}"));
         let guard = match self.inner.try_write() {
             Ok(guard) => guard,
@@ -108,17 +95,6 @@ impl Map {
             None => Err(closed()),
         }
     }
-
-    /// Holds a range; its address.
-    fn hold(self: Arc<Self>, offset: u64, length: u64) -> Result<(Pin, *const c_void)> {
-        let using = self.using()?;
-        let range = range(offset, length)?;
-        let held = either!(using.inner()?, map => map.hold(range))?;
-        let start = using.start()?.wrapping_add(offset as usize);
-        self.pins.fetch_add(1, Ordering::AcqRel);
-        drop(using);
-        Ok((Pin { _held: held, map: self }, start))
-    }
 }
 
 impl Using<'_> {
@@ -138,6 +114,14 @@ impl Using<'_> {
         Ok(match self.inner()? {
             Inner::Read(map) => map.as_ptr().cast(),
             Inner::Write(map) => map.as_ptr().cast_const().cast(),
+        })
+    }
+
+    /// The same, to be read only: commits do not look for what is written by it.
+    pub(crate) fn start_to_read(&self) -> Result<*const c_void> {
+        Ok(match self.inner()? {
+            Inner::Read(map) => map.as_ptr().cast(),
+            Inner::Write(map) => map.as_const_ptr().cast(),
         })
     }
 
@@ -166,11 +150,11 @@ impl Using<'_> {
     }
 }
 
-fn closed() -> Failure {
+pub(crate) fn closed() -> Failure {
     Failure::new(libc::EBADF, "the map: it was closed before")
 }
 
-fn read_only() -> Failure {
+pub(crate) fn read_only() -> Failure {
     Failure::new(libc::EACCES, "the map was opened for reading: open it by mapwright_map_open_mut")
 }
 
@@ -204,7 +188,8 @@ pub(crate) fn write_residency(residency: &mapwright::mmap::Residency, into: &mut
 ///
 /// Returns 0; -ENOENT, -EACCES and so on from open(2); -ENODEV for what can't be mapped; -ERANGE for a range past the end; -EINVAL
 /// for settings that make no sense; -EOPNOTSUPP if the strategy asked for needs what the machine lacks; -EBUSY if the same pager has
-/// the file open for writing; -EFAULT if path or out is NULL. Any thread may call it. A map is not for the children of fork(2).
+/// the file open for writing; MAPWRIGHT_ERR_UNRECOVERED for a file that a killed program has left; -EFAULT if path or out is NULL. Any
+/// thread may call it. A map is not for the children of fork(2).
 #[unsafe(no_mangle)]
 pub extern "C" fn mapwright_map_open(
     path: Text,
@@ -215,10 +200,11 @@ pub extern "C" fn mapwright_map_open(
 }
 
 /// Maps a file for reading and writing. It must exist. What is written reaches it by mapwright_map_flush and mapwright_map_close,
-/// and when the budget forces it out: a program that is killed loses the rest.
+/// and when the budget forces it out: a program that is killed loses the rest. mapwright_options_set_durability has other ways.
 ///
 /// As mapwright_map_open; also -EACCES without permission to write, -EBUSY if anybody else writes the file by mapwright, or the
-/// same pager has it open for reading.
+/// same pager has it open for reading. A file that a killed program has left is brought to its last commit first, whatever the
+/// durability: MAPWRIGHT_ERR_JOURNAL if its journal can't be used.
 #[unsafe(no_mangle)]
 pub extern "C" fn mapwright_map_open_mut(
     path: Text,
@@ -258,7 +244,9 @@ pub(crate) fn open_fd(fd: c_int, write: bool, settings: &Settings) -> Result<Map
     Map::open(Path::new(&format!("/proc/self/fd/{}", copy.as_raw_fd())), settings, write)
 }
 
-/// Flushes a map and closes it. Its memory is gone then: a touch is SIGSEGV, or somebody else's memory.
+/// Flushes a map and closes it. Its memory is gone then: a touch is SIGSEGV, or somebody else's memory. With
+/// MAPWRIGHT_DURABILITY_ATOMIC what was changed is committed, the file brought to it, and the journal removed; mapwright_map_abandon
+/// closes a map without its changes.
 ///
 /// Returns 0; what mapwright_map_flush returns, and the map is closed all the same; -EBUSY while pins are held or another call on
 /// the map has not returned: then nothing has happened; -EBADF for a handle that was closed before; -EFAULT for NULL. Any thread
@@ -381,39 +369,6 @@ fn write(map: *mut Map, offset: u64, from: &Input, length: usize, whole: bool) -
     Ok(written?)
 }
 
-/// Makes a range of a map resident and holds it there: reading it neither fails nor faults until the pin is released.
-///
-/// offset, length: in bytes, of the map. pin: gets a handle, or NULL; release it by mapwright_pin_release, from any thread. data: gets the
-/// address of the range; may be NULL. What is pinned counts against the budget and can't be evicted: hold it briefly.
-///
-/// Returns 0; -ERANGE past the end; errors of reading as for mapwright_map_read_at; MAPWRIGHT_ERR_BUDGET if there is no room
-/// within the deadline; -EBADF, -EFAULT if pin is NULL. Any thread may call it.
-#[unsafe(no_mangle)]
-pub extern "C" fn mapwright_map_get(
-    map: *mut Map,
-    offset: u64,
-    length: usize,
-    pin: Option<&mut MaybeUninit<*mut Pin>>,
-    data: Option<&mut MaybeUninit<*const c_void>>,
-) -> c_int {
-    status(|| {
-        let mut start = std::ptr::null();
-        let held = give(pin, || {
-            let (pin, at) = handles::get(map)?.hold(offset, length as u64)?;
-            start = at;
-            Ok(pin)
-        });
-        put(data, start);
-        held
-    })
-}
-
-/// Releases a pin. Returns 0; -EBADF for one that was released before; -EFAULT for NULL. Any thread may call it.
-#[unsafe(no_mangle)]
-pub extern "C" fn mapwright_pin_release(pin: *mut Pin) -> c_int {
-    status(|| handles::close(pin).map(drop))
-}
-
 /// Runs a function of the caller on the bytes of a map: a page that can't be read is zeros there, and only there, and the error is returned
 /// when work has returned.
 ///
@@ -526,7 +481,8 @@ pub extern "C" fn mapwright_map_resident_bytes(map: *mut Map) -> i64 {
     })
 }
 
-/// Makes the changes of a range durable, and the length: they are on the device when it returns. length: 0 for all that follows offset.
+/// Makes the changes of a range durable, and the length: they are on the device when it returns. length: 0 for all that follows offset. With
+/// MAPWRIGHT_DURABILITY_ATOMIC everything is committed, and with MAPWRIGHT_DURABILITY_NONE nothing waits for the device.
 ///
 /// Returns 0; -EIO, -ENOSPC and so on from the device, and no page counts as clean then; MAPWRIGHT_ERR_LATCHED as long as an earlier failure is
 /// not acknowledged: see mapwright_map_acknowledge; MAPWRIGHT_ERR_CHANGED if somebody cut the file; -EACCES for a map opened for

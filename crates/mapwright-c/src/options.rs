@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use mapwright::{Advice, FaultMode, FrameKind, MapOptions, Strategy};
+use mapwright::{Advice, Durability, FaultMode, FrameKind, MapOptions, Strategy};
 
 use crate::error::{Failure, Result, status};
 use crate::handles::{self, Object};
@@ -40,6 +40,14 @@ pub const MAPWRIGHT_FRAMES_SHARED: c_int = 1;
 /// Memory of the pager is private, and its pages are moved: for files opened for reading, with a budget of 16 MiB and more.
 pub const MAPWRIGHT_FRAMES_MOVED: c_int = 2;
 
+/// mapwright_map_flush makes changes durable, as msync(2) does. A crash may leave some of what was changed since the last flush, or while it ran.
+pub const MAPWRIGHT_DURABILITY_FLUSH: c_int = 0;
+/// mapwright_map_commit makes all changes since the last one durable together: after any crash, of the program, the kernel or the machine, the file
+/// has exactly what some commit left, and none older than the last that returned. For regular files with one name, and the pager.
+pub const MAPWRIGHT_DURABILITY_ATOMIC: c_int = 1;
+/// Scratch: mapwright_map_flush writes to the file and does not wait for the device. A crash may leave anything.
+pub const MAPWRIGHT_DURABILITY_NONE: c_int = 2;
+
 /// Settings for opening maps. Every default is right for most uses.
 pub struct Options(Mutex<Settings>);
 
@@ -48,12 +56,18 @@ pub struct Options(Mutex<Settings>);
 pub(crate) struct Settings {
     pub(crate) map: MapOptions,
     pub(crate) strategy: Strategy,
+    pub(crate) durability: Durability,
     pub(crate) has_range: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { map: MapOptions::new(), strategy: Strategy::Auto, has_range: false }
+        Self {
+            map: MapOptions::new(),
+            strategy: Strategy::Auto,
+            durability: Durability::Flush,
+            has_range: false,
+        }
     }
 }
 
@@ -205,6 +219,34 @@ pub extern "C" fn mapwright_options_set_frames(options: *mut Options, kind: c_in
             }
         };
         set(options, |map| map.frames(kind))
+    })
+}
+
+/// When changes reach the file, and what a crash leaves: a MAPWRIGHT_DURABILITY_ constant. For maps that are opened for writing.
+///
+/// With MAPWRIGHT_DURABILITY_ATOMIC changes go to a journal beside the file, named as the file with .mapwright-journal added, and from there to the
+/// file, in the background and when the map is closed: see mapwright_map_commit. Opening fails with -EINVAL for a strategy that is not the pager,
+/// -EOPNOTSUPP where the machine has none, and MAPWRIGHT_ERR_JOURNAL for a file that can't have a journal, or a journal that can't be used.
+///
+/// Returns 0; -EINVAL for another number; -EBADF, -EFAULT.
+#[unsafe(no_mangle)]
+pub extern "C" fn mapwright_options_set_durability(options: *mut Options, durability: c_int) -> c_int {
+    status(|| {
+        let durability = match durability {
+            MAPWRIGHT_DURABILITY_FLUSH => Durability::Flush,
+            MAPWRIGHT_DURABILITY_ATOMIC => Durability::Atomic,
+            MAPWRIGHT_DURABILITY_NONE => Durability::None,
+            other => {
+                return Err(Failure::invalid(format!(
+                    "the durability {other}: use a MAPWRIGHT_DURABILITY_ constant"
+                )));
+            }
+        };
+        change(options, |settings| {
+            settings.map = settings.map.clone().durability(durability);
+            settings.durability = durability;
+            Ok(())
+        })
     })
 }
 

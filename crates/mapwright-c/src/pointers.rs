@@ -6,6 +6,7 @@
 //! (`handles.rs`). Outputs are not either: `Option<&mut MaybeUninit<T>>` is a pointer that may be NULL.
 
 use std::ffi::{CStr, OsStr, c_char, c_int, c_void};
+use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -83,6 +84,66 @@ impl Output {
         // What C allocated and did not write is bytes of unknown value to us, who only write them.
         Ok(unsafe { std::slice::from_raw_parts_mut(self.0.cast(), len) })
     }
+}
+
+/// An array of C that is read, or NULL.
+#[repr(transparent)]
+pub struct Items<T>(*const T);
+
+/// What C hands over in arrays.
+///
+/// # Safety
+/// `repr(C)`, without padding, and every pattern of bits is a value.
+pub unsafe trait Plain: Copy {}
+
+// SAFETY: `repr(C)`, of two fields of eight bytes, both of which are numbers.
+unsafe impl Plain for crate::pins::RangeOf {}
+
+impl<T: Plain> Items<T> {
+    /// `count` of them. None are none, also at NULL.
+    ///
+    /// # Errors
+    /// `EFAULT` for NULL, `EINVAL` for more than there are addresses, and for an address that is not aligned.
+    pub fn items(&self, what: &str, count: usize) -> Result<&[T]> {
+        if check_array(self.0, what, count)? == 0 {
+            return Ok(&[]);
+        }
+        // SAFETY: not NULL, and aligned; by the header `count` structures, at most `isize::MAX` bytes, that are readable and unchanged
+        // during the call; by `Plain` all of them are values.
+        Ok(unsafe { std::slice::from_raw_parts(self.0, count) })
+    }
+}
+
+/// An array of C that is written, or NULL.
+#[repr(transparent)]
+pub struct Room<T>(*mut T);
+
+impl<T: Copy> Room<T> {
+    /// Room for `count` of them. None are none, also at NULL.
+    ///
+    /// # Errors
+    /// As for [`Items::items`].
+    pub fn items(&mut self, what: &str, count: usize) -> Result<&mut [MaybeUninit<T>]> {
+        if check_array(self.0, what, count)? == 0 {
+            return Ok(&mut []);
+        }
+        // SAFETY: not NULL, and aligned; by the header room for `count` structures, at most `isize::MAX` bytes, that are writable and
+        // nobody else's during the call. What they hold is not looked at.
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.0.cast(), count) })
+    }
+}
+
+fn check_array<T>(start: *const T, what: &str, count: usize) -> Result<usize> {
+    if count.checked_mul(size_of::<T>()).is_none_or(|len| len > isize::MAX as usize) {
+        return Err(Failure::invalid(format!("{what}, {count} of them: that is more than memory has")));
+    }
+    if count > 0 && start.is_null() {
+        return Err(Failure::null(what));
+    }
+    if !start.is_aligned() {
+        return Err(Failure::invalid(format!("{what}: the address {:#x} is not aligned", start.addr())));
+    }
+    Ok(count)
 }
 
 fn check(start: *const c_void, len: usize) -> Result<usize> {

@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use libc::{MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE};
-use mapwright::{Advice, Strategy};
+use mapwright::{Advice, Durability, Strategy};
 
 use crate::error::{Failure, Result, like_the_kernel, quietly, status};
 use crate::map::{open_fd, write_residency};
@@ -29,7 +29,7 @@ fn unsupported(text: impl Into<String>) -> Failure {
 /// Settings for the files that mapwright_mmap opens from now on: the pager and so the budget, advice, block size, who serves faults. NULL for
 /// the defaults. They are copied: the handle may be closed.
 ///
-/// Returns 0; -EINVAL for settings with a range, or MAPWRIGHT_STRATEGY_BUFFER; -EBADF. Any thread may call it.
+/// Returns 0; -EINVAL for settings with a range, with MAPWRIGHT_STRATEGY_BUFFER, or with another durability than MAPWRIGHT_DURABILITY_FLUSH; -EBADF. Any thread may call it.
 #[unsafe(no_mangle)]
 pub extern "C" fn mapwright_mmap_options(options: *mut Options) -> c_int {
     status(|| {
@@ -37,6 +37,11 @@ pub extern "C" fn mapwright_mmap_options(options: *mut Options) -> c_int {
         if settings.has_range || settings.strategy == Strategy::Buffer {
             return Err(Failure::invalid(
                 "mapwright_mmap maps whole pages that are shared: no range, and no buffer",
+            ));
+        }
+        if settings.durability != Durability::Flush {
+            return Err(Failure::invalid(
+                "mapwright_msync does what msync(2) does: MAPWRIGHT_DURABILITY_FLUSH; for commits use mapwright_map_open_mut",
             ));
         }
         *SETTINGS.lock().unwrap_or_else(PoisonError::into_inner) = Some(settings);

@@ -6,12 +6,14 @@ use std::path::Path;
 const WRITE: &str = "MAPWRIGHT_WRITE_HEADER";
 
 /// Types of parameters that are pointers with a name in Rust.
-const POINTERS: [(&str, &str); 5] = [
+const POINTERS: [(&str, &str); 7] = [
     ("Text ", "const char *"),
     ("Input ", "const void *"),
     ("Output ", "void *"),
     ("Record_Stats ", "mapwright_stats *"),
     ("Record_CacheStat ", "mapwright_cache_stats *"),
+    ("Items_RangeOf ", "const mapwright_range *"),
+    ("Room_Bytes ", "mapwright_bytes *"),
 ];
 
 /// A line of a signature, in C.
@@ -29,8 +31,8 @@ fn made() -> String {
     let config = cbindgen::Config::from_file(root.join("cbindgen.toml")).unwrap();
     // The order of the groups in the header.
     let groups = [
-        "version", "error", "stats", "pager", "options", "pointers", "map", "shaped", "mapping", "shared",
-        "cache",
+        "version", "error", "stats", "pager", "options", "pointers", "map", "pins", "commit", "shaped",
+        "mapping", "shared", "cache",
     ];
     let mut builder = cbindgen::Builder::new().with_config(config);
     for group in groups {
@@ -40,7 +42,10 @@ fn made() -> String {
     builder.generate().unwrap().write(&mut text);
     let text = String::from_utf8(text).unwrap();
     // Those of generic types can't be excluded.
-    let lines = text.lines().filter(|line| !(line.starts_with("typedef ") && line.contains(" *Record_")));
+    let generic = [" *Record_", " *Items_", " *Room_"];
+    let is_generic =
+        |line: &&str| line.starts_with("typedef ") && generic.iter().any(|name| line.contains(name));
+    let lines = text.lines().filter(|line| !is_generic(line));
     let made: String = lines.map(in_c).collect();
     made.replace("\n\n\n", "\n\n")
 }

@@ -169,7 +169,7 @@ macro_rules! programs {
     )*};
 }
 
-programs! { errors reading writing shaped kernel shared cache }
+programs! { errors reading many writing durability shaped kernel shared cache }
 
 /// Not under valgrind, whose search for leaks does not end while a map is open.
 #[test]
@@ -209,6 +209,38 @@ fn the_documented_program_works() {
     std::fs::write(&source, text).unwrap();
     build("cc", &FLAGS, &source, &program, Library::Shared);
     run(&mut Command::new(program));
+}
+
+/// The example of docs/c-interface.md: what a run prints that is killed between two writes, and the next.
+#[test]
+fn a_transfer_that_is_killed_did_not_happen() {
+    use std::os::unix::process::ExitStatusExt;
+    if !has("cc") || !has("pkg-config") || !has_pager() {
+        return;
+    }
+    let page = std::fs::read_to_string(manifest().join("../../docs/c-interface.md")).unwrap();
+    let shown = page.split("```console\n").nth(1).unwrap().split("```").next().unwrap();
+    let dir = scratch();
+    build(
+        "cc",
+        &FLAGS,
+        &manifest().join("examples/transfer.c"),
+        &dir.path().join("transfer"),
+        Library::Shared,
+    );
+    let mut seen = String::new();
+    for line in shown.lines().filter(|line| line.starts_with("$ ")) {
+        let mut words = line[2..].split(' ');
+        let mut command = Command::new("timeout");
+        command.args(["-s", "KILL", LIMIT]).arg(words.next().unwrap()).args(words).current_dir(dir.path());
+        let output = command.output().unwrap();
+        let signal = output.status.signal().or(output.status.code().map(|code| code - 128));
+        seen += &format!("{line}\n{}", text(&output));
+        if signal == Some(9) {
+            seen += "Killed\n";
+        }
+    }
+    assert_eq!(seen, shown);
 }
 
 /// Functions of the header.
