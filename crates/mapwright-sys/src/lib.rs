@@ -36,10 +36,27 @@ pub mod uffd;
 pub mod window;
 mod zap;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 /// Bytes in a page: the unit of dirt, protection and mapping.
 pub const PAGE_SIZE: usize = 4096;
 
 /// The last system call's error, as a result for `-1`.
 fn check(result: libc::c_long) -> std::io::Result<libc::c_long> {
     if result == -1 { Err(std::io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Bytes in a page of the kernel: 4096, but on some machines more. Allocates nothing.
+pub(crate) fn kernel_page_size() -> usize {
+    /// Asked for once, not at every mapping: a call into the C library after a system call costs more than it looks.
+    static PAGE: AtomicUsize = AtomicUsize::new(0);
+    let known = PAGE.load(Ordering::Relaxed);
+    if known != 0 {
+        return known;
+    }
+    // SAFETY: the call has no conditions.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    let page = usize::try_from(page).unwrap_or(PAGE_SIZE);
+    PAGE.store(page, Ordering::Relaxed);
+    page
 }

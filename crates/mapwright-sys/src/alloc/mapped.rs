@@ -18,9 +18,10 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ops::Range;
 use std::ptr::{self, null_mut};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap_anonymous, mremap, munmap};
+
+use crate::kernel_page_size;
 
 /// What transparent huge pages are aligned to, where pages are of 4096 bytes.
 const HUGE: usize = 2 << 20;
@@ -93,7 +94,7 @@ impl MappedAlloc {
 
     /// A new mapping, or null.
     fn map(self, layout: Layout) -> *mut u8 {
-        let page = page_size();
+        let page = kernel_page_size();
         let Some(len) = round_up(layout.size(), page) else { return null_mut() };
         if !self.guards && !self.huge && layout.align() <= page {
             return map(len).map_or(null_mut(), |start| start as *mut u8);
@@ -115,7 +116,7 @@ impl MappedAlloc {
 
     /// What is mapped for an allocation, guards included.
     fn mapped(self, start: *mut u8, size: usize) -> Range<usize> {
-        let page = page_size();
+        let page = kernel_page_size();
         let guard = if self.guards { page } else { 0 };
         let (first, last) = (start as usize, start as usize + size - 1);
         (first & !(page - 1)) - guard..(last | (page - 1)) + 1 + guard
@@ -126,7 +127,7 @@ impl MappedAlloc {
     /// # Safety
     /// `start` is a mapped allocation of this allocator with this layout, without guards; a result that is not null replaces it.
     unsafe fn remap(self, start: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        let page = page_size();
+        let page = kernel_page_size();
         let old = self.mapped(start, layout.size());
         let Some(len) = round_up(size, page) else { return null_mut() };
         if len <= old.len() {
@@ -258,21 +259,6 @@ fn unmap(range: Range<usize>) {
     }
 }
 
-/// Bytes in a page of the kernel: 4096, but on some machines more. Allocates nothing.
-fn page_size() -> usize {
-    /// Asked for once: a call into the C library after a system call costs more than it looks.
-    static PAGE: AtomicUsize = AtomicUsize::new(0);
-    let known = PAGE.load(Ordering::Relaxed);
-    if known != 0 {
-        return known;
-    }
-    // SAFETY: the call has no conditions.
-    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    let page = usize::try_from(page).unwrap_or(crate::PAGE_SIZE);
-    PAGE.store(page, Ordering::Relaxed);
-    page
-}
-
 #[cfg(feature = "allocator-api2")]
 mod api2 {
     //! The same by the trait that the standard library has on the nightly toolchain.
@@ -282,7 +268,7 @@ mod api2 {
 
     use allocator_api2::alloc::{AllocError, Allocator};
 
-    use super::{MappedAlloc, page_size};
+    use super::{MappedAlloc, kernel_page_size};
 
     impl MappedAlloc {
         /// Another size or alignment.
@@ -369,7 +355,7 @@ mod api2 {
             // Of a mapping only the page that the old end fell into can hold anything else: the rest is new, or new to the old.
             let (from, size) = (old.size(), new.size());
             let is_new = self.is_mapped(size);
-            let to = if is_new { from.next_multiple_of(page_size()).min(size) } else { size };
+            let to = if is_new { from.next_multiple_of(kernel_page_size()).min(size) } else { size };
             // SAFETY: inside the allocation, which is nobody else's yet.
             let first = unsafe { grown.cast::<u8>().as_ptr().add(from) };
             // SAFETY: as above.

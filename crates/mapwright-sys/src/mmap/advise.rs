@@ -169,23 +169,31 @@ impl<K: Kind> Region<K> {
         unsafe { self.madvise(pages, libc::MADV_DONTNEED) }
     }
 
-    /// Which pages of a range are in memory: a byte for each page, the lowest bit of which says so (mincore(2)).
+    /// Which pages of a range are in memory: `look` gets a byte for each page, the lowest bit of which says so (mincore(2)).
     ///
     /// # Errors
     /// What mincore(2) says.
     ///
     /// # Panics
     /// If the range reaches past the end.
-    pub fn residency(&self, range: Range<usize>) -> io::Result<Vec<u8>> {
+    pub fn residency<R>(&self, range: Range<usize>, look: impl FnOnce(&[u8]) -> R) -> io::Result<R> {
+        /// Pages that are looked at without an allocation: that takes as long as some of the call.
+        const FEW: usize = 256;
         let pages = self.inner.pages_of(range);
-        let mut resident = vec![0_u8; pages.len() / PAGE_SIZE];
-        if resident.is_empty() {
-            return Ok(resident);
+        let count = pages.len() / PAGE_SIZE;
+        let (mut few, mut many) = ([0_u8; FEW], Vec::new());
+        let resident = if count <= FEW {
+            &mut few[..count]
+        } else {
+            many.resize(count, 0_u8);
+            &mut many[..]
+        };
+        if count > 0 {
+            // SAFETY: the pages are this region's, and `resident` has a byte for each of them.
+            let looked = unsafe { libc::mincore(pages.start as *mut _, pages.len(), resident.as_mut_ptr()) };
+            check(looked.into())?;
         }
-        // SAFETY: the pages are this region's, and `resident` has a byte for each of them.
-        let looked = unsafe { libc::mincore(pages.start as *mut _, pages.len(), resident.as_mut_ptr()) };
-        check(looked.into())?;
-        Ok(resident)
+        Ok(look(resident))
     }
 
     /// The runs of pages that this mapping has copies of its own of: what was written to private memory. Offsets from the

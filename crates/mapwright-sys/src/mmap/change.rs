@@ -7,11 +7,11 @@ use std::os::fd::AsFd;
 
 use rustix::io::Errno;
 use rustix::mm::{
-    MapFlags, MlockFlags, MremapFlags, MsyncFlags, ProtFlags, mlock, mlock_with, mprotect, mremap, msync,
-    munlock,
+    MapFlags, MlockFlags, MprotectFlags, MremapFlags, MsyncFlags, ProtFlags, mlock, mlock_with, mprotect,
+    mremap, msync, munlock,
 };
 
-use super::kind::{Becomes, Kind, Slices, SlicesMut, Stable, may_write, mprotection, protection};
+use super::kind::{Becomes, Kind, Slices, SlicesMut, Stable, mprotection, protection};
 use super::refused;
 use super::region::{GuardKind, Inner, Region, Source, map_anywhere, unmap_part};
 use crate::check;
@@ -27,31 +27,11 @@ impl<K: Kind> Region<K> {
     where
         K: Becomes<T>,
     {
-        if may_write::<T>() && !self.inner.facts.may_write {
-            return Err((self, refused(Errno::PERM)));
+        // SAFETY: `self` is owned, so that no slice of the old kind is alive.
+        match unsafe { self.inner.protect(mprotection::<T>(), mprotection::<K>()) } {
+            Ok(()) => Ok(Region { inner: self.inner, kind: PhantomData }),
+            Err(error) => Err((self, error)),
         }
-        if let Err(error) = self.inner.check_here() {
-            return Err((self, error));
-        }
-        let pages = self.inner.pages();
-        if !pages.is_empty() {
-            // SAFETY: the pages are this region's; `self` is owned, so that no slice of the old kind is alive.
-            let changed = unsafe { mprotect(pages.start as *mut _, pages.len(), mprotection::<T>()) };
-            if let Err(error) = changed {
-                // The kernel goes mapping by mapping, of which a region may have several, and may have done some.
-                let back = mprotection::<K>();
-                // SAFETY: as above; the region is of kind `K` still.
-                let restored = unsafe { mprotect(pages.start as *mut _, pages.len(), back) };
-                let error = match restored {
-                    Ok(()) => error.into(),
-                    Err(again) => io::Error::other(format!(
-                        "{error}; and a part may have the new protection already, which can't be taken back: {again}"
-                    )),
-                };
-                return Err((self, error));
-            }
-        }
-        Ok(Region { inner: self.inner, kind: PhantomData })
     }
 
     /// Makes two regions of one: the bytes before `at`, and the rest. `at` must fall on a page of the file or the memory.
@@ -245,6 +225,32 @@ impl Inner {
         }
         let page = self.facts.page;
         (self.start + range.start) & !(page - 1)..(self.start + range.end + page - 1) & !(page - 1)
+    }
+
+    /// Changes the protection of all pages, or of none.
+    ///
+    /// # Safety
+    /// Nobody has a reference to the bytes, and nobody makes one by what the protection was.
+    unsafe fn protect(&self, to: MprotectFlags, back: MprotectFlags) -> io::Result<()> {
+        if to.contains(MprotectFlags::WRITE) && !self.facts.may_write {
+            return Err(refused(Errno::PERM));
+        }
+        self.check_here()?;
+        let pages = self.pages();
+        if pages.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the pages are this region's; the rest is the caller's condition.
+        let changed = unsafe { mprotect(pages.start as *mut _, pages.len(), to) };
+        let Err(error) = changed else { return Ok(()) };
+        // The kernel goes mapping by mapping, of which a region may have several, and may have done some.
+        // SAFETY: as above; it is the protection that the region still has.
+        match unsafe { mprotect(pages.start as *mut _, pages.len(), back) } {
+            Ok(()) => Err(error.into()),
+            Err(again) => Err(io::Error::other(format!(
+                "{error}; and a part may have the new protection already, which can't be taken back: {again}"
+            ))),
+        }
     }
 
     fn split(&mut self, at: usize) -> io::Result<Self> {

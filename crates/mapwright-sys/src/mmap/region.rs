@@ -293,7 +293,7 @@ impl<K: Kind> Region<K> {
 
 impl Inner {
     fn create(request: &Request<'_>, protection: ProtFlags, leave: Leave) -> io::Result<Self> {
-        super::check_page_size(rustix::param::page_size())?;
+        super::check_page_size(crate::kernel_page_size())?;
         let page = request.page;
         if page != page_of(request)? {
             return Err(refused(Errno::INVAL));
@@ -311,11 +311,13 @@ impl Inner {
             let owner = Owner::default();
             return Ok(Self { outer: 0..0, start: page, len: 0, facts, home: None, owner });
         }
-        let lead = (offset % page as u64) as usize;
+        // By masks: a division takes as long as some of the call.
+        let lead = offset as usize & (page - 1);
         let overflow = || refused(Errno::OVERFLOW);
         let mapped = lead
             .checked_add(request.len)
-            .and_then(|len| len.checked_next_multiple_of(page))
+            .and_then(|len| len.checked_add(page - 1))
+            .map(|len| len & !(page - 1))
             .filter(|len| *len <= 1 << 56)
             .ok_or_else(overflow)?;
         // The kernel counts pages in a signed 64-bit offset.

@@ -31,7 +31,7 @@ impl AddressSpace {
     /// `ENOMEM` when there is no such range; `EINVAL` for sizes that are no multiples of a page; `Unsupported` where pages are
     /// not of 4096 bytes.
     pub fn new(len: usize, align: usize) -> io::Result<Self> {
-        super::check_page_size(rustix::param::page_size())?;
+        super::check_page_size(crate::kernel_page_size())?;
         let page = crate::PAGE_SIZE;
         if len == 0 || !len.is_multiple_of(page) || !align.is_power_of_two() || align < page {
             return Err(refused(Errno::INVAL));

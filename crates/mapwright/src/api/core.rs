@@ -271,7 +271,7 @@ impl Core {
         let bytes = self.in_file(range);
         let first = bytes.start / PAGE;
         let pages = if range.is_empty() { first..first } else { first..bytes.end.div_ceil(PAGE) };
-        let resident = match &self.behind {
+        let resident: Vec<u8> = match &self.behind {
             Behind::Pager(file) => pages.map(|page| u8::from(file.is_resident(page * PAGE))).collect(),
             Behind::Server(served) => {
                 let what = format!("{}: which pages are in memory, by a pager server", served.name());
@@ -280,7 +280,7 @@ impl Core {
             Behind::Kernel(kernel) => kernel.residency(&pages)?,
             Behind::Buffer { .. } => pages.map(|_| 1).collect(),
         };
-        Ok(Residency::new(resident))
+        Ok(Residency::new(&resident))
     }
 
     /// Bytes of this file that the pager holds now.

@@ -71,9 +71,9 @@ impl<K: Kind> Mapping<K> {
     /// [`OutOfRange`](Error::OutOfRange), and what mincore(2) says.
     pub fn residency(&self, range: impl RangeBounds<usize>) -> Result<Residency> {
         let range = self.resolve(range)?;
-        let pages =
-            self.region.residency(range.clone()).map_err(|error| self.failed("mincore", &range, error))?;
-        Ok(Residency::new(pages))
+        self.region
+            .residency(range.clone(), Residency::new)
+            .map_err(|error| self.failed("mincore", &range, error))
     }
 
     /// The runs of pages that this mapping has of its own: what was written to private memory, in memory or in swap. In bytes,

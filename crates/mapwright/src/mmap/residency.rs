@@ -37,13 +37,15 @@ pub struct Residency {
 
 impl Residency {
     /// From the bytes of mincore(2).
-    pub(crate) fn new(bytes: Vec<u8>) -> Self {
+    pub(crate) fn new(bytes: &[u8]) -> Self {
         let mut runs: Vec<Range<u64>> = Vec::new();
-        for (page, _) in (0..).zip(&bytes).filter(|(_, byte)| **byte & 1 == 1) {
-            match runs.last_mut() {
-                Some(last) if last.end == page => last.end += 1,
-                _ => runs.push(page..page + 1),
-            }
+        let mut start = 0;
+        while let Some(absent) = bytes[start..].iter().position(|byte| byte & 1 == 1) {
+            start += absent;
+            let resident = bytes[start..].iter().position(|byte| byte & 1 == 0);
+            let end = resident.map_or(bytes.len(), |resident| start + resident);
+            runs.push(start as u64..end as u64);
+            start = end;
         }
         Self { pages: bytes.len() as u64, runs }
     }
@@ -133,7 +135,7 @@ mod tests {
 
     #[test]
     fn runs_are_merged_and_found() {
-        let residency = Residency::new(vec![1, 1, 0, 0x81, 0xfe, 1]);
+        let residency = Residency::new(&[1, 1, 0, 0x81, 0xfe, 1]);
         assert_eq!(residency.runs(), [0..2, 3..4, 5..6]);
         assert_eq!((residency.pages(), residency.resident_pages()), (6, 4));
         let resident: Vec<u64> = (0..9).filter(|page| residency.is_resident(*page)).collect();
@@ -143,7 +145,7 @@ mod tests {
 
     #[test]
     fn a_dump_is_read_back_and_nothing_else_is() {
-        let residency = Residency::new(vec![1, 1, 0, 1]);
+        let residency = Residency::new(&[1, 1, 0, 1]);
         let text = residency.to_string();
         assert_eq!(text, "mapwright residency 1\npages 4\n0-2\n3-4\n");
         assert_eq!(text.parse::<Residency>().unwrap(), residency);

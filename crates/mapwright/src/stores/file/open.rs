@@ -107,6 +107,9 @@ fn mappable_kind(fd: BorrowedFd<'_>, path: &Path) -> Result<Kind> {
 
 /// Whether the size means nothing. Files of the kernel's own file systems claim to be empty, or on sysfs a page long, whatever they contain.
 pub(crate) fn is_made_up_size(fd: BorrowedFd<'_>, size: i64) -> bool {
+    if size != 0 && size != 4096 {
+        return false; // no such file system makes that up: it need not be asked
+    }
     let Ok(magic) = magic(fd) else { return false };
     match magic {
         SYSFS => size == 0 || size == 4096,
