@@ -3,6 +3,13 @@
 //! The goal is 1.02 of the raw calls. Times of two runs differ by more than that, so the ratios that are printed first are of
 //! rounds in turns: the median over all rounds of mapwright's time by the raw one's in the same round. Criterion's figures follow.
 //! `MAPWRIGHT_BENCH_ROUNDS` sets the number of rounds (default 2000).
+//!
+//! A wrapper makes the calls that the raw side makes, and no others, with these exceptions, which the bound is not for:
+//! - a file that is empty or a page long, mapped as a whole, costs an fstatfs(2): file systems of the kernel's own make such lengths
+//!   up, and what would be mapped has nothing to do with what is read;
+//! - so does a file whose preferred block is 64 KiB or more (NFS, ZFS): it may be of huge pages (hugetlbfs), and the kernel would round
+//!   its length up to what nobody here knows of, and unmap as much;
+//! - the length of a part that is mapped by promise is compared with the file's, by fstat(2): past the end a slice would be SIGBUS.
 
 #![allow(missing_docs)]
 
