@@ -292,6 +292,7 @@ impl<K: Kind> Region<K> {
 }
 
 impl Inner {
+    #[inline]
     fn create(request: &Request<'_>, protection: ProtFlags, leave: Leave) -> io::Result<Self> {
         super::check_page_size(crate::kernel_page_size())?;
         let page = request.page;
@@ -341,6 +342,7 @@ impl Inner {
         self.start & !(page - 1)..(self.start + self.len + page - 1) & !(page - 1)
     }
 
+    #[inline]
     pub(super) fn unmap(&mut self) -> io::Result<()> {
         let outer = std::mem::replace(&mut self.outer, 0..0);
         self.len = 0;
@@ -361,6 +363,7 @@ impl Inner {
 
 /// The size of the pages that the kernel will map a request with. It rounds lengths up to them by itself, so that a wrong one
 /// would leave mapped, or map over, what nobody here knows of.
+#[inline]
 fn page_of(request: &Request<'_>) -> io::Result<usize> {
     match (request.source, request.huge) {
         (Source::File { .. }, Some(_)) => Err(refused(Errno::INVAL)),
@@ -375,6 +378,7 @@ fn page_of(request: &Request<'_>) -> io::Result<usize> {
 }
 
 /// Unmaps a range that its owner gives up; at `ENOMEM` frees the memory at least.
+#[inline]
 pub(super) fn unmap_part(home: Option<&Home>, range: Range<usize>) -> io::Result<()> {
     if range.is_empty() {
         return Ok(());
@@ -410,6 +414,7 @@ struct Map<'a> {
 }
 
 impl Map<'_> {
+    #[inline]
     fn run(&self) -> io::Result<(Range<usize>, GuardKind, Option<Home>)> {
         let total = self.guards.checked_mul(2).and_then(|both| both.checked_add(self.len));
         let total = total.ok_or_else(|| refused(Errno::OVERFLOW))?;
@@ -462,6 +467,7 @@ impl Map<'_> {
     }
 
     /// Maps where the kernel likes.
+    #[inline]
     fn map(&self) -> io::Result<usize> {
         let request = self.request;
         let mut flags = match request.source {
@@ -479,6 +485,7 @@ impl Map<'_> {
 }
 
 /// mmap(2) at an address of the kernel's choice.
+#[inline]
 pub(super) fn map_anywhere(
     source: Source<'_>,
     offset: u64,
