@@ -51,6 +51,28 @@ pub fn pages_in_kernel_cache(fd: BorrowedFd<'_>, len: usize) -> io::Result<usize
     Ok(resident.iter().filter(|&&page| page & 1 != 0).count())
 }
 
+/// Whether the calling test is in a process of its own. If it is not, it has been run in one, and has nothing left to do. For tests
+/// whose forks start threads: a thread of another test may hold a lock of the standard library's while this one forks, and the
+/// child would wait for it for ever.
+///
+/// # Panics
+/// If the test fails there.
+pub fn in_its_own_process() -> bool {
+    const ALONE: &str = "MAPWRIGHT_TEST_ALONE";
+    let thread = std::thread::current();
+    // The harness names a test's thread by the test. One by one it runs them in the main thread, with no other.
+    let test = thread.name().filter(|name| *name != "main");
+    let (Some(test), None) = (test, std::env::var_os(ALONE)) else { return true };
+    let mut command = std::process::Command::new(std::env::current_exe().expect("this test's binary"));
+    command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env(ALONE, "1");
+    let output = command.output().expect("a process of its own");
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (out, err) = (said(&output.stdout), said(&output.stderr));
+    assert!(output.status.success(), "{test}, by itself: {}\n{out}\n{err}", output.status);
+    eprint!("{err}");
+    false
+}
+
 /// A child made by fork(2), without exec. It is ended and waited for when this is dropped.
 #[derive(Debug)]
 pub struct Fork(libc::pid_t);

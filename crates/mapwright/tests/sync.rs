@@ -12,7 +12,7 @@ use common::{Rng, child, role, run_ok};
 use mapwright::mmap::{MemoryFile, SharedMemory, SharedMemoryOptions};
 use mapwright::sync::{Condition, Locked, Mutex, Place, Plan, Ring, RingOfMany, Segment};
 use mapwright::{Change, Error};
-use mapwright_sys::testing::Fork;
+use mapwright_sys::testing::{Fork, in_its_own_process};
 
 /// Longer than anything takes that is not stuck.
 const STUCK: Duration = Duration::from_secs(20);
@@ -117,6 +117,9 @@ fn unrelated_processes_count_together() {
 
 #[test]
 fn owners_are_killed_hundreds_of_times() {
+    if !in_its_own_process() {
+        return;
+    }
     let places = places();
     let file = MemoryFile::create("killed", places.plan.len()).unwrap();
     let segment = Segment::attach(&file, &places.plan).unwrap();
@@ -237,6 +240,9 @@ fn many_messages_between_unrelated_processes() {
 
 #[test]
 fn producers_are_killed_hundreds_of_times() {
+    if !in_its_own_process() {
+        return;
+    }
     let places = places();
     let file = MemoryFile::create("producers", places.plan.len()).unwrap();
     let segment = Segment::attach(&file, &places.plan).unwrap();
@@ -287,6 +293,9 @@ fn producers_are_killed_hundreds_of_times() {
 
 #[test]
 fn consumers_are_killed_hundreds_of_times() {
+    if !in_its_own_process() {
+        return;
+    }
     let places = places();
     let file = MemoryFile::create("consumers", places.plan.len()).unwrap();
     let segment = Segment::attach(&file, &places.plan).unwrap();
@@ -338,6 +347,9 @@ fn consumers_are_killed_hundreds_of_times() {
 
 #[test]
 fn waiters_on_a_condition_are_killed_and_the_others_are_told() {
+    if !in_its_own_process() {
+        return;
+    }
     let places = places();
     let file = MemoryFile::create("waiters", places.plan.len()).unwrap();
     let segment = Segment::attach(&file, &places.plan).unwrap();
@@ -371,6 +383,9 @@ fn waiters_on_a_condition_are_killed_and_the_others_are_told() {
 
 #[test]
 fn without_a_wait_for_two_words_deaths_are_noticed_too() {
+    if !in_its_own_process() {
+        return;
+    }
     let this = "without_a_wait_for_two_words_deaths_are_noticed_too";
     if role().is_none() {
         run_ok(child(this, "refused"));

@@ -268,7 +268,7 @@ mod tests {
     use super::{DIED, MOST, Presence, THREAD, WAITERS, WORDS};
     use crate::PAGE_SIZE;
     use crate::shared::Words;
-    use crate::testing::Fork;
+    use crate::testing::{Fork, in_its_own_process};
 
     fn words() -> Arc<Words> {
         let file = tempfile::tempfile().unwrap();
@@ -295,6 +295,9 @@ mod tests {
 
     #[test]
     fn no_more_are_taken_on_than_the_kernel_marks() {
+        if !in_its_own_process() {
+            return;
+        }
         let marked = words();
         // In a child, so that the others of these tests have theirs.
         let child = Fork::new(|| {
@@ -321,6 +324,9 @@ mod tests {
 
     #[test]
     fn a_child_that_dies_is_marked_and_is_not_its_parent() {
+        if !in_its_own_process() {
+            return;
+        }
         let words = words();
         let parent = Presence::enter(Arc::clone(&words), 1, 0, 1).unwrap().unwrap();
         // What a child has inherited and drops is the parent's all the same.

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use mapwright_sys::shared::Words;
-use mapwright_sys::testing::Fork;
+use mapwright_sys::testing::{Fork, in_its_own_process};
 
 use super::plan::{PRESENCES, PROCESSES, RING_HEAD};
 use super::{Condition, Locked, Mutex, Plan, Ring, RingOfMany, Segment};
@@ -79,6 +79,9 @@ impl All {
 
 #[test]
 fn who_dies_with_a_mutex_leaves_it_to_the_next() {
+    if !in_its_own_process() {
+        return;
+    }
     let all = all();
     all.die_after(|own| {
         let mut guard = own.mutex.lock().unwrap().repair(|_| panic!("nobody has died")).unwrap();
@@ -97,6 +100,9 @@ fn who_dies_with_a_mutex_leaves_it_to_the_next() {
 
 #[test]
 fn who_dies_while_it_repairs_leaves_that_to_the_next() {
+    if !in_its_own_process() {
+        return;
+    }
     let all = all();
     for _ in 0..3 {
         all.die_after(|own| std::mem::forget(own.mutex.lock().unwrap()));
@@ -109,6 +115,9 @@ fn who_dies_while_it_repairs_leaves_that_to_the_next() {
 
 #[test]
 fn a_sleeper_is_woken_by_a_death() {
+    if !in_its_own_process() {
+        return;
+    }
     let all = all();
     let locked = all.words.word(all.mutex.found.at);
     let child = Fork::new(|| {
@@ -136,6 +145,9 @@ fn a_sleeper_is_woken_by_a_death() {
 
 #[test]
 fn a_panic_leaves_the_value_to_the_next_and_a_guard_of_the_parents_is_not_the_childs() {
+    if !in_its_own_process() {
+        return;
+    }
     let all = all();
     std::thread::scope(|scope| {
         let panicked = scope.spawn(|| {
@@ -159,6 +171,9 @@ fn a_panic_leaves_the_value_to_the_next_and_a_guard_of_the_parents_is_not_the_ch
 
 #[test]
 fn a_producer_that_dies_in_a_slot_is_skipped() {
+    if !in_its_own_process() {
+        return;
+    }
     let all = all();
     let mut consumer = all.many.consumer().unwrap();
     let mut other = all.many.producer().unwrap();
@@ -198,6 +213,9 @@ fn a_producer_that_dies_in_a_slot_is_skipped() {
 
 #[test]
 fn a_ring_full_of_the_dead_is_not_full_for_ever() {
+    if !in_its_own_process() {
+        return;
+    }
     let all = all();
     all.die_after(|own| {
         let producer = own.many.producer().unwrap();
@@ -216,6 +234,9 @@ fn a_ring_full_of_the_dead_is_not_full_for_ever() {
 
 #[test]
 fn the_single_producer_and_the_consumer_take_over_in_the_middle() {
+    if !in_its_own_process() {
+        return;
+    }
     let all = all();
     // It has published, and not moved the tail.
     all.die_after(|own| {
@@ -249,6 +270,9 @@ fn the_single_producer_and_the_consumer_take_over_in_the_middle() {
 
 #[test]
 fn nobody_waits_for_who_is_gone() {
+    if !in_its_own_process() {
+        return;
+    }
     let all = all();
     let mut consumer = all.ring.consumer().unwrap();
     assert!(consumer.receive_timeout(Duration::from_millis(10)).unwrap().is_none(), "none has come yet");
