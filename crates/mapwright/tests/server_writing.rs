@@ -302,6 +302,31 @@ fn copies_of_many_threads_wait_for_each_other() {
     assert!(std::fs::read(&path).unwrap() == bytes);
 }
 
+/// One who shares a file leaves it after a failure: what it wrote is in the file all the same, and the others hear of the failure.
+#[test]
+fn who_leaves_does_not_take_the_failure_along() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let dir = public_scratch();
+    let (path, bytes) = file_of(dir.path(), MIB);
+    let (own, socket) = (pager(4 << 20), dir.path().join("socket"));
+    let _server = Server::bind(&own, &socket).unwrap();
+    let [one, other] = [(); 2].map(|()| Pager::connect(&socket).unwrap());
+    let leaves = options(&one).open_shared(&path).unwrap();
+    let stays = options(&other).open_shared(&path).unwrap();
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    leaves.shared().write_at(5000, b"hello").unwrap();
+    file.set_len(4096).unwrap();
+    assert!(matches!(leaves.flush_range(..), Err(Error::Changed { .. })));
+    file.set_len(bytes.len() as u64).unwrap();
+    drop((leaves, one));
+    until("it is written", || std::fs::read(&path).unwrap()[5000..5005] == *b"hello");
+    assert!(matches!(stays.flush_range(..), Err(Error::Latched { .. })));
+    assert!(matches!(stays.acknowledge_error(), Some(Error::Changed { .. })));
+    stays.close().unwrap();
+}
+
 /// A file that another process cuts: the flush says so, later ones that it was said, and writing goes on once it is mended.
 #[test]
 fn a_file_that_is_cut_by_others_fails_its_flushes() {

@@ -33,6 +33,14 @@ pub fn flush(file: &Arc<File>, bytes: Range<u64>) -> Result<()> {
     if let Some(source) = lock(&file.latch).clone() {
         return Err(Error::Latched { path: file.name.clone(), source });
     }
+    flush_anew(file, bytes)
+}
+
+/// As [`flush`], also after a failure that nobody has acknowledged: it stays to be acknowledged. Of files without a journal.
+///
+/// # Errors
+/// As for `flush`, but for `Latched`.
+pub(crate) fn flush_anew(file: &Arc<File>, bytes: Range<u64>) -> Result<()> {
     let blocks = file.blocks_of(bytes);
     where_it_may_hang(file, move |file| {
         let _turn = file.take_turn()?;

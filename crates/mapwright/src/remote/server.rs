@@ -226,8 +226,8 @@ impl Drop for Leaving {
 
 /// Flushes a file whose client is gone: nobody else would hear of a failure.
 fn write_what_is_left(file: &Arc<File>) {
-    let _ = write_back::acknowledge(file); // whoever it was for is gone too
-    if let Err(error) = write_back::flush(file, 0..file.len()) {
+    // An earlier failure may be for others to acknowledge, who share the file.
+    if let Err(error) = write_back::flush_anew(file, 0..file.len()) {
         print_raw(&format!("mapwright: what a client wrote before it left was lost: {error}\n"));
     }
 }
