@@ -48,7 +48,7 @@ pub mod read_ahead;
 pub mod record;
 mod region;
 pub mod request;
-mod resize;
+pub(crate) mod resize;
 #[doc(hidden)]
 pub mod sabotage;
 mod spec;

@@ -165,13 +165,7 @@ impl File {
 
     /// Cuts a copy into parts of a few blocks: offset in the file, range in the buffer.
     fn steps(&self, offset: u64, len: usize) -> impl Iterator<Item = (u64, Range<usize>)> + use<> {
-        let step = self.pager.buffers.max_run().max(self.block_size());
-        let end = offset + len as u64;
-        let next = move |at: &u64| Some((at / step + 1) * step).filter(|next| *next < end);
-        let starts = std::iter::successors((len > 0).then_some(offset), next);
-        starts.map(move |at| {
-            (at, (at - offset) as usize..(((at / step + 1) * step).min(end) - offset) as usize)
-        })
+        parts_of_copy(offset, len, self.pager.buffers.max_run().max(self.block_size()))
     }
 
     /// Copies bytes in; what is replaced wholly is not read first. Blocks that are replaced in part, at the two ends, are
@@ -226,6 +220,14 @@ impl File {
         }
         Ok(())
     }
+}
+
+/// Cuts a copy of `len` bytes at the multiples of `step`: offset in the file, range in the buffer.
+pub(crate) fn parts_of_copy(offset: u64, len: usize, step: u64) -> impl Iterator<Item = (u64, Range<usize>)> {
+    let end = offset + len as u64;
+    let next = move |at: &u64| Some((at / step + 1) * step).filter(|next| *next < end);
+    let starts = std::iter::successors((len > 0).then_some(offset), next);
+    starts.map(move |at| (at, (at - offset) as usize..(((at / step + 1) * step).min(end) - offset) as usize))
 }
 
 /// Writes zeros over a range of one pinned block, which is mapped unless the frames are lent.

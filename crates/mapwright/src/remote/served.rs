@@ -19,6 +19,7 @@ use super::protocol::{Access, MAX_RANGES, Reply, Request};
 use crate::engine::PAGE;
 use crate::engine::host::check_uffd_for_writing;
 use crate::engine::read_ahead::Advice;
+use crate::engine::resize::parts_of_copy;
 use crate::error::{Error, Result};
 use crate::stores::{FileStore, Store as _};
 
@@ -257,12 +258,7 @@ impl Served {
     fn parts(&self, offset: u64, len: usize) -> impl Iterator<Item = (u64, Range<usize>)> + use<> {
         let block = self.views.block_size;
         let step = (COPY.min(self.connection.budget() / COPY_SHARE) / block).max(1) * block;
-        let end = offset + len as u64;
-        let next = move |at: &u64| Some((at / step + 1) * step).filter(|next| *next < end);
-        let starts = std::iter::successors((len > 0).then_some(offset), next);
-        starts.map(move |at| {
-            (at, (at - offset) as usize..(((at / step + 1) * step).min(end) - offset) as usize)
-        })
+        parts_of_copy(offset, len, step)
     }
 
     /// Pins what is to be copied. As long as that is too much beside what others hold, it waits: until the deadline.
