@@ -41,7 +41,8 @@
 //! Invariants:
 //! 1. A key is in at most one queue, provided that the caller inserts no key that is there.
 //! 2. `Evict` is said only of a block last seen as `IdleUnmapped` or `IdleClean`.
-//! 3. In one round no entry is looked at twice but one that moves from ahead to behind, and a call makes at most four rounds, one if all are `Busy`.
+//! 3. In one round no entry is looked at twice but one that moves from ahead to behind, and a call makes at most four rounds, one
+//!    if all are `Busy`.
 
 use super::ghost::Ghost;
 use std::ops::Range;
