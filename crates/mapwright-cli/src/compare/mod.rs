@@ -21,7 +21,7 @@ use clap::{Args, ValueEnum};
 use mapwright_measure::child::{self, Enforcement};
 use mapwright_measure::device::{Place, ReadAhead};
 use mapwright_measure::failure::{Failure, Result};
-use mapwright_measure::machine::{self, Machine};
+use mapwright_measure::machine::Machine;
 use mapwright_measure::pages::{PAGE, update_offsets};
 use mapwright_measure::sample::{self, OwnFile};
 use mapwright_measure::{signals, size};
@@ -255,7 +255,6 @@ pub fn compare(options: &Options) -> Result<bool> {
         rounds: Vec::new(),
     };
     comparison.warn_about(&place);
-    comparison.warm_memory_up();
     for (pattern, threads) in options.groups() {
         comparison.run_group(pattern, threads)?;
     }
@@ -393,12 +392,6 @@ impl Comparison<'_> {
         if self.options.rounds < 5 {
             self.report.warnings.push(format!("only {} rounds: the medians are rough", self.options.rounds));
         }
-    }
-
-    /// As much as a contender may use, so that a machine that hands memory over lazily has done so before the first one.
-    fn warm_memory_up(&self) {
-        let available = machine::memory_bytes("MemAvailable").unwrap_or(0);
-        sample::touch_memory((self.limit + self.limit / 2 + (64 << 20)).min(available / 2));
     }
 
     fn record(&self, trace: &Path) -> Result<()> {
