@@ -3,13 +3,15 @@
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::ops::{Bound, RangeBounds};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mapwright_sys::window::{AddressRange, HeapBytes, Reader, Writer};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use super::commit::{Durability, recover_first, refuse_unrecovered};
 use super::core::{Behind, Core};
@@ -26,6 +28,7 @@ use crate::engine::read_ahead::Advice;
 use crate::engine::{Engine, commit};
 use crate::error::{Change, Error, Result};
 use crate::journal::AtomicFile;
+use crate::journal::beside;
 use crate::journal::place::Directory;
 use crate::remote::Access;
 use crate::remote::connection::Connection;
@@ -185,9 +188,9 @@ impl MapOptions {
         let path = path.as_ref();
         let _span = tracing::debug_span!("open", path = %path.display()).entered();
         self.check()?;
-        refuse_unrecovered(path)?;
-        let may_read = matches!(self.strategy, Strategy::Auto | Strategy::Buffer);
-        if let Some(map) = if may_read { self.open_small(path)? } else { None } {
+        if !matches!(self.strategy, Strategy::Auto | Strategy::Buffer) {
+            refuse_unrecovered(path)?;
+        } else if let Some(map) = self.open_small(path)? {
             return Ok(map);
         }
         if let (Strategy::Auto | Strategy::Pager, Some(Pager(Backing::Server(server)))) =
@@ -328,16 +331,26 @@ impl MapOptions {
         Ok(())
     }
 
-    /// Reads a small regular file, without the machinery of a store; `None` if it is not one.
+    /// Reads a small regular file, in as few calls as it takes; `None` if it is not one. Refuses what has to be recovered, whatever
+    /// its size.
     fn open_small(&self, path: &Path) -> Result<Option<Map>> {
         let failed = |e| Error::io("open", path.display().to_string(), 0, 0, e);
-        let no_wait = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
-        let file = match File::options().read(true).custom_flags(no_wait).open(path) {
-            // A socket, or a device without hardware: opening it as a store says what it is.
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error()) => {
-                return Ok(None);
+        let opened = match open_at_once(path, OFlags::NOFOLLOW) {
+            Err(Errno::LOOP) => {
+                refuse_unrecovered(path)?;
+                open_at_once(path, OFlags::empty())
             }
-            opened => opened.map_err(failed)?,
+            opened => {
+                if opened.is_ok() && beside::is_there(path)? {
+                    refuse_unrecovered(path)?;
+                }
+                opened
+            }
+        };
+        let file = match opened {
+            // A socket, or a device without hardware: opening it as a store says what it is.
+            Err(Errno::NXIO) => return Ok(None),
+            opened => File::from(opened.map_err(|e| failed(e.into()))?),
         };
         let metadata = file.metadata().map_err(failed)?;
         let len = metadata.len();
@@ -597,6 +610,12 @@ fn writer(range: Arc<dyn AddressRange>) -> Result<Writer> {
 
 fn version_len(store: &dyn Store) -> Result<u64> {
     Ok(store.version().map_err(|e| Error::io("open", store.name(), 0, 0, e))?.len)
+}
+
+/// Opens for reading, without waiting for what a device or a pipe would wait for.
+fn open_at_once(path: &Path, flags: OFlags) -> std::result::Result<OwnedFd, Errno> {
+    let flags = flags | OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::io::retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty()))
 }
 
 /// Reads a small file that did not change since `opened` was taken: what [`FileStore`] calls its version says so.

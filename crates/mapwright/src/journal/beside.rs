@@ -1,6 +1,6 @@
 //! Whether there is a journal at all: what an opening that needs none has to ask, in as few calls as it takes.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -30,12 +30,27 @@ pub fn find(path: &Path) -> Result<Option<PathBuf>> {
         },
     };
     journal.push(SUFFIX);
-    match rustix::fs::statat(CWD, &journal, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(_) => Ok(Some(journal.into())),
+    Ok(look_for(&journal)?.then(|| journal.into()))
+}
+
+/// Whether anything has the name of the journal of the file at `path`, which is no link itself.
+///
+/// # Errors
+/// [`JournalError::Io`].
+pub fn is_there(path: &Path) -> Result<bool> {
+    let mut journal = OsString::with_capacity(path.as_os_str().len() + SUFFIX.len());
+    journal.push(path);
+    journal.push(SUFFIX);
+    look_for(&journal)
+}
+
+fn look_for(journal: &OsStr) -> Result<bool> {
+    match rustix::fs::statat(CWD, journal, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(_) => Ok(true),
         // What can't be looked at for other reasons, the name being too long for one, was not made by us either.
         Err(
             Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG | Errno::ACCESS | Errno::LOOP | Errno::INVAL,
-        ) => Ok(None),
+        ) => Ok(false),
         Err(error) => Err(JournalError::io("look for", journal.to_string_lossy(), 0, error.into())),
     }
 }
