@@ -25,7 +25,7 @@ fn every_sabotage_is_found() {
     let good = Kind::default();
     let errors = Kind { errors: true, ..good };
     let resizes = Kind { resizes: true, ..good };
-    let cases: [(Sabotage, &[Kind]); 10] = [
+    let cases: [(Sabotage, &[Kind]); 11] = [
         (Sabotage::UnpinnedWriteBack, &[good]),
         (Sabotage::LateMappedBit, &[good]),
         (Sabotage::CleanAfterWrite, &[good]),
@@ -36,6 +36,7 @@ fn every_sabotage_is_found() {
         (Sabotage::NoSync, &[good]),
         (Sabotage::SyncAgainOnly, &[errors]),
         (Sabotage::LockOverCall, &[good]),
+        (Sabotage::ForgetBridges, &[good]),
     ];
     let mut missed = Vec::new();
     for (sabotage, kinds) in cases {

@@ -449,6 +449,14 @@ impl File {
         }
     }
 
+    /// Gives one pin back of each of some blocks.
+    pub(crate) fn unpin_all(&self, blocks: impl IntoIterator<Item = u64>) {
+        let last = blocks.into_iter().filter(|block| self.word(*block).unpin()).count();
+        if last > 0 {
+            self.pager.budget.progressed(&*self.pager.kernel);
+        }
+    }
+
     /// Sleeps until a block that is being filled or evicted settles, or until `deadline`.
     ///
     /// # Errors

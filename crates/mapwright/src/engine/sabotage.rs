@@ -33,6 +33,8 @@ pub enum Sabotage {
     FreeCopy,
     /// A lock is held over a call of the store.
     LockOverCall,
+    /// Pages that were asked about with others, and found dirty, count as clean.
+    ForgetBridges,
 }
 
 static CHOSEN: AtomicU32 = AtomicU32::new(0);
