@@ -348,6 +348,7 @@ impl AtomicFile {
             buffer: self.empty_buffer(&mut state),
             sequence: 0,
             chain: durable,
+            begun_after: durable.sequence,
             begins: !state.spilled,
             claims: 0,
             written: Vec::new(),
@@ -409,7 +410,7 @@ impl AtomicFile {
     /// Writes an entry that has no records behind the last durable one, and syncs.
     fn write_claim(&self) -> Result<()> {
         let mut batch = self.begin();
-        batch.write(Kind::Part)?;
+        batch.write_last(Kind::Part)?;
         batch.sync()?;
         batch.publish(false);
         Ok(())

@@ -12,8 +12,20 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-/// Units that a journal grows by at least, below its soft limit.
-const GROW: u64 = 16;
+/// A journal grows by as much as it has, below its soft limit, but by so many units at least and so many bytes at most.
+const GROW_UNITS: u64 = 16;
+const GROW_BYTES: u64 = 1 << 20;
+
+/// Where an entry is in its batch: others come before its sync, or it is the last of several, or the only one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InBatch {
+    /// More are written before the next sync.
+    Inner,
+    /// The next sync follows it.
+    Last,
+    /// The next sync follows it, and nothing was written since the one before.
+    Only,
+}
 
 /// A run of entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,15 +73,22 @@ impl Space {
         Self { unit, base, soft_end, first: 0, runs, backed: base, is_full: false }
     }
 
-    /// Up to where blocks should be asked for with an entry that ends at `end`, and up to where there must be some:
-    /// where both are the same there is nothing to ask for.
-    pub fn wants_backed(&self, end: u64, ahead: u64) -> Range<u64> {
+    /// Up to where there must be blocks behind an entry that ends at `end`, and up to where some should be asked for: where both
+    /// are its end there is nothing to ask for.
+    pub fn wants_backed(&self, end: u64, ahead: u64, place: InBatch) -> Range<u64> {
         let must = end + ahead;
         if must <= self.backed {
             return end..end;
         }
-        // Many units at once: each growth costs the file system a change of its own metadata in the next sync.
-        let more = if self.is_full { 0 } else { (end + GROW * self.unit).min(self.soft_end) };
+        // Many units at once: each growth costs the file system a change of its own metadata in the next sync. What is written
+        // before that sync shares it, and a batch of many bytes would use up what was written ahead and grow all the same.
+        let least = GROW_UNITS * self.unit;
+        let step = match place {
+            InBatch::Inner => 0,
+            InBatch::Last => least,
+            InBatch::Only => (self.backed - self.base).min(GROW_BYTES).max(least),
+        };
+        let more = if self.is_full { 0 } else { (end + step).min(self.soft_end) };
         must..must.max(more)
     }
 
@@ -240,10 +259,10 @@ mod tests {
         let mut space = Space::new(UNIT, 24, 24 + 100 * UNIT);
         let placed = space.place(4 * UNIT, 2 * UNIT);
         let end = placed.position + 4 * UNIT;
-        let wanted = space.wants_backed(end, 2 * UNIT);
-        assert_eq!(wanted, end + 2 * UNIT..end + GROW * UNIT, "more than must be");
+        let wanted = space.wants_backed(end, 2 * UNIT, InBatch::Only);
+        assert_eq!(wanted, end + 2 * UNIT..end + GROW_UNITS * UNIT, "more than must be");
         space.note_full();
-        let wanted = space.wants_backed(end, 2 * UNIT);
+        let wanted = space.wants_backed(end, 2 * UNIT, InBatch::Only);
         assert_eq!(wanted, end + 2 * UNIT..end + 2 * UNIT);
         space.note_backed(wanted.end);
         assert!(!space.is_full());
@@ -251,7 +270,7 @@ mod tests {
         // The claim is small enough, what comes next is not, until something is free.
         let claim = space.place(UNIT, UNIT);
         assert_eq!(
-            (claim, space.wants_backed(end + UNIT, UNIT)),
+            (claim, space.wants_backed(end + UNIT, UNIT, InBatch::Only)),
             (Placed { jump: None, position: end }, end + UNIT..end + UNIT)
         );
         let tip = space.tip();
@@ -261,6 +280,33 @@ mod tests {
         let low = space.place(2 * UNIT, 2 * UNIT);
         assert_eq!(low, Placed { jump: Some(end + UNIT), position: 24 });
         assert!(end + 2 * UNIT <= wanted.end, "the jump's unit has blocks");
+    }
+
+    #[test]
+    fn a_journal_grows_by_what_it_has_up_to_a_step() {
+        const UNIT: u64 = 4096;
+        let (base, soft_end) = (3 * UNIT, 3 * UNIT + (8 << 20));
+        let mut space = Space::new(UNIT, base, soft_end);
+        let (mut growths, mut largest) = (0, 0);
+        loop {
+            let end = space.place(2 * UNIT, 2 * UNIT).position + 2 * UNIT;
+            if end + 2 * UNIT > soft_end {
+                break;
+            }
+            let wanted = space.wants_backed(end, 2 * UNIT, InBatch::Only);
+            if wanted.is_empty() && wanted.start == end {
+                continue;
+            }
+            assert!(wanted.end <= soft_end && wanted.start == end + 2 * UNIT, "{wanted:?}");
+            let within = space.wants_backed(end, 2 * UNIT, InBatch::Inner);
+            assert_eq!(within, wanted.start..wanted.start, "no more than must be where others follow");
+            let least = (end + GROW_UNITS * UNIT).min(soft_end);
+            assert_eq!(space.wants_backed(end, 2 * UNIT, InBatch::Last).end, wanted.start.max(least));
+            (growths, largest) = (growths + 1, largest.max(wanted.end - end));
+            space.note_backed(wanted.end);
+        }
+        assert_eq!(largest, GROW_BYTES);
+        assert!((8..20).contains(&growths), "{growths}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::journal::error::{JournalError, Result};
 use crate::journal::format::{Entry, HEAD, Kind, PAGE, Record};
 use crate::journal::index::{Piece, RecordAt};
 use crate::journal::sabotage::{self, Sabotage};
+use crate::journal::space::InBatch;
 
 /// From this number on none are left out any more, so that numbers last: some billion entries are before it, and as many
 /// after it as nobody can write.
@@ -27,6 +28,8 @@ pub struct Batch<'a> {
     pub(super) sequence: u64,
     /// Where the chain ends, with what this batch has written.
     pub(super) chain: Point,
+    /// Where it ended before.
+    pub(super) begun_after: u64,
     /// Whether the next entry is the first of its transaction.
     pub(super) begins: bool,
     /// The commit that its last entry names as durable.
@@ -81,7 +84,7 @@ impl Batch<'_> {
             let end = ((at / PAGE + 1) * PAGE).min(bytes.end);
             let record = Record::Data { offset: at, len: (end - at) as u32 };
             if self.buffer.len() + record.size() > self.atomic.limits.entry.max(HEAD + record.size()) {
-                self.write(Kind::Part)?;
+                self.write(Kind::Part, InBatch::Inner)?;
             }
             self.push_with(record, |slot| fill(at, slot))?;
             at = end;
@@ -129,8 +132,13 @@ impl Batch<'_> {
         self.buffer.resize(HEAD, 0);
     }
 
-    /// Writes the entry, and a jump before it if it needs one. Not synced.
-    pub(super) fn write(&mut self, kind: Kind) -> Result<()> {
+    /// Writes the entry, the last one before a sync, and a jump before it if it needs one. Not synced.
+    pub(super) fn write_last(&mut self, kind: Kind) -> Result<()> {
+        let place = if self.chain.sequence == self.begun_after { InBatch::Only } else { InBatch::Last };
+        self.write(kind, place)
+    }
+
+    fn write(&mut self, kind: Kind, place: InBatch) -> Result<()> {
         if let Some(error) = self.numberless.take() {
             return Err(error);
         }
@@ -145,7 +153,7 @@ impl Batch<'_> {
         let (placed, tip, mut durable_commit, backed) = {
             let mut state = atomic.lock();
             let placed = state.space.place(size, ahead);
-            let backed = state.space.wants_backed(placed.position + size, ahead);
+            let backed = state.space.wants_backed(placed.position + size, ahead, place);
             (placed, state.space.tip(), state.committed.at.sequence, backed)
         };
         if sabotage::is(Sabotage::EarlyClaim) && matches!(kind, Kind::Commit { .. }) {
@@ -232,7 +240,7 @@ impl Batch<'_> {
         if let Some(last) = last {
             return Ok(last);
         }
-        let durable = self.write(Kind::Commit { file_len: self.len }).and_then(|()| self.sync());
+        let durable = self.write_last(Kind::Commit { file_len: self.len }).and_then(|()| self.sync());
         if durable.is_err() {
             self.atomic.lock().in_doubt = true;
         }
@@ -250,7 +258,7 @@ impl Batch<'_> {
         if self.written.is_empty() && self.buffered.is_empty() {
             return Ok(());
         }
-        self.write(Kind::Part)?;
+        self.write_last(Kind::Part)?;
         if !sabotage::is(Sabotage::NoSpillSync) {
             self.sync()?;
         }
