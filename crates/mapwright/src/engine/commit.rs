@@ -12,7 +12,7 @@
 //! | a checkpoint | a pool thread | its own; the file's for a moment where the last commit is to be claimed |
 //! | a fill | anybody | none: `Overlay` |
 //!
-//! Memory: the batch's buffer is charged when the file is opened; the index record by record, ahead of the batch that adds to
+//! Memory: the buffers of a batch and of a checkpoint are charged when the file is opened; the index record by record, ahead of the batch that adds to
 //! it, with some slack that a batch may use where nothing can be evicted. What is charged changes in the file's turn only.
 
 use std::ops::Range;

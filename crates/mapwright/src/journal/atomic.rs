@@ -31,7 +31,7 @@ use super::error::{JournalError, Result};
 use super::format::{Anchor, HEAD, Header, Kind, PAGE, Record, Salt, UNIT};
 use super::index::Index;
 use super::recover::{self, Accept, Found};
-use super::replay::{Replay, Replayed};
+use super::replay::{self, Replay, Replayed};
 use super::sabotage::{self, Sabotage};
 use super::space::{Space, Tip};
 use crate::locks::{self, Held};
@@ -55,7 +55,7 @@ const PART: usize = 256;
 pub struct Limits {
     /// Bytes in a unit of the journal: a power of two from 512 to 65,536.
     pub unit: u32,
-    /// Bytes of an entry, 1 GiB at most: what a batch has in memory at most.
+    /// Bytes of an entry, 1 GiB at most: what a batch has in memory at most, and what a checkpoint has there and writes at once.
     pub entry: usize,
     /// Live bytes of the journal from which on a checkpoint is due; commits wait for it at twice this. The journal is longer for
     /// a moment, some four times this, because what a checkpoint frees can be written again only after the next commit; and
@@ -300,8 +300,13 @@ impl AtomicFile {
         (state.index.pieces() + state.pending.pieces()) as u64 * PIECE_BYTES
     }
 
-    /// Bytes of memory that a batch takes.
+    /// Bytes of memory that a batch and a checkpoint beside it take.
     pub fn buffer_bytes(&self) -> u64 {
+        self.batch_bytes() + replay::buffer_bytes(self.limits.entry)
+    }
+
+    /// Bytes of memory that a batch takes.
+    fn batch_bytes(&self) -> u64 {
         let largest = HEAD + Record::Data { offset: 0, len: PAGE as u32 }.size();
         (self.limits.entry.max(largest) as u64).next_multiple_of(u64::from(self.header.unit))
     }
@@ -371,7 +376,7 @@ impl AtomicFile {
     fn empty_buffer(&self, state: &mut State) -> Vec<u8> {
         let mut buffer = std::mem::take(&mut state.buffer);
         buffer.clear();
-        buffer.reserve_exact(self.buffer_bytes() as usize);
+        buffer.reserve_exact(self.batch_bytes() as usize);
         buffer
     }
 
@@ -461,7 +466,7 @@ impl AtomicFile {
             plan.pieces.extend(state.pending.plan(u64::MAX).pieces);
         }
         drop(state);
-        let replay = Replay::new(plan, base_len, target.file_len);
+        let replay = Replay::new(plan, base_len, target.file_len, self.limits.entry);
         Some(Checkpoint { atomic: self, _turn: turn, target, replay })
     }
 
@@ -605,7 +610,7 @@ pub struct Checkpoint<'a> {
 }
 
 impl Checkpoint<'_> {
-    /// Writes a part to the file, about a megabyte; `true` when all is written. After an error it may be called again, and
+    /// Writes a part to the file, as much as an entry has; `true` when all is written. After an error it may be called again, and
     /// writes the same part.
     ///
     /// # Errors

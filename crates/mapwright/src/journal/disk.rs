@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::error::{JournalError, Result};
 use super::format::{Identity, Salt};
-use crate::stores::Store;
+use crate::stores::{Store, Write};
 
 /// Where the journal of one file lies: names in a directory, and what identifies the file.
 ///
@@ -115,6 +115,24 @@ pub(super) fn write(store: &dyn Store, offset: u64, bytes: &[u8]) -> Result<()> 
         }
     }
     Ok(())
+}
+
+/// Writes all of many, whole pages no two of which overlap, with as much in flight at once as the store can.
+pub(super) fn write_many(store: &dyn Store, writes: &[Write<'_>]) -> Result<()> {
+    let (mut done, mut failed) = (vec![0; writes.len()], None);
+    store.write_many(writes, &mut |index, written| match (writes.get(index), written) {
+        (Some(write), Ok(n)) => done[index] = n.min(write.buf.len()),
+        (Some(write), Err(error)) if error.kind() != io::ErrorKind::Interrupted => {
+            failed = Some(JournalError::io("write", store.name(), write.offset, error));
+        }
+        _ => {}
+    });
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    // What was written in part.
+    let rests = writes.iter().zip(done).filter(|(Write { buf, .. }, done)| *done < buf.len());
+    rests.into_iter().try_for_each(|(rest, done)| write(store, rest.offset + done as u64, &rest.buf[done..]))
 }
 
 /// Syncs. An interrupted sync has failed: what it had found is not looked for again.

@@ -12,13 +12,13 @@ use std::sync::Arc;
 
 use super::disk::{self, Place};
 use super::error::{JournalError, Result};
-use super::format::{Anchor, Entry, HEAD, Header, Kind, Record};
-use super::replay::{Replay, Replayed, Run};
+use super::format::{Anchor, Entry, HEAD, Header, Kind, PAGE, Record};
+use super::replay::{Replay, Replayed};
 use super::sabotage::{self, Sabotage};
 use super::scan::Scan;
 use crate::stores::Store;
 
-/// Bytes of records in an entry that recovery writes, or a little more.
+/// Bytes of records in an entry that recovery writes, or a little more; and what it writes to the file at once.
 const ENTRY: usize = 1 << 20;
 
 /// Which files a journal is accepted for.
@@ -60,7 +60,10 @@ fn check(journal: &dyn Store, place: &dyn Place, file: &dyn Store, accept: Accep
     if !(least..=most).contains(&len) {
         return Err(JournalError::FileLength { path: file.name(), len, least, most });
     }
-    let replay = Replay::new(scan.index.plan(scan.last_commit), scan.anchor.file_len, scan.file_len).size();
+    let replay = {
+        let plan = scan.index.plan(scan.last_commit);
+        Replay::new(plan, scan.anchor.file_len, scan.file_len, ENTRY).size()
+    };
     Ok(Found { scan, replay })
 }
 
@@ -88,7 +91,7 @@ pub fn recover(place: &dyn Place, file: &dyn Store, accept: Accept) -> Result<Op
     }
     make_found_durable(place, &*journal)?;
     let (base_len, (claimed, claimed_len)) = (scan.anchor.file_len, scan.claimed);
-    let bring = |commit, file_len| Replay::new(scan.index.plan(commit), base_len, file_len);
+    let bring = |commit, file_len| Replay::new(scan.index.plan(commit), base_len, file_len, ENTRY);
     if scan.last_commit > claimed && !sabotage::is(Sabotage::TrustCache) {
         let mut first = bring(claimed, claimed_len);
         write_all(file, &*journal, scan, &mut first)?;
@@ -98,7 +101,7 @@ pub fn recover(place: &dyn Place, file: &dyn Store, accept: Accept) -> Result<Op
         // Pages in whole, where the file is unsure: a recovery that found more in the kernel's cache than there is now may have
         // begun to write them, and left anything beyond the end of the file.
         let rest = scan.index.plan_between(claimed, scan.last_commit);
-        let rest = Replay::new(rest, base_len, scan.file_len);
+        let rest = Replay::new(rest, base_len, scan.file_len, ENTRY);
         log_anew(place, &*journal, scan, &rest)?;
         replay(file, &*journal, scan, rest)?;
     } else {
@@ -150,14 +153,15 @@ fn log_anew(place: &dyn Place, old: &dyn Store, scan: &Scan, rest: &Replay) -> R
     };
     rest.cut().into_iter().for_each(|len| log.push(Record::Length(len), &[]));
     log.push(Record::Length(scan.file_len), &[]);
-    let mut next = 0;
-    while let Some((after, runs)) = rest.page(old, &scan.header.salt, next)? {
-        next = after;
+    let (mut next, mut image) = (0, vec![0; PAGE as usize]);
+    while let Some(of_page) = rest.page(old, &scan.header.salt, next, &mut image)? {
+        next = of_page.next;
         if log.buffer.len() >= ENTRY {
             log.write(Kind::Part)?;
         }
-        for Run { start, bytes } in &runs {
-            log.push(Record::Data { offset: *start, len: bytes.len() as u32 }, bytes);
+        for range in of_page.ranges {
+            let record = Record::Data { offset: of_page.start + range.start as u64, len: range.len() as u32 };
+            log.push(record, &image[range]);
         }
     }
     log.write(Kind::Commit { file_len: scan.file_len })?;

@@ -2,15 +2,16 @@
 //!
 //! May be stopped at any point and begun again: every byte that it may change is one that the plan determines.
 
+use std::ops::Range;
+
+use mapwright_sys::buffer::Buffer;
+
 use super::disk;
 use super::error::{JournalError, Result};
 use super::format::{PAGE, RECORD, Record, Salt};
 use super::index::{Piece, Plan, RecordAt};
 use super::sabotage::{self, Sabotage};
-use crate::stores::Store;
-
-/// Most bytes written to the file in one call.
-const RUN: usize = 1 << 20;
+use crate::stores::{Store, Write};
 
 /// A replay on its way.
 pub(super) struct Replay {
@@ -21,6 +22,9 @@ pub(super) struct Replay {
     unsure_from: u64,
     next: usize,
     sized: bool,
+    pages_at_once: usize,
+    /// Images of the pages of the last step.
+    images: Option<Buffer>,
 }
 
 /// What a replay wrote.
@@ -32,21 +36,31 @@ pub struct Replayed {
     pub bytes: u64,
 }
 
-/// Bytes for one place of the file.
-pub(super) struct Run {
+/// What is to be written to one page.
+pub(super) struct OfPage {
+    /// Number of the first piece of the page after it.
+    pub(super) next: usize,
+    /// Where the page begins in the file, in bytes.
     pub(super) start: u64,
-    pub(super) bytes: Vec<u8>,
+    /// Which bytes of the image are to be written: in order, and not touching.
+    pub(super) ranges: Vec<Range<usize>>,
+}
+
+/// Bytes of memory that a replay takes which is to write so many at once: whole pages, one at least.
+pub(super) fn buffer_bytes(at_once: usize) -> u64 {
+    (at_once as u64 / PAGE).max(1) * PAGE
 }
 
 impl Replay {
     /// A replay of `plan`, after which the file has `file_len` bytes. It had `base_len` durably before the first change that
-    /// the plan's index has.
-    pub(super) fn new(plan: Plan, base_len: u64, file_len: u64) -> Self {
+    /// the plan's index has. So many bytes are written at once, a page at least.
+    pub(super) fn new(plan: Plan, base_len: u64, file_len: u64, at_once: usize) -> Self {
         let mut unsure_from = plan.shortest.min(base_len);
         if sabotage::is(Sabotage::SmallBeyondEnd) {
             unsure_from = u64::MAX;
         }
-        Self { plan, file_len, unsure_from, next: 0, sized: false }
+        let pages_at_once = (buffer_bytes(at_once) / PAGE) as usize;
+        Self { plan, file_len, unsure_from, next: 0, sized: false, pages_at_once, images: None }
     }
 
     /// What it writes in all.
@@ -65,67 +79,75 @@ impl Replay {
         self.sized && self.next >= self.plan.pieces.len()
     }
 
-    /// Does a part of it, [`RUN`] bytes or so; `true` when all is written. The file is not synced. After an error the same
+    /// Does a part of it; `true` when all is written. The file is not synced. After an error the same
     /// part comes again.
     pub(super) fn step(&mut self, file: &dyn Store, journal: &dyn Store, salt: &Salt) -> Result<bool> {
         if !self.sized {
             self.set_len(file)?;
             self.sized = true;
         }
-        let mut runs: Vec<Run> = Vec::new();
+        let pages = (self.plan.pieces.len() - self.next).clamp(1, self.pages_at_once);
+        let enough = |images: &Buffer| images.len() >= pages * PAGE as usize;
+        let images = self.images.take().filter(enough);
+        let mut images = images.unwrap_or_else(|| Buffer::zeroed(pages * PAGE as usize));
+        let mut runs: Vec<(u64, Range<usize>)> = Vec::new();
         let mut next = self.next;
-        while let Some((after, of_page)) = self.page(journal, salt, next)? {
-            let continues = |last: &Run| {
-                last.bytes.len() < RUN
-                    && of_page.first().is_some_and(|run| last.start + last.bytes.len() as u64 == run.start)
-            };
-            if runs.last().is_some_and(|last| !continues(last)) {
-                break;
+        for (place, image) in images.chunks_exact_mut(PAGE as usize).take(pages).enumerate() {
+            let Some(of_page) = self.page(journal, salt, next, image)? else { break };
+            for range in of_page.ranges {
+                let offset = of_page.start + range.start as u64;
+                let range = place * PAGE as usize + range.start..place * PAGE as usize + range.end;
+                match runs.last_mut() {
+                    Some((start, last))
+                        if last.end == range.start && *start + last.len() as u64 == offset =>
+                    {
+                        last.end = range.end;
+                    }
+                    _ => runs.push((offset, range)),
+                }
             }
-            of_page.into_iter().for_each(|run| append(&mut runs, run));
-            next = after;
+            next = of_page.next;
         }
         if sabotage::is(Sabotage::ResumeAfterError) {
             self.next = next;
         }
-        runs.iter().try_for_each(|run| disk::write(file, run.start, &run.bytes))?;
-        self.next = next;
+        let is_whole = |offset: u64, range: &Range<usize>| (offset | range.len() as u64).is_multiple_of(PAGE);
+        let (whole, parts): (Vec<_>, Vec<_>) =
+            runs.into_iter().partition(|(offset, range)| is_whole(*offset, range));
+        parts.into_iter().try_for_each(|(offset, range)| disk::write(file, offset, &images[range]))?;
+        let whole = whole.into_iter().map(|(offset, range)| Write { offset, buf: &images[range] });
+        disk::write_many(file, &whole.collect::<Vec<_>>())?;
+        (self.next, self.images) = (next, Some(images));
         Ok(self.is_done())
     }
 
-    /// What to write for one page, whose first piece is number `next`, and the number of the first piece of the page after it.
-    /// What lies where the file is unsure is written whole: around the pieces it is zeros, because they are all that was ever
-    /// written there. `None` if all pieces are done.
+    /// Lays the pieces of one page, whose first one is number `next`, into its image, a page long, whose other bytes may be
+    /// anything. What lies where the file is unsure is written whole: around the pieces it is zeros, because they are all that was
+    /// ever written there. `None` if all pieces are done.
     pub(super) fn page(
         &self,
         journal: &dyn Store,
         salt: &Salt,
         next: usize,
-    ) -> Result<Option<(usize, Vec<Run>)>> {
+        image: &mut [u8],
+    ) -> Result<Option<OfPage>> {
         let Some(first) = self.plan.pieces.get(next) else { return Ok(None) };
-        let page = first.offset / PAGE;
-        let of_page = self.plan.pieces[next..].iter().take_while(|piece| piece.offset / PAGE == page);
+        let start = first.offset / PAGE * PAGE;
+        let of_page = self.plan.pieces[next..].iter().take_while(|piece| piece.offset / PAGE * PAGE == start);
         let pieces = &self.plan.pieces[next..next + of_page.count()];
-        let end = ((page + 1) * PAGE).min(self.file_len);
-        let whole_from = (page * PAGE).max(self.unsure_from).min(end);
-        let mut whole = vec![0; (end - whole_from) as usize];
-        let (mut runs, mut data) = (Vec::new(), Vec::new());
+        let end = (start + PAGE).min(self.file_len);
+        let whole = (start.max(self.unsure_from).min(end) - start) as usize..(end - start) as usize;
+        image[whole.clone()].fill(0);
+        let mut ranges = Vec::with_capacity(pieces.len() + 1);
+        let mut record = [0; RECORD + PAGE as usize];
         for piece in pieces {
-            data.clear();
-            read_piece(journal, salt, piece, &mut data)?;
-            let sure = (whole_from.saturating_sub(piece.offset) as usize).min(data.len());
-            if sure > 0 {
-                append(&mut runs, Run { start: piece.offset, bytes: data[..sure].to_vec() });
-            }
-            if sure < data.len() {
-                let at = (piece.offset + sure as u64 - whole_from) as usize;
-                whole[at..at + data.len() - sure].copy_from_slice(&data[sure..]);
-            }
+            let data = read_piece(journal, salt, piece, &mut record)?;
+            let at = (piece.offset - start) as usize;
+            image[at..at + data.len()].copy_from_slice(data);
+            ranges.push(at..at + data.len());
         }
-        if !whole.is_empty() {
-            append(&mut runs, Run { start: whole_from, bytes: whole });
-        }
-        Ok(Some((next + pieces.len(), runs)))
+        ranges.extend(Some(whole).filter(|whole| !whole.is_empty()));
+        Ok(Some(OfPage { next: next + pieces.len(), start, ranges: joined(ranges) }))
     }
 
     /// Cuts the file to what was its shortest, so that what was cut off and has grown again is zeros, then sets its length.
@@ -144,19 +166,28 @@ impl Replay {
     }
 }
 
-/// Adds a run to the last one where it continues that.
-fn append(runs: &mut Vec<Run>, run: Run) {
-    match runs.last_mut() {
-        Some(last) if last.start + last.bytes.len() as u64 == run.start => last.bytes.extend(run.bytes),
-        _ => runs.push(run),
-    }
+/// The same bytes in order, those that touch or overlap as one.
+fn joined(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
+    ranges.sort_unstable_by_key(|range| range.start);
+    ranges.dedup_by(|later, earlier| {
+        let touches = later.start <= earlier.end;
+        if touches {
+            earlier.end = earlier.end.max(later.end);
+        }
+        touches
+    });
+    ranges
 }
 
-/// Appends the data of a piece, once its checksum was found right.
-pub(super) fn read_piece(journal: &dyn Store, salt: &Salt, piece: &Piece, into: &mut Vec<u8>) -> Result<()> {
+/// The data of a piece, once its checksum was found right, by way of room for a record.
+pub(super) fn read_piece<'a>(
+    journal: &dyn Store,
+    salt: &Salt,
+    piece: &Piece,
+    room: &'a mut [u8; RECORD + PAGE as usize],
+) -> Result<&'a [u8]> {
     let RecordAt { position, sequence, data_len } = piece.at;
-    let mut bytes = [0; RECORD + PAGE as usize];
-    let bytes = &mut bytes[..RECORD + data_len as usize];
+    let bytes = &mut room[..RECORD + data_len as usize];
     let got = disk::read(journal, position, bytes)?;
     if got < bytes.len() || Record::verify(bytes, data_len as usize, sequence, salt).is_err() {
         return Err(JournalError::damaged(
@@ -165,6 +196,5 @@ pub(super) fn read_piece(journal: &dyn Store, salt: &Salt, piece: &Piece, into: 
             "a record read back is not what was written",
         ));
     }
-    into.extend_from_slice(&bytes[RECORD..RECORD + piece.len as usize]);
-    Ok(())
+    Ok(&bytes[RECORD..RECORD + piece.len as usize])
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{AtomicFile, Committed, End};
 use crate::journal::disk;
 use crate::journal::error::Result;
-use crate::journal::format::PAGE;
+use crate::journal::format::{PAGE, RECORD};
 use crate::journal::index::Piece;
 use crate::journal::replay::read_piece;
 
@@ -110,7 +110,7 @@ impl Overlay<'_> {
     fn lay(&self, into: &mut [u8]) -> Result<()> {
         let (offset, end) = (self.offset, self.offset + into.len() as u64);
         let inside = |range: Range<u64>| range.start.clamp(offset, end)..range.end.clamp(offset, end);
-        let mut data = Vec::new();
+        let mut record = [0; RECORD + PAGE as usize];
         for Layer { range, zeros_from, pieces } in &self.layers {
             let zeros = inside(range.start.max(*zeros_from)..range.end);
             if zeros.start < zeros.end {
@@ -121,8 +121,7 @@ impl Overlay<'_> {
                 if part.is_empty() {
                     continue;
                 }
-                data.clear();
-                read_piece(&*self.atomic.journal, &self.atomic.header.salt, piece, &mut data)?;
+                let data = read_piece(&*self.atomic.journal, &self.atomic.header.salt, piece, &mut record)?;
                 let data = &data[(part.start - range.start) as usize..(part.end - range.start) as usize];
                 into[(part.start - offset) as usize..(part.end - offset) as usize].copy_from_slice(data);
             }
