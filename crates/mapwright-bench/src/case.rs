@@ -184,7 +184,9 @@ impl Entry {
     /// What the contender promises, for the reader to weigh its figures with.
     pub fn promise(&self) -> &'static str {
         match (&self.task.work, self.task.how) {
-            (_, How::Atomic(_)) => "all or nothing after any crash; checksummed journal; one sync a commit",
+            (_, How::Atomic(_) | How::Journal) => {
+                "all or nothing after any crash; checksummed journal; one sync a commit"
+            }
             (Work::Commits { .. }, How::Mmap(_) | How::Pager(..)) => {
                 "durable after each msync or flush; a crash may leave any part of it"
             }
@@ -196,7 +198,7 @@ impl Entry {
             }
             (_, How::Mmap(_) | How::MmapIo | How::Rayon) => "an I/O error or a truncation is SIGBUS",
             (_, How::Read(_) | How::FsRead) => "errors are values; the bytes are a copy",
-            (_, How::Ring { .. } | How::Fio) => "errors are values; no cache",
+            (_, How::Ring { .. } | How::Direct(_) | How::Fio) => "errors are values; no cache",
             (_, How::Pager(Way::Explicit, _)) => "errors are values; a changed file is an error",
             (_, How::Pager(..)) => "errors are values in checked(), else SIGBUS; a changed file is an error",
             (_, How::Eventfd | How::Futex | How::Signal) => "",
@@ -214,6 +216,7 @@ impl Entry {
         let work = match &self.task.work {
             // Another way to the same pages.
             Work::Zipf { count, .. } => format!("zipf {count}"),
+            Work::Journal { bytes, .. } => format!("journal {bytes}"),
             work => format!("{work:?}"),
         };
         let threads = if matches!(self.task.work, Work::Hot { .. }) { self.task.threads } else { 0 };

@@ -151,6 +151,8 @@ fn color(entry: &Entry) -> RGBColor {
         How::Pager(Way::Explicit, _) | How::Atomic(_) => RGBColor(190, 60, 45),
         How::Ring { .. } | How::Fio | How::Eventfd | How::Futex | How::Signal => RGBColor(110, 118, 128),
         How::Peer(_) => RGBColor(170, 160, 180),
+        How::Direct(_) => RGBColor(120, 120, 120),
+        How::Journal => RGBColor(200, 90, 60),
     }
 }
 

@@ -66,6 +66,18 @@ pub enum Work {
         /// Commits.
         count: u64,
     },
+    /// Commits single pages beside checkpoints of 32 MiB and without.
+    Checkpoints {
+        /// Checkpoints.
+        rounds: u64,
+    },
+    /// Reads the journal that a killed program has left.
+    Journal {
+        /// Bytes of the journal, about.
+        bytes: u64,
+        /// Recovers the file from it rather than only checking it.
+        recovers: bool,
+    },
     /// Touches blocks that are in memory but not mapped.
     Faults {
         /// Bytes between touches: a block.
@@ -113,6 +125,8 @@ pub enum How {
     Rayon,
     /// read(2) into a buffer of so many bytes.
     Read(usize),
+    /// read(2) around the kernel's page cache (O_DIRECT) into a buffer of so many bytes.
+    Direct(usize),
     /// std::fs::read.
     FsRead,
     /// O_DIRECT reads through an io_uring. `drained`: a batch is waited for before the next is asked for.
@@ -126,6 +140,8 @@ pub enum How {
     Pager(Way, usize),
     /// mapwright with commits that are all or nothing.
     Atomic(Way),
+    /// mapwright's journal by itself.
+    Journal,
     /// eventfd(2).
     Eventfd,
     /// futex(2), through std's park.

@@ -27,6 +27,7 @@ pub fn open(task: &Task) -> Result<Box<dyn Source>> {
         How::MmapIo => Box::new(MmapIo::open(task)?),
         How::Rayon => Box::new(Rayon::open(&task.path)?),
         How::Read(buffer) => system_calls::open(Call::Read, &task.path, task.len, buffer)?,
+        How::Direct(buffer) => system_calls::open(Call::Direct, &task.path, task.len, buffer)?,
         How::Pager(way, block) => Box::new(pager::open(way, &task.path, task.budget, |options| {
             options.range(..task.len).block_size(block)
         })?),
@@ -35,6 +36,7 @@ pub fn open(task: &Task) -> Result<Box<dyn Source>> {
         | How::Ring { .. }
         | How::Fio
         | How::Atomic(_)
+        | How::Journal
         | How::Eventfd
         | How::Futex
         | How::Signal => {

@@ -2,6 +2,7 @@
 
 mod costs;
 mod growth;
+mod journal;
 mod reads;
 
 use std::path::Path;
@@ -34,7 +35,7 @@ pub enum Row {
     Beside,
     /// random writes, then a flush
     Update,
-    /// commits of 1 to 4,096 random pages, beside msync and embedded databases
+    /// commits of 1 to 4,096 random pages, beside msync and embedded databases; beside checkpoints; recovery
     Commits,
     /// faults on blocks that are in memory, beside the cost of waking a thread
     Faults,
@@ -104,7 +105,12 @@ pub fn cases(row: Row, sizes: &Sizes, materials: &mut Materials) -> Result<Vec<C
         Row::Zipf => reads::zipf(sizes, materials),
         Row::Beside => reads::beside(sizes, materials),
         Row::Update => costs::update(sizes, materials),
-        Row::Commits => costs::commits(sizes, materials),
+        Row::Commits => {
+            let mut cases = costs::commits(sizes, materials)?;
+            cases.push(journal::checkpoints(sizes, materials)?);
+            cases.push(journal::recovery(sizes, materials)?);
+            Ok(cases)
+        }
         Row::Faults => costs::faults(sizes, materials),
         Row::Get => costs::get(sizes, materials),
         Row::Memory => costs::memory(sizes, materials),

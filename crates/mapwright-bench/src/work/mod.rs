@@ -4,6 +4,7 @@ mod beside;
 mod faults;
 mod files;
 mod hot;
+mod journal;
 mod memory;
 mod reading;
 mod update;
@@ -39,6 +40,8 @@ fn measure(task: &Task) -> Result<Measured> {
         Work::Zipf { count, beside_scan } => beside::zipf(task, *count, *beside_scan),
         Work::Update { count } => update::update(task, *count),
         Work::Commits { dirty, count } => update::commits(task, *dirty, *count),
+        Work::Checkpoints { rounds } => journal::checkpoints(task, *rounds),
+        Work::Journal { bytes, recovers } => journal::left_over(task, *bytes, *recovers),
         Work::Faults { stride, passes } => faults::faults(task, *stride, *passes),
         Work::Wake { count } => faults::wake(task, *count),
         Work::Hot { count } => hot::hot(task, *count),
