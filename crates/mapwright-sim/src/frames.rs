@@ -267,18 +267,20 @@ impl SimFrames {
         state.peak_resident_pages = state.peak_resident_pages.max(state.resident_pages);
     }
 
-    /// What `written` and `take_written` share: reports pages for which `take` (given state and page) says yes.
+    /// What `written` and `take_written` share: reports pages for which `take` (given state and page) says yes. Where it fails,
+    /// what it has come to until then is done and reported.
     fn scan(
         &self,
         what: &'static str,
         range: &Range<u64>,
         out: &mut Vec<Range<u64>>,
         mut take: impl FnMut(&mut SpaceState, u64) -> bool,
-    ) {
+    ) -> io::Result<()> {
         assert!(self.space.writable, "{what} asked of a read-only file");
         self.enter(what, range.start, range.end);
         let before = out.len();
-        self.every_page(range, |state, page| {
+        let outcome = self.each_page(range, |state, page| {
+            self.fail_at_random()?;
             if take(state, page) {
                 let (start, end) = (page * PAGE_SIZE, (page + 1) * PAGE_SIZE);
                 match out[before..].last_mut() {
@@ -286,9 +288,11 @@ impl SimFrames {
                     _ => out.push(start..end),
                 }
             }
+            Ok(())
         });
         self.core.note("found", [(out.len() - before) as u64, 0, 0]);
         self.core.step();
+        outcome
     }
 }
 
@@ -381,8 +385,7 @@ impl Frames for SimFrames {
     fn written(&self, view: View, range: Range<u64>, out: &mut Vec<Range<u64>>) -> io::Result<()> {
         self.scan("written", &range, out, |state, page| {
             exists(state, view) && !matches!(state.entry(view, page), Entry::Clean | Entry::Marker)
-        });
-        Ok(())
+        })
     }
 
     fn take_written(&self, view: View, range: Range<u64>, out: &mut Vec<Range<u64>>) -> io::Result<()> {
@@ -396,8 +399,7 @@ impl Frames for SimFrames {
                 Entry::Zeros | Entry::Poison => {}
             }
             true
-        });
-        Ok(())
+        })
     }
 
     fn release(&self, ranges: &[Range<u64>]) -> io::Result<()> {

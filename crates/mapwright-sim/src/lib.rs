@@ -76,7 +76,8 @@ pub struct Options {
     pub max_stall: Duration,
     /// How often, of 1000 yield points, a waiting thread wakes for no reason; in half of all seeds it never does.
     pub spurious_per_1000: u32,
-    /// How often, of 1000 pages or regions, what moves pages of the simulated frames fails for want of memory.
+    /// How often, of 1000 pages or regions, what moves pages of the simulated frames, or asks what was written to them, fails for
+    /// want of memory.
     pub frame_errors_per_1000: u32,
     /// How often, of 1000 calls, `Kernel::spawn` fails.
     pub spawn_errors_per_1000: u32,

@@ -505,7 +505,11 @@ fn the_engine_lives_with_short_memory() {
             })
             .collect();
         users.into_iter().for_each(|user| user.join());
-        flush_all(&bench.file).expect("write-back stores no frames");
+        // The page tables may not tell what was written, or not all of it.
+        while let Err(error) = flush_all(&bench.file) {
+            assert_eq!(error.errno(), Some(12), "{error}");
+            write_back::acknowledge(&bench.file);
+        }
         oracle.settled();
         oracle.check_disk(&bench.store.crash_image(), "at rest");
     });

@@ -167,7 +167,7 @@ impl SharedFrames {
     /// As [`written`](Self::written), making those pages clean and write-protected in the same step.
     ///
     /// # Errors
-    /// Whatever PAGEMAP_SCAN says.
+    /// Whatever PAGEMAP_SCAN says. What was made clean until then is in `out`.
     pub fn take_written(
         &self,
         checked: bool,
@@ -186,10 +186,10 @@ impl SharedFrames {
     ) -> io::Result<()> {
         let view = self.view(checked)?;
         let mut found = Vec::new();
-        scan(&self.pagemap, view.addresses(&range), &mut found)?;
+        let outcome = scan(&self.pagemap, view.addresses(&range), &mut found);
         let offset = |address: usize| (address - view.start()) as u64;
         out.extend(found.into_iter().map(|at| offset(at.start)..offset(at.end)));
-        Ok(())
+        outcome
     }
 
     /// Drops contents and returns the memory.
@@ -296,5 +296,41 @@ unsafe impl AddressRange for SharedFrames {
 impl std::fmt::Debug for SharedFrames {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SharedFrames").field("plain", &self.plain).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::uffd::Features;
+
+    const PAGE: u64 = 4096;
+
+    #[test]
+    fn what_was_found_until_a_scan_failed_is_told() {
+        let features = Features::MISSING_SHMEM
+            .with(Features::MINOR_SHMEM)
+            .with(Features::WP_HUGETLBFS_SHMEM)
+            .with(Features::WP_ASYNC);
+        let uffd = match Uffd::open(features) {
+            Ok(uffd) => Arc::new(uffd),
+            Err(error) => {
+                assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must not skip this: {error}");
+                return eprintln!("######## SKIPPED: userfaultfd: {error} ########");
+            }
+        };
+        let pagemap = Arc::new(Pagemap::open().unwrap());
+        let frames = SharedFrames::new(4 * PAGE, true, uffd, pagemap).unwrap();
+        let mut found = Vec::new();
+        let scanned = frames.scan(false, PAGE..4 * PAGE, &mut found, |_, at, out| {
+            out.push(at.start..at.start + PAGE as usize);
+            Err(io::ErrorKind::OutOfMemory.into())
+        });
+        assert_eq!(scanned.unwrap_err().kind(), io::ErrorKind::OutOfMemory);
+        assert_eq!(
+            found,
+            std::iter::once(PAGE..2 * PAGE).collect::<Vec<_>>(),
+            "it is clean in the page tables now"
+        );
     }
 }

@@ -91,7 +91,7 @@ impl Pagemap {
     /// report is in the next one.
     ///
     /// # Errors
-    /// As for [`written`](Self::written).
+    /// As for [`written`](Self::written). What was write-protected until then is in `out`.
     pub fn take_written(&self, range: Range<usize>, out: &mut Vec<Range<usize>>) -> io::Result<()> {
         self.scan(range, PM_SCAN_WP_MATCHING, &WRITTEN, out)
     }

@@ -293,7 +293,7 @@ pub trait Frames: Send + Sync {
     /// As `written`, and in the same step makes those pages clean and write-protected again.
     ///
     /// # Errors
-    /// Whatever the kernel says.
+    /// Whatever the kernel says. What was made clean until then is in `out`.
     fn take_written(&self, view: View, range: Range<u64>, out: &mut Vec<Range<u64>>) -> io::Result<()>;
 
     /// Drops the contents of ranges and returns their memory; they are absent, in every view.
