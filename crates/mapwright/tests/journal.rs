@@ -1,14 +1,16 @@
 //! Commits, recovery and refusals over real files: what the journal promises where there is no power failure to simulate.
 
 use std::fs::{self, File};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use mapwright::journal::format::{Entry, HEAD, Header, Kind, RECORD, Record, UNIT};
 use mapwright::journal::scan::Scan;
 use mapwright::journal::{Accept, AtomicFile, JournalError, Limits, Place, discard, recover};
-use mapwright::stores::{FileOptions, FileStore, Store};
+use mapwright::stores::{FileOptions, FileStore, Store, Version};
 
 mod common;
 
@@ -457,7 +459,7 @@ fn a_journal_of_holes_is_refused_and_not_read_through() {
 /// while space is used again under it.
 #[test]
 fn snapshots_are_whole_beside_commits_and_checkpoints() {
-    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    use std::sync::atomic::AtomicBool;
     let sample = Sample::new();
     let (place, file) = sample.parts();
     let limits = Limits { entry: 10_000, checkpoint: 128 << 10, ..Limits::default() };
@@ -585,6 +587,98 @@ fn last_number(sample: &Sample) -> u64 {
     let mut last = 0;
     Scan::read_with(&store, None, &mut |seen| last = seen.entry.sequence).unwrap();
     last
+}
+
+/// Somebody's bytes in the middle of an entry are data, whatever they look like. When the entry is no part of the chain any more they
+/// look like damage, as docs/fault-model.md says.
+#[test]
+fn bytes_that_name_a_later_commit_are_data_inside_an_entry_of_the_chain() {
+    const UNIT: usize = 512;
+    let sample = Sample::new();
+    let (place, file) = sample.parts();
+    let (atomic, _) =
+        AtomicFile::open(place, file, Limits { unit: UNIT as u32, ..Limits::default() }).unwrap();
+    commit(&atomic, 0, 2);
+    let position = atomic.live_bytes() + 3 * UNIT as u64;
+    let header = Header::decode(&fs::read(sample.journal()).unwrap()).unwrap();
+    let claims = Entry {
+        kind: Kind::Part,
+        begins: true,
+        position: position + UNIT as u64,
+        sequence: u64::MAX - 1,
+        previous: u64::MAX - 2,
+        durable_commit: u64::MAX - 2,
+        records: 0,
+    };
+    let mut page = [7; PAGE];
+    page[UNIT - HEAD - RECORD..][..HEAD].copy_from_slice(&claims.encode(&header.salt));
+    let mut batch = atomic.begin();
+    batch.put(PAGE as u64, &page).unwrap();
+    batch.commit().unwrap();
+    drop(atomic);
+    let there = &fs::read(sample.journal()).unwrap()[claims.position as usize..][..HEAD];
+    assert_eq!(*there, claims.encode(&header.salt), "the bytes lie where an entry may begin");
+    flip(&sample.journal(), position as usize + HEAD + RECORD);
+    assert!(matches!(sample.is_refused(), JournalError::Damaged { .. }));
+    flip(&sample.journal(), position as usize + HEAD + RECORD);
+    assert_eq!(sample.recover().unwrap(), Some(2));
+    assert_eq!(fs::read(&sample.path).unwrap()[PAGE..2 * PAGE], page);
+}
+
+/// A journal as it is read: how much, and how far the store was told before.
+struct Counted {
+    journal: FileStore,
+    read: AtomicU64,
+    told: AtomicU64,
+    least_ahead: AtomicU64,
+}
+
+impl Store for Counted {
+    fn name(&self) -> String {
+        self.journal.name()
+    }
+
+    fn version(&self) -> std::io::Result<Version> {
+        self.journal.version()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<usize> {
+        let ahead = self.told.load(Ordering::SeqCst).saturating_sub(offset);
+        if self.told.load(Ordering::SeqCst) < self.version()?.len {
+            self.least_ahead.fetch_min(ahead, Ordering::SeqCst);
+        }
+        let read = self.journal.read_at(offset, buf)?;
+        self.read.fetch_add(read as u64, Ordering::SeqCst);
+        Ok(read)
+    }
+
+    fn prefetch(&self, range: Range<u64>) {
+        self.told.fetch_max(range.end, Ordering::SeqCst);
+        self.journal.prefetch(range);
+    }
+}
+
+#[test]
+fn a_journal_is_read_once_and_fetched_ahead() {
+    let sample = Sample::new();
+    let (place, file) = sample.parts();
+    let (atomic, _) = AtomicFile::open(place, file, Limits::default()).unwrap();
+    atomic.set_len(16 << 20);
+    for round in 0..12 {
+        let mut batch = atomic.begin();
+        batch.put(round << 20, &vec![round as u8; 1 << 20]).unwrap();
+        batch.commit().unwrap();
+    }
+    drop(atomic);
+    let journal = FileStore::open(sample.journal(), &FileOptions::default()).unwrap();
+    let len = journal.version().unwrap().len;
+    let (read, told, least_ahead) = (0.into(), 0.into(), u64::MAX.into());
+    let counted = Counted { journal, read, told, least_ahead };
+    assert_eq!(Scan::read(&counted, None).unwrap().commits, 12);
+    // What lies across the end of a piece is read twice.
+    let (read, ahead) = (counted.read.into_inner(), counted.least_ahead.into_inner());
+    assert!((len..len + (1 << 20)).contains(&read), "{read} bytes read of {len}");
+    assert!((4 << 20..8 << 20).contains(&ahead), "{ahead} bytes ahead of what is read");
 }
 
 /// A large transaction of tiny changes, replayed in a time that grows with their number and not with its square.

@@ -1,6 +1,7 @@
 //! Whole reads and writes over a [`Store`], with errors that name the path; and [`Place`], where a file's journal lies.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::error::{JournalError, Result};
@@ -163,21 +164,25 @@ pub(super) fn len(store: &dyn Store) -> Result<u64> {
     version.map(|version| version.len).map_err(|error| JournalError::io("stat", store.name(), 0, error))
 }
 
-/// A reader that goes forward through a store, a large piece at a time.
+/// A reader that goes forward through a store, a large piece at a time, while the store fetches what comes next.
 pub(super) struct Window<'a> {
     store: &'a dyn Store,
     len: u64,
     piece: Vec<u8>,
     start: u64,
+    /// What the store was told of, from some piece on.
+    told: Range<u64>,
 }
 
 impl<'a> Window<'a> {
     /// Bytes read at once.
     const PIECE: usize = 1 << 20;
+    /// Bytes behind a piece that the store is told of: while one is checked the disk is not idle.
+    const AHEAD: u64 = 4 << 20;
 
     /// A window at the beginning.
     pub(super) fn new(store: &'a dyn Store) -> Result<Self> {
-        Ok(Self { store, len: len(store)?, piece: Vec::new(), start: 0 })
+        Ok(Self { store, len: len(store)?, piece: Vec::new(), start: 0, told: 0..0 })
     }
 
     /// Bytes in the store.
@@ -190,6 +195,7 @@ impl<'a> Window<'a> {
         let Some(end) = at.checked_add(len as u64).filter(|end| *end <= self.len) else { return Ok(None) };
         if at < self.start || end > self.start + self.piece.len() as u64 {
             let want = (self.len - at).min(Self::PIECE.max(len) as u64) as usize;
+            self.tell(at, at + want as u64);
             self.piece.resize(want, 0);
             self.start = at;
             let got = read(self.store, at, &mut self.piece)?;
@@ -197,5 +203,15 @@ impl<'a> Window<'a> {
         }
         let from = (at - self.start) as usize;
         Ok(self.piece.get(from..from + len))
+    }
+
+    /// Tells the store what is read now and what comes next, but for what it was told of.
+    fn tell(&mut self, start: u64, end: u64) {
+        let end = end.saturating_add(Self::AHEAD).min(self.len);
+        let from = if self.told.contains(&start) { self.told.end } else { start };
+        if from < end {
+            self.store.prefetch(from..end);
+        }
+        self.told = start..end.max(from);
     }
 }

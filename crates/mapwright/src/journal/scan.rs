@@ -2,6 +2,8 @@
 //!
 //! The five steps are those of docs/journal-format.md, "Reading".
 
+use std::ops::Range;
+
 use super::disk::Window;
 use super::error::{JournalError, Result};
 use super::format::{Anchor, Entry, HEAD, Header, Identity, Kind, Malformed, PAGE, RECORD, Record, VERSION};
@@ -54,6 +56,14 @@ struct Open {
     entries: u64,
 }
 
+/// What was followed of the chain: entries whose heads and records are right.
+struct Chain {
+    /// Where they lie, in bytes; those that touch joined.
+    runs: Vec<Range<u64>>,
+    /// The newest commit that one of them names as durable.
+    named: u64,
+}
+
 impl Scan {
     /// Reads a journal.
     ///
@@ -90,8 +100,8 @@ impl Scan {
             tail_entries: 0,
             bytes: window.len(),
         };
-        scan.follow(&mut window, &name, tell)?;
-        if let Some(at) = scan.find_damage(&mut window)?
+        let chain = scan.follow(&mut window, &name, tell)?;
+        if let Some(at) = scan.find_damage(&mut window, chain)?
             && !sabotage::is(Sabotage::BlindToDamage)
         {
             let what = "a later entry proves that a commit was durable which cannot be read";
@@ -101,9 +111,15 @@ impl Scan {
     }
 
     /// Follows the chain from the anchor to where it ends.
-    fn follow(&mut self, window: &mut Window<'_>, name: &str, tell: &mut dyn FnMut(&Seen<'_>)) -> Result<()> {
+    fn follow(
+        &mut self,
+        window: &mut Window<'_>,
+        name: &str,
+        tell: &mut dyn FnMut(&Seen<'_>),
+    ) -> Result<Chain> {
         let mut position = self.anchor.start;
         let mut previous = self.anchor.sequence;
+        let mut chain = Chain { runs: Vec::new(), named: 0 };
         let mut open = self.begin();
         let mut records = Vec::new();
         while let Some(entry) = self.chained(window, name, position, previous)? {
@@ -112,6 +128,7 @@ impl Scan {
                 break;
             }
             tell(&Seen { entry, records: &records });
+            chain.add(&entry, entry.size(&self.header));
             // Of the commits, which are in order, the last that was read is the only one that can be named now.
             if entry.durable_commit == self.last_commit {
                 self.claimed = (self.last_commit, self.file_len);
@@ -147,7 +164,7 @@ impl Scan {
             (self.file_len, self.lengths) = (open.len, open.lengths);
             self.last_commit = u64::MAX - 1;
         }
-        Ok(())
+        Ok(chain)
     }
 
     fn begin(&self) -> Open {
@@ -235,17 +252,37 @@ impl Scan {
         }
     }
 
-    /// Looks at every unit for an entry that knows a commit to be durable which the chain has not reached; where it is.
-    fn find_damage(&self, window: &mut Window<'_>) -> Result<Option<u64>> {
+    /// Looks for an entry that knows a commit to be durable which the chain has not reached; where the chain's last commit ends if
+    /// there is one. Every unit may begin one, but for those inside an entry of the chain: these are known to be data.
+    fn find_damage(&self, window: &mut Window<'_>, mut chain: Chain) -> Result<Option<u64>> {
+        if chain.named > self.last_commit {
+            return Ok(Some(self.end));
+        }
+        chain.runs.sort_unstable_by_key(|run| run.start);
+        let mut known = chain.runs.into_iter().peekable();
         let mut at = self.header.base();
-        while let Some(bytes) = window.get(at, HEAD)? {
+        loop {
+            while let Some(run) = known.next_if(|run| run.start <= at) {
+                at = at.max(run.end);
+            }
+            let Some(bytes) = window.get(at, HEAD)? else { return Ok(None) };
             let proves = |entry: Entry| entry.position == at && entry.durable_commit > self.last_commit;
             if Entry::decode(bytes, &self.header).is_ok_and(proves) {
                 return Ok(Some(self.end));
             }
             at += u64::from(self.header.unit);
         }
-        Ok(None)
+    }
+}
+
+impl Chain {
+    fn add(&mut self, entry: &Entry, size: u64) {
+        self.named = self.named.max(entry.durable_commit);
+        let end = entry.position + size;
+        match self.runs.last_mut() {
+            Some(last) if last.end == entry.position => last.end = end,
+            _ => self.runs.push(entry.position..end),
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! never through a mapping that the same pager serves. [`conformance`] checks a store against the contract below.
 
 use std::io;
+use std::ops::Range;
 
 use crate::error::{Error, Result};
 
@@ -113,6 +114,10 @@ pub trait Store: Send + Sync + 'static {
             done(index, read.buf, result);
         }
     }
+
+    /// Tells that a range will be read soon, some megabytes at most, so that the store may begin to fetch it. A hint: it returns
+    /// promptly, changes nothing that anybody reads, and has no errors, because the read will tell. The default does nothing.
+    fn prefetch(&self, _range: Range<u64>) {}
 
     /// Whether `write_at`, `set_len` and `sync` can work. The default is `false`.
     fn is_writable(&self) -> bool {
