@@ -53,12 +53,20 @@ fn a_crash_leaves_the_last_commit() {
         }
     }
     break_journal(None);
-    for (sabotage, kind) in [(Engine::ForgetFailedWrite, errors), (Engine::BlindEviction, good)] {
+    for (sabotage, kind) in
+        [(Engine::ForgetFailedWrite, errors), (Engine::BlindEviction, good), (Engine::PartOfDirty, good)]
+    {
         break_engine(Some(sabotage));
         match find(kind) {
             Some(why) => println!("{sabotage:?}: {why}"),
             None => missed.push(format!("{sabotage:?}")),
         }
+    }
+    break_engine(Some(Engine::LateNote));
+    let options = Options { max_steps: 500_000, ..Options::default() };
+    match (0..1500).find_map(|seed| try_seed(seed, &options, |sim, _| _ = atomic::group(sim)).err()) {
+        Some(failure) => println!("{:?}: seed {}: {}", Engine::LateNote, failure.seed, failure.why),
+        None => missed.push(format!("{:?}", Engine::LateNote)),
     }
     break_engine(None);
     assert!(missed.is_empty(), "not found: {missed:?}");

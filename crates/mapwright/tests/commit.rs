@@ -300,25 +300,28 @@ fn whatever_is_done_a_crash_leaves_the_last_commit() {
     if !require_userfaultfd() {
         return;
     }
-    for seed in 0..6 {
+    for seed in 0..8 {
         let dir = scratch();
         let (path, mut bytes) = file_of(dir.path(), 150 * PAGE);
         let mut rng = Rng(seed);
-        let pager = pager(256 << 10);
+        // Parts of pages are logged of files that are not larger than the budget, where no slices are written through.
+        let (budget, slices) = [(256 << 10, true), (4 << 20, false)][(seed / 2 % 2) as usize];
+        let pager = pager(budget);
         let options = atomic(&pager).fault_mode(MODES[(seed % 2) as usize]).reserve(4 << 20);
         let mut map = options.open_mut(&path).unwrap();
         let mut committed = bytes.clone();
         for _ in 0..400 {
             let len = bytes.len() as u64;
             let at = rng.below(len) as usize;
-            let n = (1 + rng.below(20_000) as usize).min(bytes.len() - at);
+            let most = [20, 2000, 20_000][rng.below(3) as usize];
+            let n = (1 + rng.below(most) as usize).min(bytes.len() - at);
             match rng.below(20) {
-                0..=5 => {
+                0..=5 if slices => {
                     let new = rng.bytes(n);
                     map[at..at + n].copy_from_slice(&new);
                     bytes[at..at + n].copy_from_slice(&new);
                 }
-                6..=9 => {
+                0..=9 => {
                     let new = rng.bytes(n);
                     map.write_at(at as u64, &new).unwrap();
                     bytes[at..at + n].copy_from_slice(&new);
@@ -350,6 +353,43 @@ fn whatever_is_done_a_crash_leaves_the_last_commit() {
         drop(map);
         assert!(fs::read(&path).unwrap() == committed, "seed {seed}");
     }
+}
+
+#[test]
+fn small_writes_are_logged_as_small_as_they_are() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let dir = scratch();
+    let (path, mut bytes) = file_of(dir.path(), 64 * PAGE);
+    let pager = pager(8 << 20);
+    let mut map = atomic(&pager).open_mut(&path).unwrap();
+    let logged = |map: &MapMut, bytes: &[u8]| {
+        let before = pager.stats().written_back_bytes;
+        map.commit().unwrap();
+        assert!(after_a_crash(&path) == bytes);
+        (pager.stats().written_back_bytes - before) as usize
+    };
+    for (at, len) in [(0, 8), (100, 8), (5 * PAGE - 4, 8), (7 * PAGE, PAGE + 1), (63 * PAGE + 4090, 6)] {
+        map.write_at(at as u64, &vec![1; len]).unwrap();
+        bytes[at..at + len].fill(1);
+    }
+    assert_eq!(logged(&map, &bytes), 108 + 8 + PAGE + 1 + 6, "from the first byte of a page to the last");
+    map.write_at(0, &[2; 2500]).unwrap();
+    bytes[..2500].fill(2);
+    assert_eq!(logged(&map, &bytes), PAGE, "most of a page is the page");
+    map.write_at(0, &[3; 8]).unwrap();
+    map[9 * PAGE] = 3;
+    bytes[..8].fill(3);
+    bytes[9 * PAGE] = 3;
+    assert_eq!(logged(&map, &bytes), 2 * PAGE, "nobody knows what was written through a slice");
+    map.overwrite(10 * PAGE as u64, &[4; PAGE]).unwrap();
+    map.write_at(10 * PAGE as u64 + 5, &[5; 5]).unwrap();
+    bytes[10 * PAGE..11 * PAGE].fill(4);
+    bytes[10 * PAGE + 5..10 * PAGE + 10].fill(5);
+    assert_eq!(logged(&map, &bytes), PAGE);
+    map.close().unwrap();
+    assert!(fs::read(&path).unwrap() == bytes);
 }
 
 #[test]

@@ -175,7 +175,7 @@ impl Opening {
             reserve: 64 * PAGE,
             deadline: Duration::from_secs(20),
             advice: Advice::Normal,
-            keep: Keep::Atomic(Arc::new(atomic)),
+            keep: Keep::Atomic { atomic: Arc::new(atomic), in_parts: true },
         };
         Engine::open_file(pager, spec)
     }
@@ -333,9 +333,10 @@ impl User {
                     .spawn("reader", move || (0..rng.within(2..12)).for_each(|_| user.look(&mut rng, budget)))
             })
             .collect();
+        let by_slices = rng.per_1000(500);
         let went_well = (0..rng.within(2..12)).all(|_| match rng.below(10) {
             0..=2 => self.commit(),
-            _ => self.change(rng),
+            _ => self.change(rng, by_slices),
         });
         readers.into_iter().for_each(|reader| reader.join());
         match rng.below(5) {
@@ -447,18 +448,19 @@ impl User {
     }
 
     /// Changes a range, in one of the ways there are; whether all of it was changed.
-    fn change(&self, rng: &mut Rng) -> bool {
+    fn change(&self, rng: &mut Rng, by_slices: bool) -> bool {
         let (range, new) = {
             let truth = &mut *self.truth();
             let len = truth.now.len() as u64;
             let start = rng.below(len + 1);
-            let range = start..start + rng.below((3 * PAGE).min(len - start) + 1);
+            let most = pick(rng, &[20, PAGE / 2, 3 * PAGE]);
+            let range = start..start + rng.below(most.min(len - start) + 1);
             let new: Vec<u8> = range.clone().map(|_| rng.next_u64() as u8).collect();
             truth.now[range.start as usize..range.end as usize].copy_from_slice(&new);
             truth.changes += 1;
             (range, new)
         };
-        let written = match rng.below(4) {
+        let written = match rng.below(if by_slices { 4 } else { 2 }) {
             0 => self.file.overwrite(range.start, &new),
             1 => self.file.write_at(range.start, &new),
             _ => {
@@ -553,9 +555,10 @@ fn wait_for(what: &str, sim: &SimHandle, is_so: impl Fn() -> bool) {
     panic!("in vain: {what}");
 }
 
-/// Threads that write a page each and commit: what a commit has acknowledged survives, and they share syncs. Commits and syncs.
+/// Threads that write parts of the same pages and commit: what a commit has acknowledged survives, and they share syncs. Commits and syncs.
 pub fn group(sim: &SimHandle) -> (u64, u64) {
-    const PAGES: u64 = 4;
+    const THREADS: u64 = 4;
+    const PAGES: u64 = 2;
     let disk = Disk::with_file(FILE, vec![0; (PAGES * PAGE) as usize]);
     disk.file(FILE).and_then(|file| file.sync()).expect("a disk without errors");
     let limits = Limits { entry: 9000, checkpoint: 1 << 20, ..Limits::default() };
@@ -565,18 +568,20 @@ pub fn group(sim: &SimHandle) -> (u64, u64) {
     let file = opening.open(sim, &pager).expect("open");
     let before = syncs.load(Ordering::SeqCst);
     let mut commits = 0;
-    let threads: Vec<_> = (0..PAGES)
-        .map(|page| {
+    let threads: Vec<_> = (0..THREADS)
+        .map(|thread| {
+            let at = thread % PAGES * PAGE + thread * 300;
             let (sim, file, disk) = (sim.clone(), Arc::clone(&file), disk.clone());
-            let mut rng = sim.rng(page);
+            let mut rng = sim.rng(thread);
             commits += 3;
             sim.clone().spawn("committer", move || {
                 for round in 1..4u8 {
-                    file.write_at(page * PAGE, &[round; 100]).expect("write");
+                    file.write_at(at, &[round; 100]).expect("write");
                     commit::commit(&file).expect("commit");
                     let none = Draw { kept_per_1000: 0, destroys: false, garbage: false };
                     let left = recovered(&disk.crash(&mut rng, none)).expect("recovery");
-                    assert_eq!(left[(page * PAGE) as usize], round, "an acknowledged commit is gone");
+                    let left = &left[at as usize..at as usize + 100];
+                    assert!(left.iter().all(|byte| *byte == round), "an acknowledged commit is gone");
                 }
             })
         })

@@ -444,7 +444,8 @@ impl MapOptions {
         let file = Arc::clone(&store) as Arc<dyn Store>;
         let (atomic, _) = AtomicFile::open(place, file, commit::limits(pager))?;
         let atomic = Arc::new(atomic);
-        let opened = self.open_kept(store, Keep::Atomic(Arc::clone(&atomic)), "commits are the pager's");
+        let keep = Keep::Atomic { atomic: Arc::clone(&atomic), in_parts: !store.is_direct() };
+        let opened = self.open_kept(store, keep, "commits are the pager's");
         // Nothing was committed yet: if this fails too, the next open finds an empty journal.
         opened.inspect_err(|_| drop(atomic.close()))
     }

@@ -15,6 +15,7 @@
 //! Memory: the buffers of a batch and of a checkpoint are charged when the file is opened; the index record by record, ahead of the batch that adds to
 //! it, with some slack that a batch may use where nothing can be evicted. What is charged changes in the file's turn only.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, Weak};
@@ -25,7 +26,8 @@ use super::evict;
 use super::file::File;
 use super::fill::{self, Patience};
 use super::page_set::PageSet;
-use super::write_back::{dirty_blocks, where_it_may_hang, write_batch};
+use super::sabotage::{self, Sabotage};
+use super::write_back::{Taken, dirty_blocks, where_it_may_hang, write_batch};
 use super::{PAGE, lock};
 use crate::error::{Error, Result};
 use crate::journal::atomic::PIECE_BYTES;
@@ -33,8 +35,11 @@ use crate::journal::{AtomicFile, Limits, Overlay, Snapshot};
 
 /// A commit that nothing follows is in the file after this time.
 const LATEST: Duration = Duration::from_secs(30);
-/// Runs of pages that calls have written to: beyond so many the page tables are asked as a whole.
+/// Runs that calls have written: beyond so many the page tables are asked as a whole.
 const MAX_RUNS: usize = 4096;
+/// Bytes from which on a part of a page is logged as the whole page: it saves little, and a checkpoint that writes a part makes the
+/// kernel read the rest.
+const MOST_OF_PAGE: u16 = (PAGE / 2) as u16;
 
 const IDLE: u32 = 0;
 const RUNNING: u32 = 1;
@@ -42,14 +47,18 @@ const RUNNING: u32 = 1;
 /// The commits of one file.
 pub(crate) struct Commits {
     pub(crate) atomic: Arc<AtomicFile>,
+    /// Parts of pages may be logged.
+    in_parts: bool,
     /// Commits that have begun to look what is dirty.
     begun: AtomicU64,
     /// The last one that has ended.
     ended: Mutex<Option<(u64, Result<()>)>>,
     /// Page tables are to be asked as a whole: slices were written through since that was last done.
     sliced: AtomicBool,
-    /// Pages that calls have written to since.
-    written: Mutex<PageSet>,
+    /// What calls have written since.
+    written: Mutex<Written>,
+    /// How often a commit began to take what is dirty, or ended that: odd while one does. Begins under the lock of `written`.
+    looks: AtomicU64,
     /// Bytes of the budget that the index may take. Changes in the file's turn.
     index_room: AtomicU64,
     /// Whether a checkpoint is queued or runs; waited on.
@@ -64,13 +73,15 @@ pub(crate) struct Commits {
 }
 
 impl Commits {
-    pub(crate) fn new(atomic: Arc<AtomicFile>) -> Self {
+    pub(crate) fn new(atomic: Arc<AtomicFile>, in_parts: bool) -> Self {
         Self {
             atomic,
+            in_parts,
             begun: 0.into(),
             ended: Mutex::default(),
             sliced: AtomicBool::new(false),
             written: Mutex::default(),
+            looks: 0.into(),
             index_room: 0.into(),
             checkpoint: AtomicU32::new(IDLE),
             is_timed: AtomicBool::new(false),
@@ -78,6 +89,74 @@ impl Commits {
             is_closing: AtomicBool::new(false),
             opened_by: std::process::id(),
         }
+    }
+}
+
+/// What calls that name their bytes have written.
+#[derive(Default)]
+struct Written {
+    /// Pages that were written, or may have been, from their beginning to their end.
+    pages: PageSet,
+    parts: Parts,
+}
+
+/// Bytes of pages, from the first to the last that was written, by page.
+type Parts = BTreeMap<u64, Range<u16>>;
+
+impl Written {
+    fn insert(&mut self, bytes: Range<u64>) {
+        let whole = bytes.start.div_ceil(PAGE)..bytes.end / PAGE;
+        for page in [bytes.start / PAGE, bytes.end / PAGE] {
+            let start = bytes.start.clamp(page * PAGE, (page + 1) * PAGE) - page * PAGE;
+            let end = bytes.end.clamp(page * PAGE, (page + 1) * PAGE) - page * PAGE;
+            if start < end && !whole.contains(&page) {
+                let part = self.parts.entry(page).or_insert(start as u16..end as u16);
+                *part = part.start.min(start as u16)..part.end.max(end as u16);
+            }
+        }
+        if !whole.is_empty() {
+            self.pages.insert(whole);
+        }
+    }
+
+    fn runs(&self) -> usize {
+        self.pages.runs() + self.parts.len()
+    }
+
+    /// The pages, as runs in no order.
+    fn all_pages(&self) -> Vec<Range<u64>> {
+        let mut runs = self.pages.runs_in(&EVERYTHING, usize::MAX);
+        runs.extend(self.parts.keys().map(|page| *page..page + 1));
+        runs
+    }
+
+    /// The parts of pages that are not to be logged whole.
+    fn into_parts(mut self) -> Parts {
+        let pages = self.pages;
+        self.parts.retain(|page, part| {
+            part.end - part.start < MOST_OF_PAGE && pages.runs_in(&(*page..page + 1), 1).is_empty()
+        });
+        self.parts
+    }
+}
+
+const EVERYTHING: Range<u64> = 0..u64::MAX / PAGE;
+
+/// A commit that takes what is dirty, until it is dropped.
+struct Look<'a>(&'a Commits);
+
+impl Drop for Look<'_> {
+    fn drop(&mut self) {
+        self.0.looks.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+impl Commits {
+    /// Begins to take what is dirty, in the file's turn. Whoever wrote before this and has not noted it sees that, and marks whole pages.
+    fn look(&self) -> (Look<'_>, Written) {
+        let mut written = lock(&self.written);
+        self.looks.fetch_add(1, Ordering::AcqRel);
+        (Look(self), std::mem::take(&mut *written))
     }
 }
 
@@ -153,11 +232,12 @@ fn commit_all(file: &Arc<File>, commits: &Commits) -> Result<()> {
             "roll back again first",
         ));
     }
-    let blocks = changed_blocks(file, commits)?;
+    let (_look, written) = commits.look();
+    let (blocks, parts) = changed_blocks(file, commits, written)?;
     if blocks.is_empty() && !commits.atomic.has_changes() {
         return Ok(());
     }
-    log(file, commits, &blocks, Then::Commit)
+    log(file, commits, &blocks, &parts, Then::Commit)
 }
 
 /// Moves dirty pages to the journal, uncommitted, so that their frames may go. In the file's turn.
@@ -171,7 +251,7 @@ pub(crate) fn spill(file: &Arc<File>, commits: &Commits, blocks: &[u64]) -> Resu
     if commits.is_closing.load(Ordering::Acquire) {
         return write_batch(file, blocks, |_, _| Ok(())); // the map is gone, and what it did not commit with it
     }
-    let spilled = log(file, commits, blocks, Then::Spill);
+    let spilled = log(file, commits, blocks, &Parts::new(), Then::Spill);
     look_after(file, commits);
     spilled
 }
@@ -187,7 +267,8 @@ pub fn rollback(file: &Arc<File>) -> Result<()> {
         let commits = usable(file)?;
         let _turn = file.take_turn()?;
         let undone = commits.atomic.uncommitted();
-        let mut blocks = changed_blocks(file, commits).inspect_err(|_| {
+        let (_look, written) = commits.look();
+        let (mut blocks, _) = changed_blocks(file, commits, written).inspect_err(|_| {
             commits.sliced.store(true, Ordering::Release);
         })?;
         let pages_in_block = file.block_size() / PAGE;
@@ -264,27 +345,26 @@ enum Then {
 }
 
 /// Blocks that may be dirty: all that the dirty set knows, and those that were written to since the last look, or where slices
-/// were, what the page tables tell.
-fn changed_blocks(file: &File, commits: &Commits) -> Result<Vec<u64>> {
+/// were, what the page tables tell. And which of their pages were written in part only.
+fn changed_blocks(file: &File, commits: &Commits, written: Written) -> Result<(Vec<u64>, Parts)> {
     let all = 0..file.block_count();
-    let hints = std::mem::take(&mut *lock(&commits.written));
     if commits.sliced.swap(false, Ordering::AcqRel) {
-        return dirty_blocks(file, all);
+        return Ok((dirty_blocks(file, all)?, Parts::new()));
     }
-    let everything = 0..u64::MAX / PAGE;
-    let mut runs = hints.runs_in(&everything, usize::MAX);
-    runs.extend(lock(&file.dirty).runs_in(&everything, usize::MAX));
+    let mut runs = written.all_pages();
+    runs.extend(lock(&file.dirty).runs_in(&EVERYTHING, usize::MAX));
     let pages_in_block = file.block_size() / PAGE;
     let blocks =
         runs.into_iter().flat_map(|run| run.start / pages_in_block..run.end.div_ceil(pages_in_block));
     let mut blocks: Vec<u64> = blocks.filter(|block| all.contains(block)).collect();
     blocks.sort_unstable();
     blocks.dedup();
-    Ok(blocks)
+    let parts = if commits.in_parts { written.into_parts() } else { Parts::new() };
+    Ok((blocks, parts))
 }
 
 /// Logs the dirty pages of blocks: in one batch, with one sync, unless the memory for its index can't be had at once.
-fn log(file: &Arc<File>, commits: &Commits, blocks: &[u64], then: Then) -> Result<()> {
+fn log(file: &Arc<File>, commits: &Commits, blocks: &[u64], parts: &Parts, then: Then) -> Result<()> {
     let pages_in_block = file.block_size() / PAGE;
     let mut rest = blocks;
     loop {
@@ -304,7 +384,7 @@ fn log(file: &Arc<File>, commits: &Commits, blocks: &[u64], then: Then) -> Resul
         let (now, later) = rest.split_at((room as usize).min(rest.len()));
         let is_last = later.is_empty();
         let then = if is_last { then } else { Then::Spill };
-        write_batch(file, now, |file, pages| log_pages(file, commits, pages, then))?;
+        write_batch(file, now, |file, taken| log_pages(file, commits, taken, parts, then))?;
         settle_room(file, commits);
         if is_last {
             return Ok(());
@@ -313,15 +393,16 @@ fn log(file: &Arc<File>, commits: &Commits, blocks: &[u64], then: Then) -> Resul
     }
 }
 
-/// Copies pages out through their frames into the journal, as far as the file reaches, and syncs.
-fn log_pages(file: &File, commits: &Commits, pages: &[Range<u64>], then: Then) -> Result<()> {
+/// Copies pages out through their frames into the journal, as far as the file reaches, or the parts of them that were written, and
+/// syncs. A page that the dirty set had was changed by more than the calls whose parts are known.
+fn log_pages(file: &File, commits: &Commits, taken: &Taken, parts: &Parts, then: Then) -> Result<()> {
     let end = file.len();
     let counters = &file.pager.counters;
     let mut batch = commits.atomic.begin();
-    for run in pages {
-        let bytes = run.start * PAGE..(run.end * PAGE).min(end);
+    let mut put = |bytes: Range<u64>| {
+        let bytes = bytes.start..bytes.end.min(end);
         if bytes.is_empty() {
-            continue;
+            return Ok(());
         }
         counters.write_backs.add(1);
         counters.written_back_bytes.add(bytes.end - bytes.start);
@@ -329,7 +410,16 @@ fn log_pages(file: &File, commits: &Commits, pages: &[Range<u64>], then: Then) -
             let len = slot.len() as u64;
             let failed = |error| Error::io("load a frame", file.name.clone(), at, len, error);
             file.frames.load(at, slot).map_err(failed)
-        })?;
+        })
+    };
+    for run in &taken.pages {
+        let mut whole_from = run.start;
+        for (&page, part) in parts.range(run.clone()).filter(|(page, _)| !taken.was_known(**page)) {
+            put(whole_from * PAGE..page * PAGE)?;
+            put(page * PAGE + u64::from(part.start)..page * PAGE + u64::from(part.end))?;
+            whole_from = page + 1;
+        }
+        put(whole_from * PAGE..run.end * PAGE)?;
     }
     match then {
         Then::Commit => batch.commit().map(drop)?,
@@ -505,16 +595,34 @@ impl File {
         }
     }
 
-    /// Notes that bytes were written by a call, after they were.
-    pub(super) fn note_written(&self, bytes: Range<u64>) {
+    /// To be asked before bytes are written that [`note_written`](Self::note_written) is told of.
+    pub(super) fn looks(&self) -> u64 {
+        self.commits.as_ref().map_or(0, |commits| commits.looks.load(Ordering::Acquire))
+    }
+
+    /// Notes that bytes were written by a call, after they were, while their blocks are pinned; `looks` is what [`looks`](Self::looks)
+    /// said before.
+    ///
+    /// A commit that took these pages meanwhile may have logged a part of them, the one that another call has noted, and called
+    /// them clean: so they are marked dirty.
+    pub(super) fn note_written(&self, bytes: Range<u64>, looks: u64) {
         let Some(commits) = &self.commits else { return };
-        if bytes.is_empty() || commits.sliced.load(Ordering::Acquire) {
+        if bytes.is_empty() {
             return;
         }
+        let pages = bytes.start / PAGE..bytes.end.div_ceil(PAGE);
         let mut written = lock(&commits.written);
-        written.insert(bytes.start / PAGE..bytes.end.div_ceil(PAGE));
+        let now = commits.looks.load(Ordering::Acquire);
+        if (now != looks || now % 2 == 1) && !sabotage::is(Sabotage::LateNote) {
+            drop(written);
+            return self.mark_dirty(pages);
+        }
+        if commits.sliced.load(Ordering::Acquire) {
+            return;
+        }
+        written.insert(bytes);
         if written.runs() > MAX_RUNS {
-            *written = PageSet::default();
+            *written = Written::default();
             commits.sliced.store(true, Ordering::Release);
         }
     }
@@ -547,5 +655,60 @@ impl File {
             buffer[got..].fill(0);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_pages_are_noted_beside_whole_ones() {
+        let mut written = Written::default();
+        for bytes in [
+            10..20,
+            100..110,
+            4 * PAGE - 3..4 * PAGE + 2,
+            8 * PAGE + 1..11 * PAGE,
+            9 * PAGE + 1..9 * PAGE + 2,
+        ] {
+            written.insert(bytes);
+        }
+        assert_eq!(written.runs(), 6);
+        assert_eq!(written.all_pages().into_iter().flatten().collect::<Vec<_>>(), [9, 10, 0, 3, 4, 8, 9]);
+        let parts: Vec<_> = written.into_parts().into_iter().collect();
+        assert_eq!(parts, [(0, 10..110), (3, 4093..4096), (4, 0..2)], "8 is nearly whole, 9 is");
+    }
+
+    /// Against a list of bytes, over a walk.
+    #[test]
+    fn what_is_noted_holds_every_byte_that_was_written() {
+        const PAGES: u64 = 5;
+        let mut seed = 1u64;
+        let mut random = |bound: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % bound
+        };
+        for _ in 0..300 {
+            let (mut written, mut bytes) = (Written::default(), vec![false; (PAGES * PAGE) as usize]);
+            for _ in 0..random(5) {
+                let start = random(PAGES * PAGE);
+                let most = [20, PAGE, 3 * PAGE][random(3) as usize];
+                let end = (start + random(most) + 1).min(PAGES * PAGE);
+                written.insert(start..end);
+                bytes[start as usize..end as usize].fill(true);
+            }
+            let mut noted = vec![false; bytes.len()];
+            let pages: Vec<u64> = written.all_pages().into_iter().flatten().collect();
+            let parts = written.into_parts();
+            for page in pages {
+                let part = parts.get(&page).map_or(0..PAGE, |part| part.start.into()..part.end.into());
+                noted[(page * PAGE + part.start) as usize..(page * PAGE + part.end) as usize].fill(true);
+            }
+            assert!(bytes.iter().zip(&noted).all(|(written, noted)| !written || *noted));
+            let of_page =
+                |bytes: &[bool], page: usize| bytes[page * PAGE as usize..][..PAGE as usize].contains(&true);
+            assert!((0..PAGES as usize).all(|page| of_page(&bytes, page) == of_page(&noted, page)));
+        }
     }
 }

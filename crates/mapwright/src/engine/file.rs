@@ -157,7 +157,7 @@ impl File {
         let is_scratch = matches!(spec.keep, Keep::Scratch);
         let is_shared = matches!(spec.keep, Keep::Shared);
         let commits = match spec.keep {
-            Keep::Atomic(atomic) => Some(Commits::new(atomic)),
+            Keep::Atomic { atomic, in_parts } => Some(Commits::new(atomic, in_parts)),
             Keep::Flushed | Keep::Scratch | Keep::Shared => None,
         };
         // A small budget has no buffers for regions, and no room to spare for the copies that the checked view of moved frames has.

@@ -152,9 +152,9 @@ impl File {
         for (at, range) in self.steps(offset, bytes.len()) {
             let _held =
                 Request::new(self, self.blocks_of(at..at + range.len() as u64).collect(), true)?.wait()?;
-            let end = at + range.len() as u64;
+            let (end, looks) = (at + range.len() as u64, self.looks());
             self.frames.copy_in(at, &bytes[range]);
-            self.note_written(at..end);
+            self.note_written(at..end, looks);
         }
         Ok(())
     }
@@ -237,7 +237,7 @@ fn zero(file: &File, bytes: Range<u64>) {
         debug_assert!(stored.is_ok(), "pages that are there are stored over: {stored:?}");
         return file.mark_dirty(bytes.start / PAGE..bytes.end.div_ceil(PAGE));
     }
-    let written = bytes.clone();
+    let (written, looks) = (bytes.clone(), file.looks());
     static ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
     let mut at = bytes.start;
     while at < bytes.end {
@@ -245,5 +245,5 @@ fn zero(file: &File, bytes: Range<u64>) {
         file.frames.copy_in(at, &ZEROS[..n as usize]);
         at += n;
     }
-    file.note_written(written);
+    file.note_written(written, looks);
 }

@@ -35,6 +35,10 @@ pub enum Sabotage {
     LockOverCall,
     /// Pages that were asked about with others, and found dirty, count as clean.
     ForgetBridges,
+    /// A call that wrote while a commit looked notes the bytes as if it had not.
+    LateNote,
+    /// Of a page that the dirty set has, only the part that calls have noted is logged.
+    PartOfDirty,
 }
 
 static CHOSEN: AtomicU32 = AtomicU32::new(0);

@@ -42,5 +42,11 @@ pub enum Keep {
     /// They reach the store by flushes, which sync; whoever opens the same file in the same way shares it.
     Shared,
     /// They reach the journal of this file by commits, and the store by checkpoints.
-    Atomic(Arc<AtomicFile>),
+    Atomic {
+        /// The file and its journal.
+        atomic: Arc<AtomicFile>,
+        /// A commit may log parts of pages. Dear where the kernel caches nothing of the file: a checkpoint that writes a part of a
+        /// page waits for the rest to be read.
+        in_parts: bool,
+    },
 }

@@ -97,8 +97,8 @@ fn write_back(file: &Arc<File>, blocks: &[u64]) -> Result<()> {
         return latched(file, commit::spill(file, commits, blocks));
     }
     let most = ((file.pager.budget.limit() / 4) >> file.block_shift).max(1) as usize;
-    let write = |file: &File, pages: &[Range<u64>]| {
-        if pages.is_empty() { Ok(()) } else { write_and_sync(file, pages) }
+    let write = |file: &File, taken: &Taken| {
+        if taken.pages.is_empty() { Ok(()) } else { write_and_sync(file, &taken.pages) }
     };
     let written = blocks.chunks(most).try_for_each(|batch| write_batch(file, batch, write)).and_then(|()| {
         let settled = lock(&file.lengths).are_settled();
@@ -153,12 +153,32 @@ fn joined(runs: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
     joined
 }
 
+/// Dirty pages that count as clean from when they were taken on.
+#[derive(Default)]
+pub(super) struct Taken {
+    /// All of them: sorted, those that touch joined.
+    pub(super) pages: Vec<Range<u64>>,
+    /// Those that the dirty set had, in the same way.
+    known: Vec<Range<u64>>,
+}
+
+impl Taken {
+    /// Whether the dirty set had the page.
+    pub(super) fn was_known(&self, page: u64) -> bool {
+        if sabotage::is(Sabotage::PartOfDirty) {
+            return false;
+        }
+        let after = self.known.partition_point(|run| run.end <= page);
+        self.known.get(after).is_some_and(|run| run.contains(&page))
+    }
+}
+
 /// Makes the dirty pages of some blocks durable by `write`. The blocks are pinned from before their pages are taken until that is
 /// done: an evictor that found them clean meanwhile would drop what nobody else has yet.
 pub(super) fn write_batch(
     file: &File,
     blocks: &[u64],
-    write: impl FnOnce(&File, &[Range<u64>]) -> Result<()>,
+    write: impl FnOnce(&File, &Taken) -> Result<()>,
 ) -> Result<()> {
     let mut pinned = Vec::with_capacity(blocks.len());
     let mut outcome = Ok(());
@@ -173,14 +193,14 @@ pub(super) fn write_batch(
         pinned.drain(..).for_each(|block| file.unpin(block));
         pinned.extend(blocks);
     }
-    let mut pages = Vec::new();
-    let taken = take_dirty_pages(file, &pinned, &mut pages);
-    let written = outcome.and(taken).and_then(|()| write(file, &pages));
+    let mut taken = Taken::default();
+    let was_taken = take_dirty_pages(file, &pinned, &mut taken);
+    let written = outcome.and(was_taken).and_then(|()| write(file, &taken));
     if written.is_err() && !sabotage::is(Sabotage::ForgetFailedWrite) {
-        pages.into_iter().for_each(|run| file.mark_dirty(run));
+        taken.pages.into_iter().for_each(|run| file.mark_dirty(run));
     }
     if sabotage::is(Sabotage::CleanAfterWrite) {
-        let _ = take_dirty_pages(file, &pinned, &mut Vec::new());
+        let _ = take_dirty_pages(file, &pinned, &mut Taken::default());
     }
     if sabotage::is(Sabotage::UnpinnedWriteBack) {
         return written;
@@ -191,22 +211,23 @@ pub(super) fn write_batch(
 
 /// Takes the dirty pages of pinned blocks, sorted and joined; they count as clean from here on. Blocks between them are pinned
 /// for as long as that takes, so that one question answers for many; what is found dirty there stays dirty.
-fn take_dirty_pages(file: &File, pinned: &[u64], pages: &mut Vec<Range<u64>>) -> Result<()> {
-    let mut taken = Vec::new();
+fn take_dirty_pages(file: &File, pinned: &[u64], taken: &mut Taken) -> Result<()> {
+    let known = &mut taken.known;
     file.frames.revoke(&mut || {
-        taken = union(pinned.iter().flat_map(|&block| file.take_dirty(block)).collect());
-        taken.iter().map(|run| run.start * PAGE..run.end * PAGE).collect()
+        *known = union(pinned.iter().flat_map(|&block| file.take_dirty(block)).collect());
+        known.iter().map(|run| run.start * PAGE..run.end * PAGE).collect()
     });
+    let mut pages = taken.known.clone();
     let bridges = pin_bridges(file, pinned);
     let asked = union(pinned.iter().map(|&block| block..block + 1).chain(bridges.iter().cloned()).collect());
     let mut written = Vec::new();
     // Also where it fails: what was found until then is clean in the page tables now.
     let outcome = take_written_pages(file, &asked, &mut written);
     for run in written {
-        keep_or_take(file, &bridges, run, &mut taken);
+        keep_or_take(file, &bridges, run, &mut pages);
     }
     file.unpin_all(bridges.into_iter().flatten());
-    *pages = union(taken);
+    taken.pages = union(pages);
     outcome
 }
 
