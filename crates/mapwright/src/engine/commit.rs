@@ -204,7 +204,9 @@ pub fn commit(file: &Arc<File>) -> Result<()> {
     let covered_by = commits.begun.load(Ordering::SeqCst) + 1;
     where_it_may_hang(file, move |file| {
         let commits = usable(file)?;
-        wait_for_checkpoint(file, commits);
+        if may_have_changes(file, commits) {
+            wait_for_checkpoint(file, commits);
+        }
         let _turn = file.take_turn()?;
         if let Some((number, outcome)) = lock(&commits.ended).clone()
             && number >= covered_by
@@ -500,6 +502,14 @@ fn look_after(file: &Arc<File>, commits: &Commits) {
         let waker = Waker::from(Arc::new(Later(Arc::downgrade(file))));
         file.pager.watch.at(&file.pager, file.pager.now() + LATEST, waker);
     }
+}
+
+/// Whether a commit that begins now is likely to write anything.
+fn may_have_changes(file: &File, commits: &Commits) -> bool {
+    commits.sliced.load(Ordering::Acquire)
+        || lock(&commits.written).runs() > 0
+        || lock(&file.dirty).runs() > 0
+        || commits.atomic.has_changes()
 }
 
 /// A commit must not fill the journal faster than checkpoints empty it: where it is twice as long as it should get, it waits for
