@@ -3,12 +3,26 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
+pub mod watched;
+
 /// Makes the kernel answer `errno` to these system calls, for this thread and all that it starts, for good: what the
 /// seccomp profile of a container does. For test processes of their own.
 ///
 /// # Errors
 /// `EINVAL` where the kernel has no seccomp filters.
 pub fn refuse_system_calls(calls: &[libc::c_long], errno: i32) -> io::Result<()> {
+    let mut filter = filter_of(calls, libc::SECCOMP_RET_ERRNO | errno as u32);
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    promise_no_new_privileges()?;
+    // SAFETY: `program` and the filter it points to live across the call, which copies them.
+    if unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// A filter that has `action` for these system calls, and lets all others pass.
+fn filter_of(calls: &[libc::c_long], action: u32) -> Vec<libc::sock_filter> {
     let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
     let jump = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
     let ret = libc::BPF_RET | libc::BPF_K;
@@ -20,14 +34,14 @@ pub fn refuse_system_calls(calls: &[libc::c_long], errno: i32) -> io::Result<()>
         filter.push(statement(jump, (calls.len() - index) as u8, call as u32));
     }
     filter.push(statement(ret, 0, libc::SECCOMP_RET_ALLOW));
-    filter.push(statement(ret, 0, libc::SECCOMP_RET_ERRNO | errno as u32));
-    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    filter.push(statement(ret, 0, action));
+    filter
+}
+
+/// What the kernel asks of a thread without privileges before it takes a filter of its.
+fn promise_no_new_privileges() -> io::Result<()> {
     // SAFETY: changes a flag of this thread; no memory is involved.
     if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: `program` and the filter it points to live across the call, which copies them.
-    if unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) } != 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())
