@@ -498,7 +498,14 @@ fn settle_room(file: &Arc<File>, commits: &Commits) {
 fn look_after(file: &Arc<File>, commits: &Commits) {
     if commits.atomic.wants_checkpoint() {
         checkpoint_soon(file, commits, false);
-    } else if commits.atomic.lacks_a_checkpoint() && !commits.is_timed.swap(true, Ordering::AcqRel) {
+    } else {
+        checkpoint_later(file, commits);
+    }
+}
+
+/// Lets a checkpoint run when its time has come, if there is anything to bring to the file.
+fn checkpoint_later(file: &Arc<File>, commits: &Commits) {
+    if commits.atomic.lacks_a_checkpoint() && !commits.is_timed.swap(true, Ordering::AcqRel) {
         let waker = Waker::from(Arc::new(Later(Arc::downgrade(file))));
         file.pager.watch.at(&file.pager, file.pager.now() + LATEST, waker);
     }
@@ -546,12 +553,17 @@ fn checkpoint_soon(file: &Arc<File>, commits: &Commits, all: bool) {
     let own = Arc::clone(file);
     let job = move |_: &Arc<super::Engine>| {
         let Some(commits) = &own.commits else { return };
-        if let Err(error) = checkpoint(&own, commits, all) {
-            // Nothing is lost: the journal keeps everything, and the next one writes all of it again.
-            tracing::warn!(file = %own.name, %error, "a checkpoint failed");
-        }
+        let brought = checkpoint(&own, commits, all);
         end_checkpoint(&own, commits);
-        look_after(&own, commits);
+        match brought {
+            Ok(()) => look_after(&own, commits),
+            Err(error) => {
+                // Nothing is lost: the journal keeps everything, and the next one writes all of it again. Not at once: what broke
+                // this one, a disk that is full perhaps, breaks the next as well for a while.
+                tracing::warn!(file = %own.name, %error, "a checkpoint failed");
+                checkpoint_later(&own, commits);
+            }
+        }
     };
     file.pager.pool.submit(&file.pager, file.job_kind(), Box::new(job));
 }
