@@ -3,7 +3,7 @@
 use std::ops::{Deref, DerefMut, RangeBounds};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use mapwright_sys::signals::print_raw;
 use mapwright_sys::window::{AddressRange, FixedMut, HeapBytes, Writer};
@@ -64,6 +64,9 @@ pub struct MapMut {
     written: AtomicBool,
     /// An address was handed out by which it may be written at any time.
     pub(super) has_pointers: AtomicBool,
+    /// Flushes of a buffer that have failed, and how many of them a later one has made good.
+    failed: AtomicU64,
+    made_good: AtomicU64,
     closed: bool,
 }
 
@@ -71,7 +74,8 @@ impl MapMut {
     pub(super) fn new(core: Core, writer: Writer, whole: bool, durability: Durability) -> Self {
         let bytes = writer.fix(core.as_index(&(0..core.len)));
         let (written, has_pointers) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { bytes, core, whole, durability, written, has_pointers, closed: false }
+        let (failed, made_good) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { bytes, core, whole, durability, written, has_pointers, failed, made_good, closed: false }
     }
 
     /// Tells the file if slices may have been written through: page tables are dear to ask.
@@ -133,7 +137,9 @@ impl MapMut {
     /// # Errors
     /// [`Io`](Error::Io) or [`TimedOut`](Error::TimedOut) if writing or syncing fails, [`Changed`](Error::Changed) if somebody
     /// else has cut the file: no page is called clean then, and the failure is latched: later calls return
-    /// [`Latched`](Error::Latched) until [`acknowledge_error`](Self::acknowledge_error). Some pages may have reached the file.
+    /// [`Latched`](Error::Latched) until [`acknowledge_error`](Self::acknowledge_error). Some pages may have reached the file. With
+    /// the buffer strategy nothing is latched, and the next flush writes all of it again. With the kernel strategy nothing is latched
+    /// either, and the kernel may call pages clean that it could not write: write to them again before the next flush.
     pub fn flush(&self) -> Result<()> {
         self.flush_range(..)
     }
@@ -157,11 +163,29 @@ impl MapMut {
             Behind::Kernel(_) if self.durability == Durability::None => Ok(()),
             Behind::Kernel(kernel) => kernel.flush(self.core.in_file(&range)),
             Behind::Server(served) => served.flush(self.core.in_file(&range)),
-            Behind::Buffer { store: Some(store), .. } => {
-                let syncs = self.durability != Durability::None;
-                write_buffer(&**store, &self.bytes, self.core.offset, self.whole, syncs)
-            }
+            Behind::Buffer { store: Some(store), .. } => self.flush_buffer(&**store).inspect_err(|_| {
+                self.failed.fetch_add(1, Ordering::AcqRel);
+            }),
             Behind::Buffer { store: None, .. } => Ok(()),
+        }
+    }
+
+    /// Writes a buffer back, and syncs. After a failure it is written again, whatever the store shows: what a failed sync has left the
+    /// kernel may call clean, and show, though it is not on the disk. So does a flush beside which another has failed.
+    fn flush_buffer(&self, store: &dyn Store) -> Result<()> {
+        loop {
+            let failed = self.failed.load(Ordering::Acquire);
+            let anew = failed != self.made_good.load(Ordering::Acquire);
+            if anew || differs(store, &self.bytes, self.core.offset, self.whole) {
+                write_buffer(store, &self.bytes, self.core.offset, self.whole)?;
+            }
+            if self.durability != Durability::None {
+                store.sync().map_err(|e| Error::io("sync", store.name(), 0, self.core.len, e))?;
+            }
+            self.made_good.store(failed, Ordering::Release);
+            if self.failed.load(Ordering::Acquire) == failed {
+                return Ok(());
+            }
         }
     }
 
@@ -278,12 +302,8 @@ impl MapMut {
 }
 
 /// Writes a buffer back whole.
-fn write_buffer(store: &dyn Store, bytes: &[u8], offset: u64, whole: bool, syncs: bool) -> Result<()> {
+fn write_buffer(store: &dyn Store, bytes: &[u8], offset: u64, whole: bool) -> Result<()> {
     let failed = |operation, at: u64, e| Error::io(operation, store.name(), at, bytes.len() as u64, e);
-    let sync = || if syncs { store.sync().map_err(|e| failed("sync", 0, e)) } else { Ok(()) };
-    if !differs(store, bytes, offset, whole) {
-        return sync();
-    }
     if whole {
         store.set_len(bytes.len() as u64).map_err(|e| failed("set length", 0, e))?;
     }
@@ -297,7 +317,7 @@ fn write_buffer(store: &dyn Store, bytes: &[u8], offset: u64, whole: bool, syncs
             Err(error) => return Err(failed("write", at, error)),
         }
     }
-    sync()
+    Ok(())
 }
 
 /// Whether a store holds anything else than a buffer does: what was not changed is not written.
