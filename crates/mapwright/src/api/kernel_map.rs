@@ -179,7 +179,13 @@ impl KernelFile {
             ));
         }
         self.inner.check_length(len)?;
-        self.inner.store.set_len(len).map_err(|e| self.inner.error("set length", &range, e))?;
+        if let Err(error) = self.inner.store.set_len(len) {
+            // Perhaps it is done all the same: no cut by somebody else, then, and another attempt succeeds.
+            if self.inner.store.version().is_ok_and(|version| version.len == len) {
+                self.inner.len.store(len, Ordering::Relaxed);
+            }
+            return Err(self.inner.error("set length", &range, error));
+        }
         self.inner.len.store(len, Ordering::Relaxed);
         self.inner
             .mapping
