@@ -386,13 +386,29 @@ fn log(file: &Arc<File>, commits: &Commits, blocks: &[u64], parts: &Parts, then:
         let (now, later) = rest.split_at((room as usize).min(rest.len()));
         let is_last = later.is_empty();
         let then = if is_last { then } else { Then::Spill };
-        write_batch(file, now, |file, taken| log_pages(file, commits, taken, parts, then))?;
+        let attempt = || write_batch(file, now, |file, taken| log_pages(file, commits, taken, parts, then));
+        let mut logged = attempt();
+        // What the journal has and the file may have is room on a full disk, which no new block gives.
+        if logged.as_ref().is_err_and(is_full)
+            && commits.atomic.lacks_a_checkpoint()
+            && shrink_index(file, commits).is_ok()
+        {
+            logged = attempt();
+        }
+        logged?;
         settle_room(file, commits);
         if is_last {
             return Ok(());
         }
         rest = later;
     }
+}
+
+/// Whether there was no room on the disk.
+fn is_full(error: &Error) -> bool {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    let Error::Io { source, .. } = error else { return false };
+    matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
 /// Copies pages out through their frames into the journal, as far as the file reaches, or the parts of them that were written, and
@@ -463,7 +479,7 @@ fn take_room(file: &Arc<File>, commits: &Commits, bytes: u64) -> bool {
     is_there
 }
 
-/// Lets the index forget what a checkpoint can bring to the file, here and now, or by one that runs. In the file's turn.
+/// Lets index and journal forget what a checkpoint can bring to the file, here and now, or by one that runs. In the file's turn.
 fn shrink_index(file: &Arc<File>, commits: &Commits) -> Result<()> {
     let since = file.pager.now();
     while commits.checkpoint.swap(RUNNING, Ordering::AcqRel) == RUNNING {
