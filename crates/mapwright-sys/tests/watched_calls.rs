@@ -28,9 +28,7 @@ fn a_call_goes_on_fails_or_is_done_and_fails() {
     };
     // In a thread that ends: the filter is its own.
     let watched = std::thread::spawn(move || {
-        if let Err(error) = watch(answer) {
-            return Err(error);
-        }
+        watch(answer)?;
         let errno = |result: std::io::Result<()>| result.err().and_then(|error| error.raw_os_error());
         assert_eq!(errno(file.write_all_at(b"first", 0)), None);
         assert_eq!(errno(file.write_all_at(b"second", 10)), Some(libc::EIO));
@@ -39,7 +37,7 @@ fn a_call_goes_on_fails_or_is_done_and_fails() {
             scope.spawn(|| assert_eq!(errno(file.write_all_at(b"third", 20)), Some(libc::ENOSPC)));
         });
         assert_eq!(errno(File::open(&path).map(drop)), Some(libc::ENFILE));
-        Ok(path)
+        Ok::<_, std::io::Error>(path)
     });
     let path = match watched.join().unwrap() {
         Ok(path) => path,

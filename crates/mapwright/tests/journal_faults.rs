@@ -4,9 +4,8 @@
 
 mod common;
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -305,7 +304,7 @@ fn a_full_disk(folder: &Path, goes_on: bool) {
     let sample = Sample::at(folder);
     let (place, file) = sample.parts();
     let (atomic, _) = AtomicFile::open(place, file, LIMITS).unwrap();
-    let filler = fill(folder);
+    let disk = common::FullDisk::fill(folder, 160 << 10);
     let mut rng = Rng(3);
     let (mut now, mut refused, mut kept) = (vec![1; 8], 0, 0);
     for round in 0..150 {
@@ -345,28 +344,10 @@ fn a_full_disk(folder: &Path, goes_on: bool) {
     println!("{refused} refused, {kept} kept");
     assert!(refused > 0 && kept > 0);
     drop(atomic);
-    drop(filler);
-    fs::remove_file(folder.join("filler")).unwrap();
+    drop(disk);
     sample.recover().unwrap();
     let bytes = fs::read(&sample.path).unwrap();
     assert_eq!(bytes.chunks(PAGE).map(|page| page[0]).collect::<Vec<_>>(), now);
-}
-
-/// Takes all of a file system but for some blocks.
-fn fill(folder: &Path) -> File {
-    let mut filler = File::options().create_new(true).write(true).open(folder.join("filler")).unwrap();
-    let (mut step, mut len) = (1u64 << 24, 0);
-    while step >= 4096 {
-        match rustix::fs::fallocate(filler.as_fd(), rustix::fs::FallocateFlags::empty(), len, step) {
-            Ok(()) => len += step,
-            Err(rustix::io::Errno::NOSPC) => step /= 2,
-            Err(error) => panic!("{error}"),
-        }
-    }
-    filler.set_len(len.saturating_sub(160 << 10)).unwrap();
-    filler.flush().unwrap();
-    filler.sync_all().unwrap();
-    filler
 }
 
 #[test]

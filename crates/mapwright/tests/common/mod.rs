@@ -397,6 +397,40 @@ pub fn on_a_loop_device(test: &str, kind: &str, mib: u64, body: impl FnOnce(&Pat
     println!("{text}");
 }
 
+/// A file that takes all of its file system but for some bytes. Gone, and the room given back, when it is dropped.
+pub struct FullDisk(PathBuf);
+
+impl FullDisk {
+    /// Takes all but `left` bytes, about.
+    pub fn fill(folder: &Path, left: u64) -> Self {
+        use rustix::fs::{FallocateFlags, fallocate};
+        let path = folder.join("filler");
+        let filler = std::fs::File::create_new(&path).unwrap();
+        let disk = Self(path);
+        let (mut step, mut len) = (1u64 << 24, 0);
+        while step >= 4096 {
+            match fallocate(&filler, FallocateFlags::empty(), len, step) {
+                Ok(()) => len += step,
+                Err(rustix::io::Errno::NOSPC) => step /= 2,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        filler.set_len(len.saturating_sub(left)).unwrap();
+        filler.sync_all().unwrap();
+        disk
+    }
+}
+
+impl Drop for FullDisk {
+    fn drop(&mut self) {
+        let removed = std::fs::remove_file(&self.0);
+        assert!(removed.is_ok() || std::thread::panicking(), "{removed:?}");
+        if let Some(folder) = self.0.parent().and_then(|folder| std::fs::File::open(folder).ok()) {
+            let _ = rustix::fs::syncfs(folder); // some file systems free blocks later
+        }
+    }
+}
+
 /// Runs a child; the process is ended after a minute.
 pub fn run(mut command: Command) -> Output {
     use std::process::Stdio;
