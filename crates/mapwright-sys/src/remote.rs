@@ -114,6 +114,18 @@ impl LentFrames {
         if self.writable { self.uffd.poison_guarded(at) } else { self.uffd.poison(at, false) }
     }
 
+    /// As [`poison`](Self::poison) of the plain view, also of pages that are shown: they are not shown there any more. What was written to
+    /// them is in the frames.
+    ///
+    /// # Errors
+    /// As for `poison`.
+    ///
+    /// # Panics
+    /// If the range is not inside.
+    pub fn poison_shown(&self, range: Range<u64>) -> io::Result<()> {
+        self.uffd.poison_shown(self.plain.addresses(&range))
+    }
+
     /// As [`poison`](Self::poison), when there is no server any more: pages that are shown may be written from here on.
     ///
     /// # Errors

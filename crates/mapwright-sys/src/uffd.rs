@@ -426,6 +426,18 @@ impl Uffd {
         Ok(())
     }
 
+    /// As [`poison`](Self::poison), of a shared mapping, also of pages that are shown there: their entries are taken away first, as often
+    /// as another process shows them meanwhile.
+    pub(crate) fn poison_shown(&self, range: Range<usize>) -> io::Result<()> {
+        for page in range.step_by(PAGE_SIZE) {
+            clear_entry(page)?;
+            while !self.poison_absent(page..page + PAGE_SIZE)? {
+                clear_entry(page)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Takes write-protect markers, and protection, off a range.
     fn clear_markers(&self, range: Range<usize>) -> io::Result<()> {
         loop {

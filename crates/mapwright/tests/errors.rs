@@ -152,6 +152,40 @@ fn a_full_store_under_pressure_loses_nothing() {
     assert!(store.inner.contents() == bytes);
 }
 
+/// One file has most of the budget dirty, and can't be written: others get the rest of it, and nobody else's error.
+#[test]
+fn a_full_store_is_no_error_of_others() {
+    if !require_userfaultfd() {
+        return;
+    }
+    for mode in MODES {
+        let bytes = contents(64 * PAGE);
+        let (full, good) = (FaultyStore::new(bytes.clone(), true), FaultyStore::new(bytes.clone(), true));
+        let pager = pager(64 * PAGE as u64);
+        let mut map = map_mut_of(&full, &pager, mode);
+        let other = map_of(&good, &pager, mode);
+        full.on_write(Mishap::Errno(libc::ENOSPC));
+        (0..48).for_each(|page| map[page * PAGE] = 99);
+        for round in 0..4 {
+            for page in 0..64 {
+                let page = (page * 7 + round) % 64 * PAGE;
+                let got = other.get(page as u64..(page + PAGE) as u64);
+                let got = got.unwrap_or_else(|error| panic!("{mode:?}, page at {page}: {error}"));
+                assert!(got[..] == bytes[page..page + PAGE]);
+            }
+        }
+        // What there is no room for is the budget's failure.
+        let all = other.get(..40 * PAGE as u64).map(drop);
+        assert!(matches!(all, Err(Error::BudgetExhausted { .. })), "{all:?}");
+        assert_eq!(map.acknowledge_error().and_then(|error| error.errno()), Some(libc::ENOSPC));
+        full.heal();
+        map.flush().unwrap();
+        let mut expected = bytes.clone();
+        (0..48).for_each(|page| expected[page * PAGE] = 99);
+        assert!(full.inner.contents() == expected);
+    }
+}
+
 #[test]
 fn a_hanging_store_is_given_up_at_the_deadline_and_others_go_on() {
     if !require_userfaultfd() {

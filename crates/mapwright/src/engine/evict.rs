@@ -7,6 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::block::{self, DIRTY, MAPPED, MAPPED_CHECKED, QUEUED, SHOWN, State, TOUCHED};
 use super::file::{File, mapped_bit};
@@ -21,6 +22,8 @@ use crate::error::{Error, Result};
 const MAX_BATCH: usize = 256;
 /// Dirty bytes written back under one sync when nothing clean is left, at most.
 const PRESSURE_BATCH: u64 = 8 << 20;
+/// How often victims are chosen in vain because they could not be written back.
+const MAX_TRIES: u32 = 4;
 
 /// A block that this thread has claimed (Resident → Evicting), with the bits it had.
 struct Claimed {
@@ -112,39 +115,54 @@ pub(crate) enum Dirty {
     Keep,
 }
 
-/// Makes room for at least `bytes`, if anything can be evicted; whether there was any progress.
-///
-/// # Errors
-/// The failure of a write-back, if nothing clean was left to drop.
-pub(crate) fn make_room(engine: &Engine, bytes: u64, what: Dirty) -> Result<bool> {
+/// What trying to make room came to.
+#[derive(Debug, Default)]
+pub(crate) struct Made {
+    /// Something was evicted, or is closer to it.
+    pub progress: bool,
+    /// What could not be written back: slots of files, and why.
+    pub failures: Vec<(u32, Error)>,
+}
+
+impl Made {
+    fn note(&mut self, file: &File, failure: Option<Error>) {
+        self.failures.extend(failure.map(|error| (file.slot, error)));
+    }
+}
+
+/// Makes room for at least `bytes`, if anything can be evicted.
+pub(crate) fn make_room(engine: &Engine, bytes: u64, what: Dirty) -> Made {
     let batch = (engine.budget.limit() / 32).min(MAX_BATCH as u64 * PAGE).max(bytes);
     let wanted = (batch / PAGE).clamp(1, MAX_BATCH as u64) as usize;
-    let mut dirty = Vec::new();
-    let mut progress = false;
-    let mut freed = 0;
-    for mut choice in choose(engine, wanted) {
-        progress |= !choice.unmap.is_empty();
-        progress |= !choice.unmap_regions.is_empty();
-        give_back(&mut choice);
-        unmap_stage(&mut choice);
-        freed += drop_stage(&choice, &mut dirty);
-    }
-    if freed > 0 || progress && dirty.is_empty() {
-        return Ok(true);
-    }
-    if what == Dirty::Keep {
-        return Ok(false);
-    }
-    let mut failure = Ok(());
-    for (file, blocks) in dirty {
-        match relieve(&file, blocks) {
-            Ok(true) => progress = true,
-            // Somebody else is at it. If that went wrong before, it is why there is no room.
-            Ok(false) => failure = lock(&file.latch).as_ref().map_or(failure, |error| Err((**error).clone())),
-            Err(error) => failure = Err(error),
+    let mut made = Made::default();
+    // What can't be written is passed over from then on: others may have something to drop.
+    for _ in 0..MAX_TRIES {
+        let mut dirty = Vec::new();
+        let (mut unmapped, mut freed) = (false, 0);
+        for mut choice in choose(engine, wanted) {
+            unmapped |= !choice.unmap.is_empty() || !choice.unmap_regions.is_empty();
+            give_back(&mut choice);
+            unmap_stage(&mut choice);
+            freed += drop_stage(&choice, &mut dirty);
+        }
+        made.progress = freed > 0 || unmapped && dirty.is_empty();
+        if made.progress || dirty.is_empty() || what == Dirty::Keep {
+            break;
+        }
+        made.progress = unmapped;
+        for (file, blocks) in dirty {
+            match relieve(&file, blocks) {
+                Ok(true) => made.progress = true,
+                // Somebody else is at it. If that went wrong before, it is why there is no room.
+                Ok(false) => made.note(&file, lock(&file.latch).as_deref().cloned()),
+                Err(error) => made.note(&file, Some(error)),
+            }
+        }
+        if made.progress {
+            break;
         }
     }
-    if progress { Ok(true) } else { failure.map(|()| false) }
+    made
 }
 
 /// Evicts in the background until a reasonable part of the budget is free.
@@ -155,7 +173,7 @@ pub(crate) fn run_evictor(engine: &Arc<Engine>) {
         if !engine.buffers.may_take_pages(REGION) {
             break; // the fills that hold the buffers make room themselves
         }
-        if !make_room(engine, PAGE, Dirty::WriteBack).is_ok_and(|progress| progress) {
+        if !make_room(engine, PAGE, Dirty::WriteBack).progress {
             break;
         }
     }
@@ -165,8 +183,8 @@ pub(crate) fn run_evictor(engine: &Arc<Engine>) {
 /// Asks the policy for victims and claims them, sorted by file and place.
 fn choose(engine: &Engine, wanted: usize) -> Vec<Choice> {
     let mut choices: Vec<Choice> = Vec::new();
+    let mut files = KnownFiles { engine, now: engine.now(), known: Vec::new() };
     let mut policy = lock_policy(&engine.policy);
-    let mut files = KnownFiles { engine, known: Vec::new() };
     let mut notes = Notes::default();
     let (mut bytes, enough) = (0, wanted as u64 * PAGE);
     for _ in 0..4 * wanted {
@@ -201,6 +219,7 @@ fn choose(engine: &Engine, wanted: usize) -> Vec<Choice> {
 /// Files looked up during one choice. Held until the policy's lock is free: dropping a file takes that lock.
 struct KnownFiles<'a> {
     engine: &'a Engine,
+    now: Duration,
     known: Vec<(u32, Option<Arc<File>>)>,
 }
 
@@ -269,6 +288,7 @@ fn look(files: &mut KnownFiles<'_>, key: Key, notes: &mut Notes) -> Seen {
         }
         State::Filling | State::Evicting => Seen::Busy,
         State::Resident if block::pins(bits) > 0 => Seen::Busy,
+        State::Resident if bits & DIRTY != 0 && file.relief.is_passed_over(files.now) => Seen::Busy,
         State::Resident if bits & TOUCHED != 0 => {
             word.clear(TOUCHED);
             Seen::Touched
@@ -418,9 +438,18 @@ pub(super) fn pressure_batch(engine: &Engine) -> u64 {
     PRESSURE_BATCH.min(engine.budget.limit() / 8)
 }
 
-/// Writes dirty blocks back so that they can be dropped, and with them what else of the file is known to be dirty, because
-/// one sync serves all; `false` if somebody else writes back already.
-fn relieve(file: &Arc<File>, mut blocks: Vec<u64>) -> Result<bool> {
+/// Writes dirty blocks back so that they can be dropped; `false` if somebody else writes the file back already.
+pub(super) fn relieve(file: &Arc<File>, blocks: Vec<u64>) -> Result<bool> {
+    let relieved = relieve_now(file, blocks);
+    if !matches!(relieved, Ok(false)) {
+        file.relief.ended(&relieved, file.pager.now());
+    }
+    relieved
+}
+
+/// Writes dirty blocks back, and with them what else of the file is known to be dirty, because one sync serves all; `false` if
+/// somebody else writes back already.
+pub(super) fn relieve_now(file: &Arc<File>, mut blocks: Vec<u64>) -> Result<bool> {
     let most = (pressure_batch(&file.pager) / PAGE).max(1) as usize;
     let pages_in_block = file.block_size() / PAGE;
     let known = lock(&file.dirty).runs_in(&(0..u64::MAX / PAGE), most);

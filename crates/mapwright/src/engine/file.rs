@@ -22,6 +22,7 @@ use super::read_ahead::{Advice, ReadAhead};
 use super::record::Reference;
 use super::sabotage::{self, Sabotage};
 pub use super::spec::{FileSpec, Keep};
+use super::unwritten::Relief;
 use super::{Engine, Handle, PAGE, lock, lock_policy};
 use crate::error::{Error, Result};
 use crate::stores::{Store, Version};
@@ -92,6 +93,7 @@ pub struct File {
     pub(crate) read_ahead: Mutex<ReadAhead>,
     wakers: Mutex<HashMap<u64, Vec<Waker>>>,
     pub(crate) latch: Mutex<Option<Arc<Error>>>,
+    pub(super) relief: Relief,
     /// Flushes do not sync.
     pub(crate) is_scratch: bool,
     /// It may be written, and opened again for that.
@@ -206,6 +208,7 @@ impl File {
             read_ahead: Mutex::new(read_ahead),
             wakers: Mutex::default(),
             latch: Mutex::default(),
+            relief: Relief::default(),
             is_scratch,
             is_shared,
             commits,
@@ -638,13 +641,16 @@ impl File {
     pub(crate) fn mark_dirty(&self, pages: Range<u64>) {
         let mut dirty = lock(&self.dirty);
         let pages_in_block = self.block_size() / PAGE;
+        let mut new = 0;
         for block in pages.start / pages_in_block..pages.end.div_ceil(pages_in_block) {
-            self.word(block).set(DIRTY);
+            new += u64::from(self.word(block).set(DIRTY) & DIRTY == 0);
         }
+        self.count_unwritten(new);
         dirty.insert(pages);
     }
 
-    /// Takes the pages of a block out of the dirty set.
+    /// Takes the pages of a block out of the dirty set. If there are any, the block counts as unwritten until that is taken back:
+    /// `File::count_written`.
     pub(crate) fn take_dirty(&self, block: u64) -> Vec<Range<u64>> {
         if self.word(block).bits() & DIRTY == 0 {
             return Vec::new();
@@ -733,6 +739,7 @@ fn check_block_size(block_size: u64, budget: u64) -> Result<()> {
 
 impl Drop for File {
     fn drop(&mut self) {
+        self.count_none();
         let resident = self.charges.resident.load(Ordering::Acquire);
         let tables = self.charges.tables.load(Ordering::Acquire);
         // A file that was ever filled may have left entries of blocks that are gone.

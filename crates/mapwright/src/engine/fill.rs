@@ -184,8 +184,8 @@ fn charge_tables(file: &File, blocks: &Range<u64>, patience: Patience) -> Result
 /// Takes room in the budget, evicting what is needed.
 ///
 /// # Errors
-/// [`Error::BudgetExhausted`] when nothing can be evicted for as long as `patience` lasts; the failure of a write-back if
-/// that is why.
+/// [`Error::BudgetExhausted`] when nothing can be evicted for as long as `patience` lasts; the failure of a write-back of this file
+/// if that is why. That another can't be written is for those to hear who have it.
 pub(crate) fn reserve(file: &File, bytes: u64, patience: Patience) -> Result<()> {
     let engine = &***file.pager;
     if engine.budget.try_reserve(bytes) {
@@ -201,11 +201,12 @@ pub(crate) fn reserve(file: &File, bytes: u64, patience: Patience) -> Result<()>
         if engine.budget.try_reserve(bytes) {
             return Ok(());
         }
-        if let Ok(true) = made {
+        if made.progress {
             continue;
         }
-        let failed = made.is_err();
-        write_back_failed = made.err().or(write_back_failed);
+        let failed = !made.failures.is_empty();
+        let own = made.failures.into_iter().find(|(slot, _)| *slot == file.slot);
+        write_back_failed = own.map(|(_, error)| error).or(write_back_failed);
         let now = engine.now();
         let left = match patience {
             Patience::Until(deadline) if now < deadline && !file.cutting.load(Ordering::Acquire) => {
@@ -225,12 +226,16 @@ pub(crate) fn reserve(file: &File, bytes: u64, patience: Patience) -> Result<()>
 }
 
 fn exhausted(file: &File, needed: u64) -> Error {
-    Error::BudgetExhausted {
-        path: file.name.clone(),
+    exhausted_by(
+        file,
         needed,
-        budget: file.pager.budget.total(),
-        remedy: "drop Pinned values that are no longer needed, or raise Pager::builder().budget()",
-    }
+        "drop Pinned values that are no longer needed, or raise Pager::builder().budget()",
+    )
+}
+
+/// An [`Error::BudgetExhausted`] of a file.
+pub(super) fn exhausted_by(file: &File, needed: u64, remedy: &'static str) -> Error {
+    Error::BudgetExhausted { path: file.name.clone(), needed, budget: file.pager.budget.total(), remedy }
 }
 
 /// Gives up blocks that were claimed and for which nothing was done yet.

@@ -20,7 +20,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
 use std::time::Duration;
 
@@ -53,6 +53,7 @@ pub(crate) mod resize;
 pub mod sabotage;
 mod spec;
 pub mod stats;
+pub(crate) mod unwritten;
 mod watch;
 pub mod write_back;
 
@@ -79,6 +80,8 @@ pub struct Engine {
     pub(crate) counters: Counters,
     /// Blocks evicted since the start, wrapping: the clock by which regions are unmapped.
     pub(crate) dropped: AtomicU32,
+    /// Bytes of blocks that are dirty or being written, of all files that are lent.
+    pub(crate) unwritten: AtomicU64,
     evictor_runs: AtomicBool,
     serving: AtomicBool,
     /// Regions whose blocks are all resident, to be put on one frame each. Not empty while `region::run_collapses` runs.
@@ -163,6 +166,7 @@ impl Engine {
             pool: Pool::default(),
             counters: Counters::default(),
             dropped: AtomicU32::new(0),
+            unwritten: AtomicU64::new(0),
             evictor_runs: AtomicBool::new(false),
             serving: AtomicBool::new(false),
             to_collapse: Mutex::default(),
@@ -329,7 +333,7 @@ impl Engine {
     /// A snapshot of the counters.
     pub fn stats(&self) -> Stats {
         let counters = &self.counters;
-        let load = |atomic: &std::sync::atomic::AtomicU64| atomic.load(Ordering::Relaxed);
+        let load = |atomic: &AtomicU64| atomic.load(Ordering::Relaxed);
         Stats {
             faults: counters.faults.get(),
             hits: counters.hits.get(),

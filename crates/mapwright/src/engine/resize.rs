@@ -122,7 +122,7 @@ impl File {
     fn discard(&self, block: u64) -> Result<()> {
         let bytes = self.bytes_of(&(block..block + 1));
         let released = self.frames.release(std::slice::from_ref(&bytes));
-        self.take_dirty(block);
+        self.count_written(u64::from(!self.take_dirty(block).is_empty()));
         self.dropped(block);
         self.pager.budget.release(&*self.pager.kernel, self.block_charge());
         released.map_err(|e| Error::io("release", self.name.clone(), bytes.start, self.block_size(), e))

@@ -160,6 +160,8 @@ pub(super) struct Taken {
     pub(super) pages: Vec<Range<u64>>,
     /// Those that the dirty set had, in the same way.
     known: Vec<Range<u64>>,
+    /// Blocks of which it had any.
+    blocks_known: u64,
 }
 
 impl Taken {
@@ -197,8 +199,9 @@ pub(super) fn write_batch(
     let was_taken = take_dirty_pages(file, &pinned, &mut taken);
     let written = outcome.and(was_taken).and_then(|()| write(file, &taken));
     if written.is_err() && !sabotage::is(Sabotage::ForgetFailedWrite) {
-        taken.pages.into_iter().for_each(|run| file.mark_dirty(run));
+        taken.pages.iter().for_each(|run| file.mark_dirty(run.clone()));
     }
+    file.count_written(taken.blocks_known);
     if sabotage::is(Sabotage::CleanAfterWrite) {
         let _ = take_dirty_pages(file, &pinned, &mut Taken::default());
     }
@@ -212,9 +215,14 @@ pub(super) fn write_batch(
 /// Takes the dirty pages of pinned blocks, sorted and joined; they count as clean from here on. Blocks between them are pinned
 /// for as long as that takes, so that one question answers for many; what is found dirty there stays dirty.
 fn take_dirty_pages(file: &File, pinned: &[u64], taken: &mut Taken) -> Result<()> {
-    let known = &mut taken.known;
+    let Taken { known, blocks_known, .. } = taken;
     file.frames.revoke(&mut || {
-        *known = union(pinned.iter().flat_map(|&block| file.take_dirty(block)).collect());
+        let mut take = |&block: &u64| {
+            let pages = file.take_dirty(block);
+            *blocks_known += u64::from(!pages.is_empty());
+            pages
+        };
+        *known = union(pinned.iter().flat_map(&mut take).collect());
         known.iter().map(|run| run.start * PAGE..run.end * PAGE).collect()
     });
     let mut pages = taken.known.clone();

@@ -21,7 +21,7 @@ use rustix::net::{connect, shutdown, sockopt};
 
 use super::lease::lock;
 use super::protocol::{About, Event, Heard, MAGIC, MAX_MESSAGE, Reply, Request, VERSION};
-use super::served::Views;
+use super::served::{Failing, Views};
 use super::server::{address, is_trusted, socket};
 use super::wire::{self, Received};
 use crate::engine::stats::Stats;
@@ -304,10 +304,11 @@ impl Inner {
             Heard::Event(Event::Unmap { file, ranges }) => {
                 self.served(file).into_iter().for_each(|served| served.unmap(&ranges));
             }
-            Heard::Event(Event::Failed { file, checked, range, error }) => {
+            Heard::Event(Event::Failed { file, checked, refused, range, error }) => {
+                let why = if refused { Failing::Write } else { Failing::Page };
                 self.served(file)
                     .into_iter()
-                    .for_each(|served| served.failed(checked, range.clone(), &error, true));
+                    .for_each(|served| served.failed(checked, range.clone(), &error, why));
             }
         }
         Ok(())
@@ -334,7 +335,7 @@ impl Inner {
                 let known = self.all_served();
                 let found = known.iter().find_map(|served| Some((served, served.locate(address)?)));
                 if let Some((served, (checked, range))) = found {
-                    served.failed(checked, range, error, false);
+                    served.failed(checked, range, error, Failing::Server);
                 }
             }
         }

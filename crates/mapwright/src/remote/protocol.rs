@@ -14,7 +14,7 @@ use crate::error::{Change, Error};
 /// The first word of a connection.
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"mapwrite");
 /// Raised when a message changes. Client and server must have the same.
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 /// Bytes of the longest message.
 pub(crate) const MAX_MESSAGE: usize = 32 << 10;
 /// Ranges in one message.
@@ -143,8 +143,8 @@ pub(crate) enum Reply {
 pub(crate) enum Event {
     /// Take these ranges out of the view, so that it is seen what is used.
     Unmap { file: u32, ranges: Vec<Range<u64>> },
-    /// A page of this range was touched and can't be had.
-    Failed { file: u32, checked: bool, range: Range<u64>, error: Error },
+    /// A page of this range was touched and can't be had; or, if a write is refused, can't be written, and may be shown.
+    Failed { file: u32, checked: bool, refused: bool, range: Range<u64>, error: Error },
 }
 
 /// Why bytes are no message.
@@ -483,8 +483,8 @@ impl Event {
         let out = |kind| Encoder::new(kind, 0);
         let out = match self {
             Self::Unmap { file, ranges } => out(120).u32(*file).ranges(ranges),
-            Self::Failed { file, checked, range, error } => {
-                out(121).u32(*file).u8((*checked).into()).range(range).error(error)
+            Self::Failed { file, checked, refused, range, error } => {
+                out(121).u32(*file).u8((*checked).into()).u8((*refused).into()).range(range).error(error)
             }
         };
         out.0
@@ -527,9 +527,9 @@ impl Heard {
             106 => Self::Reply(number, Reply::Refused(from.error(&path(About::Request(number)))?)),
             120 => Self::Event(Event::Unmap { file: from.u32()?, ranges: from.ranges()? }),
             121 => {
-                let (file, checked, range) = (from.u32()?, from.flag()?, from.range()?);
-                let error = from.error(&path(About::File(file)))?;
-                Self::Event(Event::Failed { file, checked, range, error })
+                let (file, checked, refused) = (from.u32()?, from.flag()?, from.flag()?);
+                let (range, error) = (from.range()?, from.error(&path(About::File(file)))?);
+                Self::Event(Event::Failed { file, checked, refused, range, error })
             }
             _ => return Err(Malformed("a message of no known kind")),
         };

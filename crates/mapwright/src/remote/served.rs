@@ -65,6 +65,17 @@ pub(super) struct Views {
     held: Mutex<Vec<Range<u64>>>,
 }
 
+/// Why a page can't be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failing {
+    /// The server could not bring it.
+    Page,
+    /// It may not be written, because too much can't be written back. It may be shown.
+    Write,
+    /// The server is gone.
+    Server,
+}
+
 #[derive(Default)]
 struct Scopes {
     active: usize,
@@ -424,12 +435,10 @@ impl Views {
         range.start.min(range.end)..range.end
     }
 
-    /// Brings a page that can't be had to whoever touched it, from a server that is there still or not. Runs in the connection's
-    /// thread.
-    pub(super) fn failed(&self, checked: bool, range: Range<u64>, error: &Error, is_served: bool) {
+    /// Brings a page that can't be had to whoever touched it. Runs in the connection's thread.
+    pub(super) fn failed(&self, checked: bool, range: Range<u64>, error: &Error, why: Failing) {
         let range = self.clamp(&range);
-        let delivered =
-            if checked { self.fail_in_scope(range, error) } else { self.fail(range, error, is_served) };
+        let delivered = if checked { self.fail_in_scope(range, error) } else { self.fail(range, error, why) };
         if let Err(cause) = delivered {
             // A thread waits for a page that will never come, and nothing can tell it.
             print_raw(&format!("mapwright: {error}; SIGBUS could not be raised: {cause}\n"));
@@ -437,13 +446,23 @@ impl Views {
         }
     }
 
-    fn fail(&self, range: Range<u64>, error: &Error, is_served: bool) -> std::io::Result<()> {
-        print_raw(&format!(
-            "mapwright: {}: a slice was touched at a page that cannot be read; SIGBUS follows \
-             (use Map::get or Map::checked to get the error as a value): {error}\n",
-            self.name
-        ));
-        if is_served { self.frames.poison(false, range) } else { self.frames.poison_unserved(false, range) }
+    fn fail(&self, range: Range<u64>, error: &Error, why: Failing) -> std::io::Result<()> {
+        let what = match why {
+            Failing::Write => {
+                "was written to at a page that cannot be; SIGBUS follows (use MapMut::write_at or \
+                 MapMut::checked_mut to get the error as a value)"
+            }
+            Failing::Page | Failing::Server => {
+                "was touched at a page that cannot be read; SIGBUS follows (use Map::get or Map::checked to get the \
+                 error as a value)"
+            }
+        };
+        print_raw(&format!("mapwright: {}: a slice {what}: {error}\n", self.name));
+        match why {
+            Failing::Page => self.frames.poison(false, range),
+            Failing::Write => self.frames.poison_shown(range),
+            Failing::Server => self.frames.poison_unserved(false, range),
+        }
     }
 
     fn fail_in_scope(&self, range: Range<u64>, error: &Error) -> std::io::Result<()> {

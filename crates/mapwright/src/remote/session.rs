@@ -24,7 +24,7 @@ use super::wire::{self, Received};
 use crate::engine::file::{FileSpec, Keep};
 use crate::engine::kernel::{FaultMode, FrameKind};
 use crate::engine::pool::Kind;
-use crate::engine::{Engine, PAGE, evict, fault, request, write_back};
+use crate::engine::{Engine, PAGE, evict, fault, request, unwritten, write_back};
 use crate::error::{Error, Result};
 use crate::stores::{FileOptions, FileStore, Store as _};
 
@@ -248,16 +248,23 @@ impl Session {
         let Some(name) = view.name() else { return };
         // Of a file that the client has for reading a write is a fault that the kernel does not tell of, or one that lies.
         let touch = fault::Touch { view: name, offset, writes: writes && lease.access.writes() };
-        if fault::serve_resident_at(&lease.file, touch) {
+        let block = lease.file.blocks_of(offset..offset + 1);
+        let may_dirty = !touch.writes || lease.file.may_dirty(std::slice::from_ref(&block));
+        if may_dirty && fault::serve_resident_at(&lease.file, touch) {
             return;
         }
         let Some(session) = self.weak.upgrade() else { return };
         self.faults.fetch_add(1, Ordering::AcqRel);
         let work = move |_: &Arc<Engine>| {
-            if let Err(error) = fault::serve_remote(&lease.file, touch) {
-                let block = lease.file.blocks_of(offset..offset + 1);
-                let (file, checked, range) = (lease.number, view.checked, lease.file.bytes_of(&block));
-                session.tell(&Event::Failed { file, checked, range, error });
+            let way = match touch.writes {
+                true => unwritten::make_way(&lease.file, std::slice::from_ref(&block)),
+                false => Ok(()),
+            };
+            let (file, checked, refused) = (lease.number, view.checked, way.is_err());
+            if let Err(error) = way.and_then(|()| fault::serve_remote(&lease.file, touch)) {
+                let page = offset / PAGE * PAGE;
+                let range = if refused { page..page + PAGE } else { lease.file.bytes_of(&block) };
+                session.tell(&Event::Failed { file, checked, refused, range, error });
             }
             // The file first: it may be closed by this.
             drop((view, lease));
@@ -478,7 +485,7 @@ impl Session {
     fn pin(&self, lease: &Arc<Lease>, in_order: bool, writes: bool, ranges: &[Range<u64>]) -> Result<u64> {
         let file = &lease.file;
         let view = lease.view(false).ok_or_else(|| Error::invalid("pins before there is a view", ""))?;
-        let mut blocks = Vec::new();
+        let (mut blocks, mut runs) = (Vec::new(), Vec::new());
         for range in ranges {
             file.check_range(range.start, range.end - range.start)?;
             let run = file.blocks_of(range.clone());
@@ -486,6 +493,7 @@ impl Session {
             if needed > self.shared.handle.budget.limit() {
                 return Err(self.exhausted(lease, needed)); // before a list of them is made
             }
+            runs.push(run.clone());
             blocks.extend(run);
         }
         blocks.sort_unstable();
@@ -493,6 +501,9 @@ impl Session {
         let bytes = blocks.len() as u64 * file.block_charge();
         let quotas = [&self.pinned, &self.shared.pinned];
         let room = Room::take(quotas, bytes).ok_or_else(|| self.exhausted(lease, bytes))?;
+        if writes {
+            unwritten::make_way(file, &runs)?;
+        }
         let blocks = request::Request::new(file, blocks, in_order)?.shown_in(view).wait()?;
         for range in ranges.iter().filter(|range| writes && !range.is_empty()) {
             file.grant(view, range.start / PAGE..range.end.div_ceil(PAGE))?;

@@ -90,9 +90,16 @@ fn messages_are_what_they_were() {
             other => panic!("{other:?}"),
         };
         assert_eq!(text, error.to_string());
-        let event = Event::Failed { file: 3, checked: true, range: 4096..8192, error: error.clone() };
+        let (checked, refused, range) = (true, false, 4096..8192);
+        let event = Event::Failed { file: 3, checked, refused, range, error: error.clone() };
         match heard(&event.encode()) {
-            Ok(Heard::Event(Event::Failed { file: 3, checked: true, range, error: told })) => {
+            Ok(Heard::Event(Event::Failed {
+                file: 3,
+                checked: true,
+                refused: false,
+                range,
+                error: told,
+            })) => {
                 assert_eq!((range, told.to_string()), (4096..8192, error.to_string()));
             }
             other => panic!("{other:?}"),
