@@ -9,7 +9,7 @@ mod common;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use clients::{as_role, parts, until};
+use clients::{Talking, as_role, parts, say, until};
 use common::{
     PAGE, Watchdog, child, dies_by_sigbus, file_of, pager, public_scratch, require_userfaultfd, role,
 };
@@ -20,6 +20,11 @@ const BUDGET: u64 = 4 << 20;
 
 fn options(pager: &Pager) -> MapOptions {
     MapOptions::new().pager(pager).strategy(Strategy::Pager)
+}
+
+fn signal(of: &Talking, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_child(&of.child);
+    rustix::process::kill_process(pid, signal).unwrap();
 }
 
 /// Cuts a file, so that it can't be written back, and gives it its length back.
@@ -96,4 +101,42 @@ fn a_file_that_cannot_be_written_takes_a_part_of_the_budget() {
     map.close().unwrap();
     let found = std::fs::read(&bad).unwrap();
     assert!((0..=written).all(|page| found[page * PAGE + 8..].starts_with(b"dirty")));
+}
+
+/// A client that is stopped after it has written: those who use other files get all of the budget, and what it wrote is written back.
+#[test]
+fn a_stopped_client_keeps_no_other_file_waiting() {
+    let this = "a_stopped_client_keeps_no_other_file_waiting";
+    if let Some(role) = role() {
+        let (_, pager, path) = parts(&role);
+        let mut map = options(&pager).open_mut(&path).unwrap();
+        (0..2 * MIB).step_by(PAGE).for_each(|at| map[at + 8] = 3);
+        say("written");
+        loop {
+            (0..2 * MIB).step_by(PAGE).for_each(|at| map[at + 8] ^= 3);
+        }
+    }
+    if !require_userfaultfd() {
+        return;
+    }
+    let _dog = Watchdog::new(this, Duration::from_secs(60));
+    let dir = public_scratch();
+    let (path, _) = file_of(dir.path(), 2 * MIB);
+    let (other, bytes) = file_of(dir.path(), 8 * MIB);
+    let (own, socket) = (pager(BUDGET), dir.path().join("socket"));
+    let server = Server::bind(&own, &socket).unwrap();
+    let mut writer = Talking::start(this, &as_role("write", &socket, &path));
+    assert_eq!(writer.hear(), "written");
+    let client = Pager::connect(&socket).unwrap();
+    for round in 0..10 {
+        signal(&writer, rustix::process::Signal::STOP);
+        let map = options(&client).open(&other).unwrap();
+        assert!(*map == *bytes, "round {round}");
+        drop(map);
+        signal(&writer, rustix::process::Signal::CONT);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    signal(&writer, rustix::process::Signal::STOP);
+    writer.kill();
+    until("it is forgotten", || server.clients() == 1);
 }

@@ -13,6 +13,7 @@ use super::block::{self, DIRTY, MAPPED, MAPPED_CHECKED, QUEUED, SHOWN, State, TO
 use super::file::{File, mapped_bit};
 use super::kernel::REGION;
 use super::policy::{Key, Policy, Seen, Victim};
+use super::pool::Kind;
 use super::sabotage::{self, Sabotage};
 use super::write_back;
 use super::{Engine, PAGE, lock, lock_policy};
@@ -438,13 +439,34 @@ pub(super) fn pressure_batch(engine: &Engine) -> u64 {
     PRESSURE_BATCH.min(engine.budget.limit() / 8)
 }
 
-/// Writes dirty blocks back so that they can be dropped; `false` if somebody else writes the file back already.
+/// Writes dirty blocks back so that they can be dropped; `false` if somebody else writes the file back already, or does so from here
+/// on: who waits for room sees what that makes evictable.
 pub(super) fn relieve(file: &Arc<File>, blocks: Vec<u64>) -> Result<bool> {
+    if file.frames.is_lent() {
+        relieve_elsewhere(file, blocks);
+        return Ok(false);
+    }
     let relieved = relieve_now(file, blocks);
     if !matches!(relieved, Ok(false)) {
         file.relief.ended(&relieved, file.pager.now());
     }
     relieved
+}
+
+/// As [`relieve`], on a thread that can be spared: a page that is written back is protected first in all clients, and waits for their
+/// address spaces. Meanwhile the file's dirty blocks are passed over.
+fn relieve_elsewhere(file: &Arc<File>, blocks: Vec<u64>) {
+    if !file.relief.begin() {
+        return; // one is at it
+    }
+    let own = Arc::clone(file);
+    let work = move |engine: &Arc<Engine>| {
+        let relieved = relieve_now(&own, blocks);
+        own.relief.ended(&relieved, engine.now());
+        engine.budget.progressed(&*engine.kernel);
+    };
+    // Urgent: all threads that there are may be waiting for the room.
+    file.pager.pool.submit(&file.pager, Kind::Urgent, Box::new(work));
 }
 
 /// Writes dirty blocks back, and with them what else of the file is known to be dirty, because one sync serves all; `false` if

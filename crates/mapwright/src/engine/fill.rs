@@ -212,7 +212,10 @@ pub(crate) fn reserve(file: &File, bytes: u64, patience: Patience) -> Result<()>
             Patience::Until(deadline) if now < deadline && !file.cutting.load(Ordering::Acquire) => {
                 deadline - now
             }
-            _ => return Err(write_back_failed.unwrap_or_else(|| exhausted(file, bytes))),
+            _ => {
+                let why = write_back_failed.or_else(|| file.room_failure());
+                return Err(why.unwrap_or_else(|| exhausted(file, bytes)));
+            }
         };
         if !failed {
             waiter.wait(&*engine.kernel, left.min(MAX_BACKOFF));

@@ -7,38 +7,50 @@
 //! ([`make_way`]). Of files that this process writes itself it is not known before their page tables are asked.
 //!
 //! What can't be written is passed over while room is made, for a while that doubles with each failure, so that others get what
-//! else there is. That their room is taken is all that others hear of it.
+//! else there is. That their room is taken is all that others hear of it. Of lent files it is passed over also while it is being
+//! written, on a thread of its own, because that may have to wait for a client's address space.
 //!
 //! Left to others: what is dirty (`File::mark_dirty`), the write-back (`write_back`), who needs room (`fill::reserve`).
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::block::DIRTY;
 use super::file::File;
-use super::{Engine, evict, fill, read_files};
+use super::{Engine, evict, fill, lock, read_files};
 use crate::error::{Error, Result};
 
 /// For how long dirty blocks are passed over after a write-back for room has failed, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_micros(200);
 const MAX_PAUSE: Duration = Duration::from_millis(100);
 
+const UNDER_WAY: u64 = u64::MAX;
+
 /// How write-backs for room have gone, and how much waits for one.
 #[derive(Debug, Default)]
 pub(super) struct Relief {
-    /// Until when dirty blocks are passed over, in nanoseconds of the kernel trait's time.
+    /// Until when dirty blocks are passed over, in nanoseconds of the kernel trait's time; `UNDER_WAY` while another thread writes
+    /// some back.
     until: AtomicU64,
     /// How many failed since one went well.
     failures: AtomicU32,
+    /// Why the last one failed, if it did.
+    failure: Mutex<Option<Error>>,
     /// Bytes of blocks that are dirty or being written, where the frames are lent. Grows under the lock of the dirty set.
     unwritten: AtomicU64,
 }
 
 impl Relief {
+    /// Notes that a write-back on another thread begins; `false` if one is under way. It ends by [`ended`](Self::ended).
+    pub(super) fn begin(&self) -> bool {
+        self.until.swap(UNDER_WAY, Ordering::AcqRel) != UNDER_WAY
+    }
+
     /// Notes how a write-back for room has ended.
     pub(super) fn ended<T>(&self, outcome: &Result<T>, now: Duration) {
+        *lock(&self.failure) = outcome.as_ref().err().cloned();
         let until = match outcome {
             Ok(_) => {
                 self.failures.store(0, Ordering::Relaxed);
@@ -84,6 +96,11 @@ impl File {
     /// Bytes of blocks that are dirty or being written, where the frames are lent.
     pub(crate) fn unwritten(&self) -> u64 {
         self.relief.unwritten.load(Ordering::Acquire)
+    }
+
+    /// Why the file can't be written back, if that is why there is no room.
+    pub(super) fn room_failure(&self) -> Option<Error> {
+        lock(&self.relief.failure).clone()
     }
 
     /// Whether blocks may become dirty beside what waits to be written, or are. What many threads ask at once may be a little more.
@@ -168,5 +185,9 @@ mod tests {
         assert!(!relief.is_passed_over(Duration::from_secs(1)));
         failed(&relief, Duration::ZERO);
         assert!(!relief.is_passed_over(FIRST_PAUSE), "what went well counts");
+        assert!(relief.begin() && !relief.begin(), "one at a time");
+        assert!(relief.is_passed_over(Duration::from_secs(1 << 30)));
+        relief.ended(&Ok(()), Duration::ZERO);
+        assert!(!relief.is_passed_over(Duration::ZERO) && relief.begin());
     }
 }

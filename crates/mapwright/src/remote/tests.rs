@@ -495,6 +495,81 @@ fn a_client_that_does_not_listen_is_let_go() {
     scene.settles();
 }
 
+/// A view whose pages can't be protected for as long as somebody holds its lock: an address space that is busy.
+struct Busy(std::sync::Mutex<()>);
+
+impl crate::engine::kernel::RemoteView for Busy {
+    fn map(&self, _: std::ops::Range<u64>) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn map_writable(&self, _: std::ops::Range<u64>) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn protect(&self, _: std::ops::Range<u64>) {
+        drop(self.0.lock());
+    }
+
+    fn wake(&self, _: std::ops::Range<u64>) {}
+
+    fn unmap(&self, _: &[std::ops::Range<u64>]) {}
+}
+
+/// A client whose address space is busy has written pages, of which some are to be written back for room: others have what else there
+/// is dropped, and go on.
+#[test]
+fn an_address_space_that_is_busy_keeps_no_other_file_waiting() {
+    let Some(scene) = Scene::new() else { return };
+    let (raw, _uffd) = Raw::greeted(&scene);
+    let path = scene.dir.path().join("written");
+    std::fs::write(&path, vec![9; 2 * MIB as usize]).unwrap();
+    let large = scene.dir.path().join("large");
+    std::fs::write(&large, vec![7; 20 * MIB as usize]).unwrap();
+    let _frames = raw.open_to_write(&path, Access::Share);
+    let engine = &**scene.pager.own("a test").unwrap();
+    let file = (0..64).filter_map(|slot| engine.file(slot)).find(|file| file.writable).unwrap();
+    let busy = Arc::new(Busy(std::sync::Mutex::new(())));
+    let number =
+        file.frames().admit(Arc::clone(&busy) as Arc<dyn crate::engine::kernel::RemoteView>).unwrap();
+    for page in 0..512 {
+        let held = crate::engine::request::Request::new(&file, vec![page], false).unwrap();
+        let held = held.shown_in(crate::engine::kernel::View::Remote(number)).wait().unwrap();
+        if file.may_dirty(std::slice::from_ref(&(page..page + 1))) {
+            file.grant(crate::engine::kernel::View::Remote(number), page..page + 1).unwrap();
+        }
+        drop(held);
+    }
+    assert!(file.unwritten() > MIB);
+    let (end, is_over) = std::sync::mpsc::channel::<()>();
+    let (begin, has_begun) = std::sync::mpsc::channel::<()>();
+    let holder = std::thread::spawn(move || {
+        let _held = busy.0.lock().unwrap();
+        begin.send(()).unwrap();
+        let _ = is_over.recv_timeout(Duration::from_secs(30));
+    });
+    has_begun.recv().unwrap();
+    let client = Pager::connect(scene.server.path()).unwrap();
+    let options = MapOptions::new().strategy(Strategy::Pager).advice(Advice::Random);
+    let map = options.pager(&client).open(&large).unwrap();
+    let since = Instant::now();
+    for _ in 0..2 {
+        for at in (0..20 * MIB as usize).step_by(4096) {
+            assert_eq!(map[at], 7);
+        }
+    }
+    assert!(map.get(..MIB).is_ok());
+    assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
+    end.send(()).unwrap();
+    holder.join().unwrap();
+    drop((map, client));
+    crate::engine::write_back::flush(&file, 0..2 * MIB).unwrap();
+    assert_eq!(file.unwritten(), 0);
+    file.frames().dismiss(number);
+    drop((file, raw));
+    scene.settles();
+}
+
 /// Random requests of a client that has no shame: two files for reading, or two more that it writes, alone and beside others, their
 /// views registered as they should be or not. Others read right bytes meanwhile, and nothing stays.
 #[test]
