@@ -192,6 +192,28 @@ impl SharedFrames {
         outcome
     }
 
+    /// The parts of a range that have no contents.
+    ///
+    /// # Errors
+    /// Whatever lseek(2) says.
+    pub fn holes(&self, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+        use rustix::fs::{SeekFrom, seek};
+        let (mut holes, mut at) = (Vec::new(), range.start);
+        while at < range.end {
+            let start = seek(&self.memfd, SeekFrom::Hole(at))?; // its end is one, as far as this is concerned
+            if start >= range.end {
+                break;
+            }
+            at = match seek(&self.memfd, SeekFrom::Data(start)) {
+                Ok(data) => data.min(range.end),
+                Err(rustix::io::Errno::NXIO) => range.end, // there is no more
+                Err(error) => return Err(error.into()),
+            };
+            holes.push(start..at);
+        }
+        Ok(holes)
+    }
+
     /// Drops contents and returns the memory.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ mod clients;
 mod common;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use clients::{Talking, as_role, parts, say, until};
@@ -139,4 +140,72 @@ fn a_stopped_client_keeps_no_other_file_waiting() {
     signal(&writer, rustix::process::Signal::STOP);
     writer.kill();
     until("it is forgotten", || server.clients() == 1);
+}
+
+/// A client that shares a file gives back memory that others have written or read: they read the file, hear that something is lost,
+/// and nothing is written in its place.
+#[test]
+fn pages_that_a_client_gives_back_are_read_again() {
+    const LEN: usize = 269 * PAGE;
+    if !require_userfaultfd() {
+        return;
+    }
+    let dir = public_scratch();
+    let (path, bytes) = file_of(dir.path(), LEN);
+    let (own, socket) = (pager(BUDGET), dir.path().join("socket"));
+    let server = Server::bind(&own, &socket).unwrap();
+    let client = Pager::connect(&socket).unwrap();
+    let map = options(&client).open_shared(&path).unwrap();
+    // What any client has that may write the file: known by its size.
+    let is_lent = |fd: &std::fs::File| fd.metadata().is_ok_and(|meta| meta.len() == LEN as u64);
+    let fds = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let memory = fds.filter(|fd| {
+        std::fs::read_link(fd.path()).is_ok_and(|to| to.starts_with("/memfd:mapwright (deleted)"))
+    });
+    let open = |path| std::fs::File::options().read(true).write(true).open(path);
+    let frames = memory.filter_map(|fd| open(fd.path()).ok()).find(is_lent).expect("it is lent");
+    let give_back = |range: std::ops::Range<usize>| {
+        let punch = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+        let (start, len) = (range.start as u64, range.len() as u64);
+        rustix::fs::fallocate(&frames, punch, start, len).unwrap();
+    };
+    let byte = |at: usize| {
+        assert!(at < LEN);
+        // SAFETY: inside the map.
+        let at = unsafe { map.as_ptr().add(at) };
+        // SAFETY: the map lives longer; nobody has a slice, and all reach these bytes by atomics or copies.
+        unsafe { AtomicU8::from_ptr(at) }
+    };
+    let load = |at: usize| byte(at).load(Ordering::Relaxed);
+    let store = |at: usize, value| byte(at).store(value, Ordering::Relaxed);
+    let all_is_there = || (0..LEN).step_by(PAGE).all(|at| load(at) == bytes[at]);
+    assert!(all_is_there());
+    give_back(0..LEN);
+    assert!(all_is_there(), "what was read only");
+    give_back(0..LEN);
+    let mut copy = vec![0; 50_000];
+    map.read_at(3000, &mut copy).unwrap();
+    assert!(copy == bytes[3000..53_000], "by a copy");
+    give_back(0..LEN);
+    store(5 * PAGE, 99);
+    map.shared().write_at(70_000, b"stays").unwrap();
+    map.flush_range(..).unwrap();
+    let mut expected = bytes.clone();
+    expected[5 * PAGE] = 99;
+    expected[70_000..70_005].copy_from_slice(b"stays");
+    assert!(std::fs::read(&path).unwrap() == expected, "a write to a page that was given back is no loss");
+    store(8 * PAGE, 98);
+    store(9 * PAGE, 97);
+    expected[9 * PAGE] = 97;
+    give_back(8 * PAGE..9 * PAGE);
+    let error = map.flush_range(..).unwrap_err();
+    let told = matches!(&error, Error::Io { operation: "load a frame", offset: 32768, len: 4096, .. });
+    assert!(told, "{error:?}");
+    assert!(map.acknowledge_error().is_some());
+    map.flush_range(..).unwrap();
+    assert!(std::fs::read(&path).unwrap() == expected, "what is lost is as it was, the rest is written");
+    assert_eq!((load(8 * PAGE), load(9 * PAGE)), (bytes[8 * PAGE], 97));
+    map.close().unwrap();
+    drop(client);
+    until("all is given back", || own.stats().used_bytes == 0 && server.clients() == 0);
 }

@@ -11,7 +11,7 @@ use super::fill::{self, Patience, Purpose};
 use super::kernel::{Fault, FaultMode, FaultOutcome, View};
 use super::pool::Kind;
 use super::request;
-use super::{Engine, PAGE, lock};
+use super::{Engine, PAGE, lock, unwritten, write_back};
 use crate::error::{Error, Result};
 
 /// Pages shown from a touched one on in another process's view, where they are there: as the kernel does around a fault
@@ -109,7 +109,8 @@ fn show(file: &File, touch: Touch) -> Result<()> {
             _ => break,
         }
     }
-    let shown = file.map(view, block..end);
+    // What follows may be gone (`write_back::drop_if_vanished`): its own touch sees to that.
+    let shown = file.map(view, block..end).or_else(|_| file.map(view, block..block + 1));
     (block + 1..end).for_each(|block| file.unpin(block));
     shown
 }
@@ -156,6 +157,14 @@ fn serve(file: &Arc<File>, touch: Touch, since: Duration) -> Result<()> {
                 let shown_by_fill = filled_here && view == View::Plain && bits & SHOWN != 0;
                 let shown = if shown_by_fill { Ok(()) } else { show(file, touch) };
                 file.unpin(block);
+                if let Err(Error::Io { source, .. }) = &shown
+                    && unwritten::has_vanished(source)
+                    && file.pager.now() < deadline
+                    && write_back::drop_if_vanished(file, block)?
+                {
+                    filled_here = false;
+                    continue; // to be filled again
+                }
                 if bits & TRIGGER != 0
                     && let Some(trigger) = file.take_trigger(block)
                 {

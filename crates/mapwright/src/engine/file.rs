@@ -386,17 +386,6 @@ impl File {
         Ok(())
     }
 
-    /// Lets another process write pages of pinned blocks: they are dirty from here on.
-    ///
-    /// # Errors
-    /// [`Error::Io`] where that process does not let it be done, or has the file for reading.
-    pub(crate) fn grant(&self, view: View, pages: Range<u64>) -> Result<()> {
-        let bytes = pages.start * PAGE..pages.end * PAGE;
-        self.blocks_of(bytes.clone()).for_each(|block| _ = self.word(block).set(MAPPED));
-        let granted = self.frames.grant(view, bytes.clone(), &|| self.mark_dirty(pages.clone()));
-        granted.map_err(|e| Error::io("map", self.name.clone(), bytes.start, bytes.end - bytes.start, e))
-    }
-
     fn map_blocks(&self, view: View, blocks: Range<u64>) -> Result<()> {
         let bit = mapped_bit(view);
         let late = sabotage::is(Sabotage::LateMappedBit);

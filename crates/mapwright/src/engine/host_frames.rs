@@ -205,6 +205,10 @@ impl Frames for Shared {
         }
     }
 
+    fn vanished(&self, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+        if self.is_lent() { self.inner.holes(range) } else { Ok(Vec::new()) }
+    }
+
     fn unmap(&self, ranges: &[Range<u64>]) -> io::Result<()> {
         self.remote().iter().for_each(|view| view.unmap(ranges));
         self.inner.unmap(ranges)

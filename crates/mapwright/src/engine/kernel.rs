@@ -244,6 +244,14 @@ pub trait Frames: Send + Sync {
         call_clean();
     }
 
+    /// The parts of a range that should be stored, and are not: a process that may write lent memory can give it back too.
+    ///
+    /// # Errors
+    /// Whatever the kernel says.
+    fn vanished(&self, _range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+        Ok(Vec::new())
+    }
+
     /// What these frames can do with whole regions, if they can.
     fn regions(&self) -> Option<&dyn Regions> {
         None

@@ -12,14 +12,19 @@
 //!
 //! Left to others: what is dirty (`File::mark_dirty`), the write-back (`write_back`), who needs room (`fill::reserve`).
 
+use std::cell::Cell;
+use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::block::DIRTY;
+use rustix::io::Errno;
+
+use super::block::{DIRTY, MAPPED};
 use super::file::File;
-use super::{Engine, evict, fill, lock, read_files};
+use super::kernel::View;
+use super::{Engine, PAGE, evict, fill, lock, read_files};
 use crate::error::{Error, Result};
 
 /// For how long dirty blocks are passed over after a write-back for room has failed, at first and at most.
@@ -27,6 +32,11 @@ const FIRST_PAUSE: Duration = Duration::from_micros(200);
 const MAX_PAUSE: Duration = Duration::from_millis(100);
 
 const UNDER_WAY: u64 = u64::MAX;
+
+/// Whether a page could not be shown because another process has given it back.
+pub(crate) fn has_vanished(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::FAULT.raw_os_error())
+}
 
 /// How write-backs for room have gone, and how much waits for one.
 #[derive(Debug, Default)]
@@ -71,6 +81,44 @@ impl Relief {
 }
 
 impl File {
+    /// Lets another process write pages of pinned blocks: they are dirty from here on.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where that process does not let it be done, or has the file for reading; with `EFAULT` if another has given
+    /// the page back ([`write_back::drop_if_vanished`](super::write_back::drop_if_vanished)).
+    pub(crate) fn grant(&self, view: View, pages: Range<u64>) -> Result<()> {
+        let bytes = pages.start * PAGE..pages.end * PAGE;
+        self.blocks_of(bytes.clone()).for_each(|block| _ = self.word(block).set(MAPPED));
+        let was_clean = Cell::new(false);
+        let call_dirty = || {
+            was_clean.set(self.are_clean(&pages));
+            self.mark_dirty(pages.clone());
+        };
+        let granted = self.frames.grant(view, bytes.clone(), &call_dirty);
+        if granted.as_ref().is_err_and(has_vanished) && was_clean.get() {
+            self.call_clean(pages); // nobody has written what is not there
+        }
+        granted.map_err(|e| Error::io("map", self.name.clone(), bytes.start, bytes.end - bytes.start, e))
+    }
+
+    fn are_clean(&self, pages: &Range<u64>) -> bool {
+        let blocks = self.blocks_of(pages.start * PAGE..pages.end * PAGE);
+        let is_clean = |block| self.word(block).bits() & DIRTY == 0;
+        blocks.into_iter().all(is_clean) || lock(&self.dirty).runs_in(pages, 1).is_empty()
+    }
+
+    /// Takes pages out of the dirty set that were put there for nothing.
+    fn call_clean(&self, pages: Range<u64>) {
+        let mut dirty = lock(&self.dirty);
+        dirty.take(pages.clone());
+        let mut clean = 0;
+        for block in self.blocks_of(pages.start * PAGE..pages.end * PAGE) {
+            let is_clean = dirty.runs_in(&self.pages_of(block), 1).is_empty();
+            clean += u64::from(is_clean && self.word(block).clear(DIRTY) & DIRTY != 0);
+        }
+        self.count_written(clean);
+    }
+
     /// Counts blocks that have become dirty.
     pub(super) fn count_unwritten(&self, blocks: u64) {
         if blocks > 0 && self.frames.is_lent() {

@@ -21,8 +21,8 @@ use super::lease::{Lease, Quota, Room, View, lock};
 use super::protocol::{Access, Event, MAGIC, Reply, Request, VERSION};
 use super::server::{DEADLINE, Shared};
 use super::wire::{self, Received};
-use crate::engine::file::{FileSpec, Keep};
-use crate::engine::kernel::{FaultMode, FrameKind};
+use crate::engine::file::{File, FileSpec, Keep};
+use crate::engine::kernel::{self, FaultMode, FrameKind};
 use crate::engine::pool::Kind;
 use crate::engine::{Engine, PAGE, evict, fault, request, unwritten, write_back};
 use crate::error::{Error, Result};
@@ -504,11 +504,17 @@ impl Session {
         if writes {
             unwritten::make_way(file, &runs)?;
         }
-        let blocks = request::Request::new(file, blocks, in_order)?.shown_in(view).wait()?;
-        for range in ranges.iter().filter(|range| writes && !range.is_empty()) {
-            file.grant(view, range.start / PAGE..range.end.div_ceil(PAGE))?;
-        }
-        let held = blocks.keep();
+        let written: &[Range<u64>] = if writes { ranges } else { &[] };
+        let held = match hold(file, &blocks, in_order, view, written) {
+            Err(Error::Io { source, .. }) if unwritten::has_vanished(&source) => {
+                // Another client may have given pages back.
+                let mend = |&block: &u64| write_back::drop_if_vanished(file, block).map(drop);
+                blocks.iter().try_for_each(mend)?;
+                hold(file, &blocks, in_order, view, written)
+            }
+            held => held,
+        }?;
+        let held = held.keep();
         // First of the lease, then of the session: what is in neither by the end of the session is let go here.
         let new = lease.hold(&held);
         room.keep(new * file.block_charge());
@@ -653,6 +659,22 @@ impl Session {
             }
         }
     }
+}
+
+/// Pins blocks, shown in a client's view, parts of them to be written.
+fn hold(
+    file: &Arc<File>,
+    blocks: &[u64],
+    in_order: bool,
+    view: kernel::View,
+    written: &[Range<u64>],
+) -> Result<request::Held> {
+    let held = request::Request::new(file, blocks.to_vec(), in_order)?.shown_in(view).wait()?;
+    let written = written.iter().filter(|range| !range.is_empty());
+    for range in written {
+        file.grant(view, range.start / PAGE..range.end.div_ceil(PAGE))?;
+    }
+    Ok(held)
 }
 
 /// What a client says of a file that it opens.
