@@ -209,3 +209,33 @@ fn pages_that_a_client_gives_back_are_read_again() {
     drop(client);
     until("all is given back", || own.stats().used_bytes == 0 && server.clients() == 0);
 }
+
+/// A client that cuts off what it holds itself hears so at once: it would wait for itself.
+#[test]
+fn a_length_that_cuts_off_what_is_held_is_refused() {
+    if !require_userfaultfd() {
+        return;
+    }
+    let dir = public_scratch();
+    let (path, bytes) = file_of(dir.path(), MIB);
+    let (own, socket) = (pager(BUDGET), dir.path().join("socket"));
+    let _server = Server::bind(&own, &socket).unwrap();
+    let client = Pager::connect(&socket).unwrap();
+    let mut map = options(&client).open_mut(&path).unwrap().into_shared();
+    let page = PAGE as u64;
+    let held = map.hold_many(&[3 * page..5 * page, 200 * page..201 * page]).unwrap();
+    let since = Instant::now();
+    for (len, blocks) in [(5 * page - 1, 1), (4 * page, 2), (3 * page + 1, 2), (0, 3), (201 * page - 1, 0)] {
+        let refused = map.resize(len).map_err(|error| error.to_string());
+        match blocks {
+            0 => refused.unwrap(),
+            _ => assert!(refused.as_ref().unwrap_err().contains("held: drop"), "{len}: {refused:?}"),
+        }
+    }
+    assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
+    assert_eq!(map.len() as u64, 201 * page - 1);
+    drop(held);
+    map.resize(3).unwrap();
+    map.close().unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), bytes[..3]);
+}

@@ -203,8 +203,8 @@ impl MapMut {
     /// changes at the next flush (with the kernel strategy, at once).
     ///
     /// # Errors
-    /// [`Invalid`](Error::Invalid) past what [`MapOptions::reserve`] reserved, or if the map is a part of the file. With the
-    /// kernel strategy also [`Io`](Error::Io), and [`Changed`](Error::Changed) if somebody else has cut the file.
+    /// [`Invalid`](Error::Invalid) past what [`MapOptions::reserve`] reserved, or if the map is a part of the file; through a
+    /// pager server also if something holds what would be cut off ([`Held`](crate::Held)). With the kernel strategy also [`Io`](Error::Io), and [`Changed`](Error::Changed) if somebody else has cut the file.
     pub fn resize(&mut self, len: u64) -> Result<()> {
         if !self.whole {
             let what = format!("{}: resizing a map of a part of the file", self.core.name());

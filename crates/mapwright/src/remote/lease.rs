@@ -220,6 +220,12 @@ impl Lease {
         free.len() as u64
     }
 
+    /// How many blocks the client holds that would go with a length of `len` bytes.
+    pub(super) fn pinned_from(&self, len: u64) -> usize {
+        let first = len.div_ceil(self.file.block_size());
+        lock(&self.pins).blocks.range(first..).count()
+    }
+
     /// Ends it: nothing is shown in its views any more, and nothing pinned. How many blocks were.
     pub(super) fn close(&self) -> u64 {
         let views = std::mem::take(&mut *lock(&self.views));

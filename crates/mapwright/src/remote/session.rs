@@ -358,7 +358,14 @@ impl Session {
                         let what = "a change of length of a file that others may have mapped too";
                         return Err(Error::invalid(what, "open it with MapOptions::open_mut for that"));
                     }
-                    lease.file.resize(len).map(|()| (Reply::Done, None))
+                    match lease.pinned_from(len) {
+                        // It would wait for pins that end when it is done.
+                        held @ 1.. => Err(Error::invalid(
+                            format!("a length of {len} bytes, and {held} blocks past it held: drop what holds them first"),
+                            "",
+                        )),
+                        0 => lease.file.resize(len).map(|()| (Reply::Done, None)),
+                    }
                 });
             }
             Request::Acknowledge { file } => {
