@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use clients::{Talking, as_role, parts, say, until};
+use clients::{Talking, as_role, hear, parts, say, until};
 use common::{
     PAGE, Watchdog, child, dies_by_sigbus, file_of, pager, public_scratch, require_userfaultfd, role,
 };
@@ -238,4 +238,40 @@ fn a_length_that_cuts_off_what_is_held_is_refused() {
     map.resize(3).unwrap();
     map.close().unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), bytes[..3]);
+}
+
+/// A client is killed, and its file opened at once by another: it is let go first, whatever that takes.
+#[test]
+fn a_file_of_a_killed_client_is_open_to_others_at_once() {
+    let this = "a_file_of_a_killed_client_is_open_to_others_at_once";
+    if let Some(role) = role() {
+        let (part, pager, path) = parts(&role);
+        let mut map = options(&pager).open_mut(&path).unwrap();
+        map[0] = part.parse().unwrap();
+        map[MIB - 1] = map[0];
+        say("written");
+        hear();
+        return;
+    }
+    if !require_userfaultfd() {
+        return;
+    }
+    let dir = public_scratch();
+    let (path, _) = file_of(dir.path(), MIB);
+    let (own, socket) = (pager(BUDGET), dir.path().join("socket"));
+    let _server = Server::bind(&own, &socket).unwrap();
+    let client = Pager::connect(&socket).unwrap();
+    for round in 0..24 {
+        let mut writer = Talking::start(this, &as_role(&round.to_string(), &socket, &path));
+        assert_eq!(writer.hear(), "written");
+        assert!(matches!(options(&client).open(&path), Err(Error::Locked { .. })), "it is alive");
+        writer.kill();
+        if round % 2 == 0 {
+            let map = options(&client).open_mut(&path).unwrap();
+            assert_eq!((map[0], map[MIB - 1]), (round, round));
+        } else {
+            let map = options(&client).open(&path).unwrap();
+            assert_eq!((map[0], map[MIB - 1]), (round, round));
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use mapwright_sys::signals::print_raw;
@@ -35,6 +35,8 @@ const BACKLOG: i32 = 128;
 const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 /// How long operations wait for the store and for room. A client's own deadline is its own business: files are shared.
 pub(super) const DEADLINE: Duration = Duration::from_secs(30);
+/// Between two looks whether a client that has died was let go.
+const MOMENT: Duration = Duration::from_millis(5);
 /// How long the end of a server waits for its sessions.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -87,6 +89,8 @@ pub(super) struct Shared {
     sessions: Mutex<usize>,
     /// One has ended.
     ended: Condvar,
+    /// Those that there are, and perhaps some that are gone.
+    members: Mutex<Vec<Weak<Session>>>,
 }
 
 impl Server {
@@ -127,8 +131,9 @@ impl Server {
         listen(&listener, BACKLOG)?;
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let pinned = Quota::new(handle.budget.limit() / 2);
-        let (opening, leaving, left, sessions, ended) = Default::default();
-        let shared = Arc::new(Shared { handle, stop, pinned, opening, leaving, left, sessions, ended });
+        let (opening, leaving, left, sessions, ended, members) = Default::default();
+        let shared = Shared { handle, stop, pinned, opening, leaving, left, sessions, ended, members };
+        let shared = Arc::new(shared);
         let own = Arc::clone(&shared);
         std::thread::Builder::new().name("mapwright-serve".into()).spawn(move || accept(&own, &listener))?;
         Ok(Self { shared, path: path.to_owned(), made })
@@ -161,21 +166,29 @@ impl Drop for Server {
 }
 
 impl Shared {
-    /// Opens a file for a client. One that is to be written, or was, may still be open for a client that has left: then it waits
-    /// for that.
+    /// Opens a file for a client. One that is to be written, or was, may still be open for a client that has left, or is dead and about
+    /// to be let go: then it waits for that.
     pub(super) fn open(&self, spec: &FileSpec, identity: u128) -> Result<Opened> {
         let until = Instant::now() + DEADLINE;
         loop {
-            let is_leaving = lock(&self.leaving).contains(&identity);
+            // First: who goes in between leaves the file free.
+            let is_left_soon = self.is_left_soon(identity);
             match self.try_open(spec) {
-                Err(Error::Locked { .. }) if is_leaving && Instant::now() < until => {
-                    let leaving = lock(&self.leaving);
-                    let wait = |leaving: &mut Vec<u128>| leaving.contains(&identity);
-                    drop(self.left.wait_timeout_while(leaving, DEADLINE, wait));
+                Err(Error::Locked { .. }) if is_left_soon && Instant::now() < until => {
+                    // A session that is about to end says nothing before it has.
+                    drop(self.left.wait_timeout(lock(&self.leaving), MOMENT));
                 }
                 opened => return opened,
             }
         }
+    }
+
+    /// Whether a client that may have a file has left it, or is at its end.
+    fn is_left_soon(&self, identity: u128) -> bool {
+        let members: Vec<Arc<Session>> = lock(&self.members).iter().filter_map(Weak::upgrade).collect();
+        // In this order: at its end a session's files go from the one to the other.
+        members.iter().any(|session| session.is_ending() && session.may_have(identity))
+            || lock(&self.leaving).contains(&identity)
     }
 
     fn try_open(&self, spec: &FileSpec) -> Result<Opened> {
@@ -314,6 +327,11 @@ fn admit(shared: &Arc<Shared>, client: OwnedFd) {
     };
     let own = Arc::clone(shared);
     let Ok(session) = Session::new(own, client) else { return };
+    {
+        let mut members = lock(&shared.members);
+        members.retain(|member| member.strong_count() > 0);
+        members.push(Arc::downgrade(&session));
+    }
     let run = move || {
         session.run();
         drop(session);

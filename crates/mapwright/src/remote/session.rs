@@ -423,11 +423,32 @@ impl Session {
         may
     }
 
+    /// Takes back the count of files that are not open, nor being opened, any more.
+    fn uncount(&self, files: usize) {
+        lock(&self.leases).count -= files;
+    }
+
+    /// Whether it is at its end, or its client: what it has is left soon.
+    pub(super) fn is_ending(&self) -> bool {
+        let mut fds = vec![PollFd::new(&self.socket, PollFlags::empty())];
+        fds.extend(self.process.iter().map(|process| PollFd::new(process, PollFlags::IN)));
+        let is_polled = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok();
+        let has_ended = |fd: &PollFd<'_>| fd.revents().intersects(PollFlags::IN | PollFlags::HUP);
+        self.broken.load(Ordering::Acquire) || is_polled && fds.iter().any(has_ended)
+    }
+
+    /// Whether it has a file, or may have it in a moment.
+    pub(super) fn may_have(&self, identity: u128) -> bool {
+        let leases = lock(&self.leases);
+        let is_opening = leases.count > leases.by_number.len();
+        is_opening || leases.by_number.values().any(|lease| lease.file.identity() == identity)
+    }
+
     /// Opens a file that the client has opened, with the rights of its descriptor.
     fn open(&self, spec: OpenSpec) -> Result<(Reply, Option<OwnedFd>)> {
         let opened = self.open_lease(spec);
         if opened.is_err() {
-            lock(&self.leases).count -= 1;
+            self.uncount(1);
         }
         opened
     }
@@ -563,17 +584,13 @@ impl Session {
 
     /// Closes a file. When this returns nothing is shown in its views any more.
     fn close(&self, number: u32) -> Result<()> {
-        let lease = {
-            let mut leases = lock(&self.leases);
-            let lease = leases.by_number.remove(&number);
-            leases.count -= usize::from(lease.is_some());
-            lease
-        };
+        let lease = lock(&self.leases).by_number.remove(&number);
         let lease = lease.ok_or_else(|| Error::invalid(format!("file {number}, which is not open"), ""))?;
         self.close_lease(&lease);
         lock(&self.views).retain(|_, (_, of)| of.number != number);
         lock(&self.pins).by_number.retain(|_, (of, _)| of.number != number);
         self.shared.leave(lease);
+        self.uncount(1);
         Ok(())
     }
 
@@ -597,7 +614,9 @@ impl Session {
         let pins = std::mem::take(&mut lock(&self.pins).by_number);
         let views = std::mem::take(&mut *lock(&self.views));
         drop((pins, views));
+        let count = leases.len();
         leases.into_values().for_each(|lease| self.shared.leave(lease));
+        self.uncount(count);
         lock(&self.unread).clear();
         // Jobs may hold the session, and with it the socket, for a while.
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
