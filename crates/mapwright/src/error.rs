@@ -115,7 +115,9 @@ pub enum Error {
         /// What changed.
         change: Change,
     },
-    /// The store did not answer within the deadline.
+    /// The store did not answer within the deadline. What was begun may go on: a write-back keeps other ones of the file waiting, and
+    /// says by the next flush if it failed in the end. Through a pager server: it said nothing for the deadline and five seconds more, which
+    /// it does not do as long as a flush gets on.
     #[error(
         "{path}: no answer for offset {offset} ({len} bytes) within {waited:?}; raise MapOptions::deadline or check the device"
     )]

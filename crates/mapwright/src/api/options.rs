@@ -138,7 +138,8 @@ impl MapOptions {
         self
     }
 
-    /// How long an operation waits for the store, transient errors included, and for room in the budget: 30 s by default.
+    /// How long an operation waits for the store, transient errors included, and for room in the budget: 30 s by default. A flush
+    /// takes as long as it takes, unless the store may hang; through a pager server, as long as the server says that it gets on.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline.min(FOREVER);

@@ -50,6 +50,8 @@ pub(super) struct Relief {
     failure: Mutex<Option<Error>>,
     /// Bytes of blocks that are dirty or being written, where the frames are lent. Grows under the lock of the dirty set.
     unwritten: AtomicU64,
+    /// Changes whenever a write-back of any kind gets on.
+    progress: AtomicU64,
 }
 
 impl Relief {
@@ -139,6 +141,16 @@ impl File {
     pub(super) fn count_none(&self) {
         let rest = self.relief.unwritten.swap(0, Ordering::AcqRel);
         self.pager.unwritten.fetch_sub(rest, Ordering::AcqRel);
+    }
+
+    /// Notes that a write-back got on.
+    pub(crate) fn got_on(&self) {
+        self.relief.progress.fetch_add(1, Ordering::Release);
+    }
+
+    /// Changes whenever a write-back gets on: what two looks find the same may hang.
+    pub(crate) fn progress(&self) -> u64 {
+        self.relief.progress.load(Ordering::Acquire)
     }
 
     /// Bytes of blocks that are dirty or being written, where the frames are lent.

@@ -43,6 +43,21 @@ pub fn flush(file: &Arc<File>, bytes: Range<u64>) -> Result<()> {
     flush_anew(file, bytes)
 }
 
+/// As [`flush`], for somebody else, who waits for as long as it gets on: a store that may hang is given up only when it has not done
+/// anything for the file's deadline.
+///
+/// # Errors
+/// As for `flush`.
+pub(crate) fn flush_to_the_end(file: &Arc<File>, bytes: Range<u64>) -> Result<()> {
+    loop {
+        let before = file.progress();
+        match flush(file, bytes.clone()) {
+            Err(Error::TimedOut { .. }) if file.progress() != before => {} // it keeps the turn, and this waits for that
+            flushed => return flushed,
+        }
+    }
+}
+
 /// As [`flush`], also after a failure that nobody has acknowledged: it stays to be acknowledged. Of files without a journal.
 ///
 /// # Errors
@@ -487,6 +502,7 @@ fn write_parcels(file: &File, parcels: &[Parcel]) -> Result<()> {
         write_all(file, write.offset + done as u64, &write.buf[done..])?;
         counters.write_backs.add(1);
         counters.written_back_bytes.add(write.buf.len() as u64);
+        file.got_on();
     }
     Ok(())
 }
@@ -527,6 +543,7 @@ fn write_and_sync(file: &File, pages: &[Range<u64>]) -> Result<()> {
             synced = file.store.sync();
         }
         let mut lengths = lock(&file.lengths);
+        file.got_on();
         match (&synced, lengths.unsynced) {
             (Ok(()), _) => lengths.unsynced = None,
             (Err(_), Some(backed)) => lengths.backed = lengths.backed.min(backed),

@@ -61,6 +61,8 @@ struct Slot {
 struct State {
     answer: Option<Result<Answer>>,
     waker: Option<Waker>,
+    /// When the server last said that it gets on.
+    got_on: Option<Instant>,
 }
 
 /// What a server answered.
@@ -290,6 +292,10 @@ impl Inner {
         match heard {
             Heard::Reply(0, Reply::Refused(error)) => return Err(io::Error::other(error.to_string())),
             Heard::Reply(u32::MAX, _) => {} // of a Close that nobody waits for
+            Heard::Reply(number, Reply::Working) => {
+                let slot = lock(&self.calls).get(&number).map(Arc::clone);
+                slot.into_iter().for_each(|slot| slot.gets_on());
+            }
             Heard::Reply(number, reply) => {
                 let slot = lock(&self.calls).remove(&number);
                 let answer = match reply {
@@ -343,6 +349,11 @@ impl Inner {
 }
 
 impl Slot {
+    fn gets_on(&self) {
+        lock(&self.state).got_on = Some(Instant::now());
+        self.arrived.notify_all();
+    }
+
     fn arrive(&self, answer: Result<Answer>) {
         let waker = {
             let mut state = lock(&self.state);
@@ -355,17 +366,22 @@ impl Slot {
 }
 
 impl Call {
-    /// Waits for the answer, at most so long beside what the way takes.
+    /// Waits for the answer: until the server has not said that it gets on for so long, beside what the way takes.
     ///
     /// # Errors
-    /// What the server answered; [`Error::TimedOut`]; [`Error::ServerLost`].
+    /// What the server answered; [`Error::TimedOut`], and then it may go on; [`Error::ServerLost`].
     pub(super) fn wait(self, patience: Duration) -> Result<Answer> {
-        let until = self.since + patience.min(Duration::from_secs(1 << 32)) + GRACE;
+        self.wait_all(patience.min(Duration::from_secs(1 << 32)) + GRACE)
+    }
+
+    /// As [`wait`](Self::wait), the way included.
+    pub(super) fn wait_all(self, patience: Duration) -> Result<Answer> {
         let mut state = lock(&self.slot.state);
         loop {
             if let Some(answer) = state.answer.take() {
                 return answer;
             }
+            let until = state.got_on.unwrap_or(self.since) + patience;
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let waited = self.since.elapsed();

@@ -136,6 +136,8 @@ pub(crate) enum Reply {
     },
     Stats(Box<Stats>),
     Refused(Error),
+    /// It is being worked on, and gets on; the answer is yet to come.
+    Working,
 }
 
 /// What a server says unasked: the number of the message is 0.
@@ -472,6 +474,7 @@ impl Reply {
             Self::Count { bytes } => out(104).u64(*bytes),
             Self::Stats(stats) => stats_words(stats).into_iter().fold(out(105), Encoder::u64),
             Self::Refused(error) => out(106).error(error),
+            Self::Working => out(107),
         };
         out.0
     }
@@ -525,6 +528,7 @@ impl Heard {
                 Self::Reply(number, Reply::Stats(Box::new(stats_of_words(&words))))
             }
             106 => Self::Reply(number, Reply::Refused(from.error(&path(About::Request(number)))?)),
+            107 => Self::Reply(number, Reply::Working),
             120 => Self::Event(Event::Unmap { file: from.u32()?, ranges: from.ranges()? }),
             121 => {
                 let (file, checked, refused) = (from.u32()?, from.flag()?, from.flag()?);

@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
 
 use mapwright_sys::remote::RemoteView;
 use mapwright_sys::uffd::{Touch, Uffd};
@@ -30,6 +31,8 @@ use crate::stores::{FileOptions, FileStore, Store as _};
 
 /// How long a new connection may take to say what it is, in seconds.
 const GREETING_SECONDS: i64 = 10;
+/// How often a client is told that what it waits for gets on.
+const PROGRESS: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// Faults of one client served by threads of the pager at once.
 const MAX_FAULTS: u32 = 32;
 /// Requests of one client being worked on at once.
@@ -59,6 +62,8 @@ pub(super) struct Session {
     pinned: Quota,
     faults: AtomicU32,
     requests: AtomicU32,
+    /// Those of them that may take long.
+    long: Mutex<Vec<Long>>,
     /// Nothing can be said to it any more.
     broken: AtomicBool,
     weak: Weak<Session>,
@@ -114,6 +119,7 @@ impl Session {
             pinned,
             faults: 0.into(),
             requests: 0.into(),
+            long: Mutex::default(),
             broken: AtomicBool::new(false),
             weak: Weak::clone(weak),
         }))
@@ -175,6 +181,7 @@ impl Session {
 
     fn serve(&self, uffd: &Arc<Uffd>) -> End {
         let mut faults = Vec::new();
+        let mut told = Instant::now();
         loop {
             if self.broken.load(Ordering::Acquire) {
                 return End::Closed;
@@ -194,9 +201,14 @@ impl Session {
                     None => PollFd::new(&self.poke, PollFlags::empty()),
                 },
             ];
-            match poll(&mut fds, None) {
+            let pause = (!lock(&self.long).is_empty()).then_some(PROGRESS);
+            match poll(&mut fds, pause.as_ref()) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(_) => return End::Closed,
+            }
+            if pause.is_some() && told.elapsed() >= Duration::from_secs(PROGRESS.tv_sec as u64) {
+                told = Instant::now();
+                self.tell_progress();
             }
             let [of_socket, poked, stop, of_uffd, gone] = [0, 1, 2, 3, 4].map(|index| fds[index].revents());
             if !stop.is_empty() || gone.contains(PollFlags::IN) || of_socket.intersects(PollFlags::ERR) {
@@ -345,14 +357,15 @@ impl Session {
             }
             Request::Flush { file, range } => {
                 let found = self.writable(file).and_then(|_| self.lease_of(file, range));
-                self.elsewhere(number, move |_| {
+                let lease = found.as_ref().ok().map(|(lease, _)| Arc::clone(lease));
+                self.elsewhere_for_long(number, lease, move |_| {
                     let (lease, range) = found?;
-                    write_back::flush(&lease.file, range).map(|()| (Reply::Done, None))
+                    write_back::flush_to_the_end(&lease.file, range).map(|()| (Reply::Done, None))
                 });
             }
             Request::Resize { file, len } => {
                 let lease = self.writable(file);
-                self.elsewhere(number, move |_| {
+                self.elsewhere_for_long(number, lease.as_ref().ok().map(Arc::clone), move |_| {
                     let lease = lease?;
                     if lease.access == Access::Share {
                         let what = "a change of length of a file that others may have mapped too";
@@ -395,6 +408,34 @@ impl Session {
         };
         let handle = &self.shared.handle;
         handle.pool.submit(handle, Kind::Urgent, Box::new(work));
+    }
+
+    /// As [`elsewhere`](Self::elsewhere), for what a write-back of a file may keep waiting: the client is told when that gets on.
+    fn elsewhere_for_long(
+        &self,
+        number: u32,
+        lease: Option<Arc<Lease>>,
+        work: impl FnOnce(&Session) -> Result<(Reply, Option<OwnedFd>)> + Send + 'static,
+    ) {
+        let long = lease.map(|lease| Long { number, seen: lease.file.progress(), lease });
+        lock(&self.long).extend(long);
+        self.elsewhere(number, move |session| {
+            let done = work(session);
+            lock(&session.long).retain(|long| long.number != number);
+            done
+        });
+    }
+
+    /// Tells the client of each request that takes long whether it got on since it was last told.
+    fn tell_progress(&self) {
+        let mut got_on = Vec::new();
+        for long in lock(&self.long).iter_mut() {
+            let now = long.lease.file.progress();
+            if std::mem::replace(&mut long.seen, now) != now {
+                got_on.push(long.number);
+            }
+        }
+        got_on.into_iter().for_each(|number| self.answer(number, Reply::Working, None));
     }
 
     fn lease(&self, number: u32) -> Result<Arc<Lease>> {
@@ -701,6 +742,14 @@ fn hold(
         file.grant(view, range.start / PAGE..range.end.div_ceil(PAGE))?;
     }
     Ok(held)
+}
+
+/// A request that is worked on for as long as a write-back of a file takes.
+struct Long {
+    number: u32,
+    lease: Arc<Lease>,
+    /// The file's progress that the client was told of last.
+    seen: u64,
 }
 
 /// What a client says of a file that it opens.

@@ -495,6 +495,81 @@ fn a_client_that_does_not_listen_is_let_go() {
     scene.settles();
 }
 
+/// A client that waits for a write-back is told when it gets on, and not when it hangs.
+#[test]
+fn a_client_is_told_that_its_flush_gets_on() {
+    let Some(scene) = Scene::new() else { return };
+    let (raw, _uffd) = Raw::greeted(&scene);
+    let path = scene.dir.path().join("written");
+    scene.write(&path);
+    let _frames = raw.open_to_write(&path, Access::Share);
+    let engine = &**scene.pager.own("a test").unwrap();
+    let file = (0..64).filter_map(|slot| engine.file(slot)).find(|file| file.writable).unwrap();
+    // Somebody else is at it.
+    let turn = file.take_turn().unwrap();
+    raw.send(&Request::Flush { file: 1, range: 0..100 }.encode(77), None);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(2500));
+            for _ in 0..2 {
+                file.got_on();
+                std::thread::sleep(Duration::from_millis(1200));
+            }
+            drop(turn);
+        });
+        let (since, mut told) = (Instant::now(), Vec::new());
+        loop {
+            let Received { bytes, .. } = wire::receive(&raw.0, true).unwrap().unwrap();
+            match heard(&bytes).unwrap() {
+                Heard::Reply(77, Reply::Working) => told.push(since.elapsed()),
+                Heard::Reply(77, Reply::Done) => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(!told.is_empty() && told.len() <= 2, "{told:?}");
+        assert!(told[0] >= Duration::from_millis(2400), "{told:?}");
+    });
+    drop((file, raw));
+    scene.settles();
+}
+
+/// A client waits for a server that says that it gets on, longer than for one that says nothing.
+#[test]
+fn a_client_waits_as_long_as_the_server_gets_on() {
+    let Some(scene) = Scene::new() else { return };
+    let path = scene.dir.path().join("another");
+    let listener = socket().unwrap();
+    rustix::net::bind(&listener, &address(&path).unwrap()).unwrap();
+    rustix::net::listen(&listener, 1).unwrap();
+    let server = std::thread::spawn(move || {
+        let client = rustix::net::accept(&listener).unwrap();
+        let take = || {
+            let Received { bytes, .. } = wire::receive(&client, true).unwrap().unwrap();
+            Request::decode(&bytes).unwrap().0
+        };
+        let send = |number: u32, reply: Reply| {
+            wire::send(client.as_fd(), &reply.encode(number), None, true).unwrap();
+        };
+        send(take(), Reply::Welcome { budget: MIB });
+        let flush = take();
+        for _ in 0..8 {
+            std::thread::sleep(Duration::from_millis(200));
+            send(flush, Reply::Working);
+        }
+        send(flush, Reply::Done);
+        let _silent = take();
+        let _ = wire::receive(&client, true); // until it goes
+    });
+    let connection = super::connection::Connection::open(&path).unwrap();
+    let flush = || connection.call(&Request::Flush { file: 1, range: 0..1 }, "here").unwrap();
+    let answer = flush().wait_all(Duration::from_millis(800));
+    assert!(matches!(answer.map(|answer| answer.reply), Ok(Reply::Done)));
+    let answer = flush().wait_all(Duration::from_millis(300));
+    assert!(matches!(answer, Err(Error::TimedOut { .. })), "{answer:?}");
+    drop(connection);
+    server.join().unwrap();
+}
+
 /// A view whose pages can't be protected for as long as somebody holds its lock: an address space that is busy.
 struct Busy(std::sync::Mutex<()>);
 
