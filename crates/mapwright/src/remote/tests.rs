@@ -18,6 +18,8 @@ use super::wire::{self, Received};
 use crate::error::{Change, Error};
 use crate::{Advice, MapOptions, Pager, Strategy};
 
+mod rubbish_tests;
+
 const MIB: u64 = 1 << 20;
 
 fn requests() -> Vec<Request> {
