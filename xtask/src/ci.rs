@@ -139,6 +139,8 @@ fn steps(scratch: &Scratch) -> Vec<Step> {
     let mut steps = vec![
         cargo("formatting", "fmt --all --check"),
         cargo("clippy", "clippy --workspace --all-targets -- -D warnings"),
+        // By itself, so that the limit of the next step is for what runs.
+        cargo("tests, built", "test --workspace --lib --bins --tests --no-run"),
         tests("tests", "--workspace --lib --bins --tests --no-fail-fast"),
         tests("documentation examples", "--workspace --doc"),
         cargo("documentation", "doc --workspace --no-deps").with("RUSTDOCFLAGS", "-D warnings"),
