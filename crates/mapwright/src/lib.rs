@@ -42,6 +42,7 @@ pub mod journal;
 pub mod locks;
 pub mod mmap;
 mod remote;
+mod runs;
 pub mod stores;
 #[cfg(feature = "zerocopy")]
 pub mod sync;

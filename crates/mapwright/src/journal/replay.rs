@@ -11,6 +11,7 @@ use super::error::{JournalError, Result};
 use super::format::{PAGE, RECORD, Record, Salt};
 use super::index::{Piece, Plan, RecordAt};
 use super::sabotage::{self, Sabotage};
+use crate::runs::union;
 use crate::stores::{Store, Write};
 
 /// A replay on its way.
@@ -147,7 +148,7 @@ impl Replay {
             ranges.push(at..at + data.len());
         }
         ranges.extend(Some(whole).filter(|whole| !whole.is_empty()));
-        Ok(Some(OfPage { next: next + pieces.len(), start, ranges: joined(ranges) }))
+        Ok(Some(OfPage { next: next + pieces.len(), start, ranges: union(ranges) }))
     }
 
     /// Cuts the file to what was its shortest, so that what was cut off and has grown again is zeros, then sets its length.
@@ -164,19 +165,6 @@ impl Replay {
         }
         Ok(())
     }
-}
-
-/// The same bytes in order, those that touch or overlap as one.
-fn joined(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
-    ranges.sort_unstable_by_key(|range| range.start);
-    ranges.dedup_by(|later, earlier| {
-        let touches = later.start <= earlier.end;
-        if touches {
-            earlier.end = earlier.end.max(later.end);
-        }
-        touches
-    });
-    ranges
 }
 
 /// The data of a piece, once its checksum was found right, by way of room for a record.
