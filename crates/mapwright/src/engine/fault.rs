@@ -11,7 +11,7 @@ use super::fill::{self, Patience, Purpose};
 use super::kernel::{Fault, FaultMode, FaultOutcome, View};
 use super::pool::Kind;
 use super::request;
-use super::{Engine, PAGE, lock, unwritten, write_back};
+use super::{Engine, PAGE, lock, vanished};
 use crate::error::{Error, Result};
 
 /// Pages shown from a touched one on in another process's view, where they are there: as the kernel does around a fault
@@ -109,7 +109,7 @@ fn show(file: &File, touch: Touch) -> Result<()> {
             _ => break,
         }
     }
-    // What follows may be gone (`write_back::drop_if_vanished`): its own touch sees to that.
+    // What follows may be gone (`vanished::drop_if_vanished`): its own touch sees to that.
     let shown = file.map(view, block..end).or_else(|_| file.map(view, block..block + 1));
     (block + 1..end).for_each(|block| file.unpin(block));
     shown
@@ -158,9 +158,9 @@ fn serve(file: &Arc<File>, touch: Touch, since: Duration) -> Result<()> {
                 let shown = if shown_by_fill { Ok(()) } else { show(file, touch) };
                 file.unpin(block);
                 if let Err(Error::Io { source, .. }) = &shown
-                    && unwritten::has_vanished(source)
+                    && vanished::has_vanished(source)
                     && file.pager.now() < deadline
-                    && write_back::drop_if_vanished(file, block)?
+                    && vanished::drop_if_vanished(file, block)?
                 {
                     filled_here = false;
                     continue; // to be filled again

@@ -54,6 +54,7 @@ pub mod sabotage;
 mod spec;
 pub mod stats;
 pub(crate) mod unwritten;
+pub(crate) mod vanished;
 mod watch;
 pub mod write_back;
 

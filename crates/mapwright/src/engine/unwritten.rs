@@ -13,18 +13,15 @@
 //! Left to others: what is dirty (`File::mark_dirty`), the write-back (`write_back`), who needs room (`fill::reserve`).
 
 use std::cell::Cell;
-use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rustix::io::Errno;
-
 use super::block::{DIRTY, MAPPED};
 use super::file::File;
 use super::kernel::View;
-use super::{Engine, PAGE, evict, fill, lock, read_files};
+use super::{Engine, PAGE, evict, fill, lock, read_files, vanished};
 use crate::error::{Error, Result};
 
 /// For how long dirty blocks are passed over after a write-back for room has failed, at first and at most.
@@ -32,11 +29,6 @@ const FIRST_PAUSE: Duration = Duration::from_micros(200);
 const MAX_PAUSE: Duration = Duration::from_millis(100);
 
 const UNDER_WAY: u64 = u64::MAX;
-
-/// Whether a page could not be shown because another process has given it back.
-pub(crate) fn has_vanished(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(Errno::FAULT.raw_os_error())
-}
 
 /// How write-backs for room have gone, and how much waits for one.
 #[derive(Debug, Default)]
@@ -87,7 +79,7 @@ impl File {
     ///
     /// # Errors
     /// [`Error::Io`] where that process does not let it be done, or has the file for reading; with `EFAULT` if another has given
-    /// the page back ([`write_back::drop_if_vanished`](super::write_back::drop_if_vanished)).
+    /// the page back ([`vanished::drop_if_vanished`](super::vanished::drop_if_vanished)).
     pub(crate) fn grant(&self, view: View, pages: Range<u64>) -> Result<()> {
         let bytes = pages.start * PAGE..pages.end * PAGE;
         self.blocks_of(bytes.clone()).for_each(|block| _ = self.word(block).set(MAPPED));
@@ -97,7 +89,7 @@ impl File {
             self.mark_dirty(pages.clone());
         };
         let granted = self.frames.grant(view, bytes.clone(), &call_dirty);
-        if granted.as_ref().is_err_and(has_vanished) && was_clean.get() {
+        if granted.as_ref().is_err_and(vanished::has_vanished) && was_clean.get() {
             self.call_clean(pages); // nobody has written what is not there
         }
         granted.map_err(|e| Error::io("map", self.name.clone(), bytes.start, bytes.end - bytes.start, e))

@@ -4,19 +4,19 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::block::{self, Pin, State};
 use super::budget::Lent;
 use super::commit;
-use super::evict;
 use super::file::{File, mapped_bit};
 use super::fill::{check_version, guarded, is_transient, retried};
 use super::request;
 use super::sabotage::{self, Sabotage};
+use super::vanished;
 use super::{PAGE, lock};
 use crate::error::{Error, Result};
+use crate::runs::union;
 use crate::stores::Write;
 
 /// Buffers under way to the store at once, at most: the second and later ones are taken only where they are free.
@@ -24,8 +24,6 @@ const PARCELS: usize = 4;
 /// Clean pages between two dirty ones that are asked about with them. To pin a block costs tens of nanoseconds, to ask the page tables
 /// once more two microseconds.
 const BRIDGED: u64 = 32;
-/// Between two tries to drop a block that somebody holds.
-const MOMENT: Duration = Duration::from_millis(1);
 
 /// Makes everything in `bytes` durable that was written before the call; changes of length too. A file with a journal commits
 /// everything.
@@ -141,7 +139,7 @@ pub(super) fn dirty_blocks(file: &File, blocks: Range<u64>) -> Result<Vec<u64>> 
     let mut found: Vec<u64> = Vec::new();
     for view in file.views() {
         let mut written = Vec::new();
-        for run in joined(file.used_runs(blocks.clone())) {
+        for run in union(file.used_runs(blocks.clone()).collect()) {
             let bytes = file.bytes_of(&run);
             file.frames
                 .written(view, bytes.clone(), &mut written)
@@ -158,18 +156,6 @@ pub(super) fn dirty_blocks(file: &File, blocks: Range<u64>) -> Result<Vec<u64>> 
     found.sort_unstable();
     found.dedup();
     Ok(found)
-}
-
-/// Joins runs that touch.
-fn joined(runs: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
-    let mut joined: Vec<Range<u64>> = Vec::new();
-    for run in runs {
-        match joined.last_mut() {
-            Some(last) if last.end == run.start => last.end = run.end,
-            _ => joined.push(run),
-        }
-    }
-    joined
 }
 
 /// Dirty pages that count as clean from when they were taken on.
@@ -216,7 +202,7 @@ pub(super) fn write_batch(
     }
     let mut taken = Taken::default();
     let was_taken = take_dirty_pages(file, &pinned, &mut taken);
-    let lost = leave_out_vanished(file, &mut taken.pages);
+    let lost = vanished::leave_out(file, &mut taken.pages);
     let written = outcome.and(was_taken).and_then(|()| write(file, &taken)).and(lost);
     if written.is_err() && !sabotage::is(Sabotage::ForgetFailedWrite) {
         taken.pages.iter().for_each(|run| file.mark_dirty(run.clone()));
@@ -257,82 +243,6 @@ fn take_dirty_pages(file: &File, pinned: &[u64], taken: &mut Taken) -> Result<()
     file.unpin_all(bridges.into_iter().flatten());
     taken.pages = union(pages);
     outcome
-}
-
-/// Leaves out pages that another process has given back: what is read there is not what was written.
-///
-/// # Errors
-/// [`Error::Io`], which is all that is left of them.
-fn leave_out_vanished(file: &File, pages: &mut Vec<Range<u64>>) -> Result<()> {
-    if !file.frames.is_lent() {
-        return Ok(());
-    }
-    let mut outcome = Ok(());
-    let mut left = Vec::with_capacity(pages.len());
-    for run in pages.iter() {
-        let mut at = run.start;
-        for hole in vanished(file, run.start * PAGE..run.end * PAGE)? {
-            left.push(at..hole.start / PAGE);
-            at = hole.end / PAGE;
-            outcome = outcome.and_then(|()| Err(lost(file, hole)));
-        }
-        left.push(at..run.end);
-    }
-    left.retain(|run| !run.is_empty());
-    *pages = left;
-    outcome
-}
-
-fn vanished(file: &File, bytes: Range<u64>) -> Result<Vec<Range<u64>>> {
-    let failed = |e| Error::io("load a frame", file.name.clone(), bytes.start, bytes.end - bytes.start, e);
-    file.frames.vanished(bytes.clone()).map_err(failed)
-}
-
-fn lost(file: &File, bytes: Range<u64>) -> Error {
-    let what = io::Error::other("a process that maps the file too has given back what was written there");
-    Error::io("load a frame", file.name.clone(), bytes.start, bytes.end - bytes.start, what)
-}
-
-/// Makes a block whole that another process has given back pages of, by dropping it: what it had is read again. What is written
-/// of it is written back first. Whether there were any. The caller has no pin on it.
-///
-/// # Errors
-/// [`Error::Io`] if what was given back was written; [`Error::TimedOut`] if others hold it until the file's deadline.
-pub(crate) fn drop_if_vanished(file: &Arc<File>, block: u64) -> Result<bool> {
-    let since = file.pager.now();
-    let bytes = file.bytes_of(&(block..block + 1));
-    let mut any = false;
-    while !vanished(file, bytes.clone())?.is_empty() {
-        any = true;
-        if block::state(file.word(block).bits()) != State::Resident {
-            break; // dropped, or about to be filled or evicted
-        }
-        if file.word(block).bits() & block::DIRTY != 0 {
-            flush_anew(file, bytes.start..bytes.end.min(file.len()))?;
-        }
-        if evict::drop_clean(file, block..block + 1) > 0 {
-            break;
-        }
-        let waited = file.pager.now() - since;
-        let Some(left) = file.deadline.checked_sub(waited).filter(|left| !left.is_zero()) else {
-            return Err(file.timed_out(bytes, waited));
-        };
-        file.pager.kernel.wait(&AtomicU32::new(0), 0, Some(left.min(MOMENT)));
-    }
-    Ok(any)
-}
-
-/// Runs in order, those that touch or overlap joined.
-fn union(mut runs: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    runs.sort_unstable_by_key(|run| run.start);
-    runs.dedup_by(|later, earlier| {
-        let touches = later.start <= earlier.end;
-        if touches {
-            earlier.end = earlier.end.max(later.end);
-        }
-        touches
-    });
-    runs
 }
 
 /// Pins the blocks between blocks that are near to each other, all of a gap or none: a block without a pin could be filled,
@@ -457,8 +367,8 @@ impl Parcel {
             })?;
             // Since a moment ago: the next time it is left out.
             let pages = part.start..part.end.next_multiple_of(PAGE);
-            if let Some(hole) = vanished(file, pages)?.into_iter().next() {
-                return Err(lost(file, hole));
+            if let Some(hole) = vanished::holes(file, pages)?.into_iter().next() {
+                return Err(vanished::lost(file, hole));
             }
             place += in_buffer(&part);
             run.start = part.end;

@@ -25,7 +25,7 @@ use super::wire::{self, Received};
 use crate::engine::file::{File, FileSpec, Keep};
 use crate::engine::kernel::{self, FaultMode, FrameKind};
 use crate::engine::pool::Kind;
-use crate::engine::{Engine, PAGE, evict, fault, request, unwritten, write_back};
+use crate::engine::{Engine, PAGE, evict, fault, request, unwritten, vanished, write_back};
 use crate::error::{Error, Result};
 use crate::stores::{FileOptions, FileStore, Store as _};
 
@@ -575,9 +575,9 @@ impl Session {
         }
         let written: &[Range<u64>] = if writes { ranges } else { &[] };
         let held = match hold(file, &blocks, in_order, view, written) {
-            Err(Error::Io { source, .. }) if unwritten::has_vanished(&source) => {
+            Err(Error::Io { source, .. }) if vanished::has_vanished(&source) => {
                 // Another client may have given pages back.
-                let mend = |&block: &u64| write_back::drop_if_vanished(file, block).map(drop);
+                let mend = |&block: &u64| vanished::drop_if_vanished(file, block).map(drop);
                 blocks.iter().try_for_each(mend)?;
                 hold(file, &blocks, in_order, view, written)
             }
