@@ -61,7 +61,7 @@ pub(crate) unsafe fn place_over(
 
 /// Moves a page that nobody uses, to see whether vm.max_map_count is met. A move to a fixed address looks at it before it touches
 /// that, as this one does; what it can't tell is which of the two reasons for `ENOMEM` there was, this or one that left a gap.
-fn try_a_move() -> io::Result<()> {
+pub(crate) fn try_a_move() -> io::Result<()> {
     /// A page that is never unmapped, and never touched.
     static PAGE: AtomicUsize = AtomicUsize::new(0);
     let mut page = PAGE.load(Ordering::Acquire);

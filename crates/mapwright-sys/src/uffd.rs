@@ -224,6 +224,21 @@ impl Uffd {
         Ok(Self { fd, interrupt, source: Source::SystemCall, features: Features::default() })
     }
 
+    /// The same with descriptors that are not below `lowest`: out of the way of those that a program counts on.
+    ///
+    /// # Errors
+    /// `EMFILE` if there is no room; `EINVAL` if the process may not have such descriptors.
+    pub fn lifted(mut self, lowest: i32) -> io::Result<Self> {
+        self.fd = rustix::io::fcntl_dupfd_cloexec(&self.fd, lowest)?;
+        self.interrupt = rustix::io::fcntl_dupfd_cloexec(&self.interrupt, lowest)?;
+        Ok(self)
+    }
+
+    /// The descriptors that it has.
+    pub fn descriptors(&self) -> [i32; 2] {
+        [self.fd.as_raw_fd(), self.interrupt.as_raw_fd()]
+    }
+
     /// How this userfaultfd was obtained. Of one that was received nothing is known, and the first is said.
     pub fn source(&self) -> Source {
         self.source
