@@ -59,6 +59,8 @@ pub use engine::stats::Stats;
 pub use error::{Change, Error, Result, ViewProblem};
 pub use journal::JournalError;
 pub use remote::Server;
+#[doc(hidden)]
+pub use remote::guest;
 #[cfg(feature = "zerocopy")]
 pub use typed::{MapVec, Views, ViewsMut};
 

@@ -98,6 +98,8 @@ pub struct File {
     pub(crate) is_scratch: bool,
     /// It may be written, and opened again for that.
     is_shared: bool,
+    /// The lease under which alone it is shared: what was read without it, or before it, may be older than the file.
+    lease: Option<u64>,
     /// Where changes are committed rather than flushed.
     pub(crate) commits: Option<Commits>,
     pub(crate) scopes: Mutex<Scopes>,
@@ -111,6 +113,13 @@ pub struct File {
     pub(super) charges: Charges,
     /// The last field, and so the last to be dropped.
     pub(super) gone: Gone,
+}
+
+fn lease_of(keep: &Keep) -> Option<u64> {
+    match keep {
+        Keep::Leased(number) => Some(*number),
+        _ => None,
+    }
 }
 
 /// What a file has taken of the budget. Stands behind the frames in [`File`]: given back when the frames are gone.
@@ -158,9 +167,10 @@ impl File {
         let FileSpec { writable, mode, frames: kind, .. } = spec;
         let is_scratch = matches!(spec.keep, Keep::Scratch);
         let is_shared = matches!(spec.keep, Keep::Shared);
+        let lease = lease_of(&spec.keep);
         let commits = match spec.keep {
             Keep::Atomic { atomic, in_parts } => Some(Commits::new(atomic, in_parts)),
-            Keep::Flushed | Keep::Scratch | Keep::Shared => None,
+            Keep::Flushed | Keep::Scratch | Keep::Shared | Keep::Leased(_) => None,
         };
         // A small budget has no buffers for regions, and no room to spare for the copies that the checked view of moved frames has.
         let small = kind == FrameKind::Auto && pager.budget.total() < MOVED_BUDGET;
@@ -211,6 +221,7 @@ impl File {
             relief: Relief::default(),
             is_scratch,
             is_shared,
+            lease,
             commits,
             scopes: Mutex::default(),
             scopes_changed: 0.into(),
@@ -232,8 +243,10 @@ impl File {
 
     /// Whether an opening may share this file instead of making its own.
     pub(crate) fn is_shareable(&self, spec: &FileSpec, version: Version) -> bool {
-        let alike =
-            self.mode == spec.mode && self.kind == spec.frames && self.block_size() == spec.block_size;
+        let alike = self.mode == spec.mode
+            && self.kind == spec.frames
+            && self.block_size() == spec.block_size
+            && self.lease == lease_of(&spec.keep);
         // One that is written changes by that, and each fill checks that nobody else has cut it.
         alike && (self.version == version || self.is_shared_by(spec))
     }

@@ -41,6 +41,8 @@ pub enum Keep {
     Scratch,
     /// They reach the store by flushes, which sync; whoever opens the same file in the same way shares it.
     Shared,
+    /// There are none as long as this lease of the kernel's lasts; whoever opens the same file under the same one shares it, and nobody else.
+    Leased(u64),
     /// They reach the journal of this file by commits, and the store by checkpoints.
     Atomic {
         /// The file and its journal.

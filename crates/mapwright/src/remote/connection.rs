@@ -7,7 +7,8 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -21,7 +22,7 @@ use rustix::net::{connect, shutdown, sockopt};
 
 use super::lease::lock;
 use super::protocol::{About, Event, Heard, MAGIC, MAX_MESSAGE, Reply, Request, VERSION};
-use super::served::{Failing, Views};
+use super::served::Failing;
 use super::server::{address, is_trusted, socket};
 use super::wire::{self, Received};
 use crate::engine::stats::Stats;
@@ -44,9 +45,28 @@ pub(super) struct Inner {
     budget: OnceLock<u64>,
     calls: Mutex<HashMap<u32, Arc<Slot>>>,
     last: AtomicU32,
-    served: Mutex<Vec<Weak<Views>>>,
+    served: Mutex<Vec<Weak<dyn Hears>>>,
     closing: AtomicBool,
     lost: OnceLock<Error>,
+}
+
+/// A file that the server has opened for this process: what it hears of it, in the connection's thread. It may be the last to hold
+/// this, but never the connection.
+pub(super) trait Hears: Send + Sync {
+    /// What the server calls it.
+    fn number(&self) -> u32;
+    /// What it is called in messages.
+    fn name(&self) -> &str;
+    /// Where an address lies: in the checked view or not, and which block of the file it is in.
+    fn locate(&self, address: usize) -> Option<(bool, Range<u64>)>;
+    /// Takes ranges out of the plain view, as the server asks.
+    fn unmap(&self, ranges: &[Range<u64>]);
+    /// Brings a page that can't be had to whoever touched it.
+    fn failed(&self, checked: bool, range: Range<u64>, error: &Error, why: Failing);
+    /// Its lease has ended: the server shows nothing of it any more, and serves no touch.
+    fn ended(&self);
+    /// The server is gone, and may have taken note of touches that nobody will serve now.
+    fn lost(&self, error: &Error);
 }
 
 /// Where the answer to a request arrives.
@@ -86,8 +106,17 @@ impl Connection {
     /// # Errors
     /// See [`Pager::connect`](crate::Pager::connect).
     pub(crate) fn open(path: &Path) -> Result<Arc<Self>> {
+        Self::open_from(path, 0)
+    }
+
+    /// As [`open`](Self::open), with descriptors that are not below `lowest`.
+    ///
+    /// # Errors
+    /// As for `open`.
+    pub(crate) fn open_from(path: &Path, lowest: RawFd) -> Result<Arc<Self>> {
         let failed = |e: io::Error| Error::io("connect", path.display().to_string(), 0, 0, e);
-        let socket = socket().map_err(failed)?;
+        let socket = rustix::io::fcntl_dupfd_cloexec(&socket().map_err(failed)?, lowest)
+            .map_err(|e| failed(e.into()))?;
         connect(&socket, &address(path)?).map_err(|e| failed(e.into()))?;
         let server = sockopt::socket_peercred(&socket).map_err(|e| failed(e.into()))?.uid.as_raw();
         if !is_trusted(server) {
@@ -97,7 +126,8 @@ impl Connection {
                 remedy: "connect to a server of your own, or of root",
             });
         }
-        let uffd = Arc::new(crate::engine::host::open_uffd_of_client()?);
+        let uffd = crate::engine::host::open_uffd_of_client()?;
+        let uffd = Arc::new(uffd.lifted(lowest).map_err(failed)?);
         let inner = Arc::new(Inner {
             path: path.to_owned(),
             socket,
@@ -137,6 +167,12 @@ impl Connection {
     /// Whether system calls that meet an absent page get EFAULT.
     pub(crate) fn serves_user_mode_only(&self) -> bool {
         self.inner.uffd.source() == Source::UserModeOnly
+    }
+
+    /// All descriptors that it has.
+    pub(crate) fn descriptors(&self) -> [RawFd; 3] {
+        let [uffd, interrupt] = self.inner.uffd.descriptors();
+        [self.inner.socket.as_raw_fd(), uffd, interrupt]
     }
 
     /// The server's counters; `None` when it is gone.
@@ -204,10 +240,10 @@ impl Connection {
     }
 
     /// Lets a file hear what the server says of it.
-    pub(super) fn attach(&self, views: &Arc<Views>) {
+    pub(super) fn attach(&self, file: Weak<dyn Hears>) {
         let mut known = lock(&self.inner.served);
         known.retain(|other| other.strong_count() > 0);
-        known.push(Arc::downgrade(views));
+        known.push(file);
     }
 }
 
@@ -259,7 +295,7 @@ impl Inner {
         let calls = std::mem::take(&mut *lock(&self.calls));
         calls.values().for_each(|slot| slot.arrive(Err(error.clone())));
         if !self.closing.load(Ordering::Acquire) {
-            self.all_served().iter().for_each(|served| served.wake_all());
+            self.all_served().iter().for_each(|served| served.lost(&error));
         }
         self.fail_faults(&error);
     }
@@ -316,16 +352,19 @@ impl Inner {
                     .into_iter()
                     .for_each(|served| served.failed(checked, range.clone(), &error, why));
             }
+            Heard::Event(Event::Ended { file }) => {
+                self.served(file).into_iter().for_each(|served| served.ended());
+            }
         }
         Ok(())
     }
 
-    fn served(&self, number: u32) -> Option<Arc<Views>> {
+    fn served(&self, number: u32) -> Option<Arc<dyn Hears>> {
         self.all_served().into_iter().find(|served| served.number() == number)
     }
 
     /// All files. None is let go under the lock.
-    fn all_served(&self) -> Vec<Arc<Views>> {
+    fn all_served(&self) -> Vec<Arc<dyn Hears>> {
         lock(&self.served).iter().filter_map(Weak::upgrade).collect()
     }
 

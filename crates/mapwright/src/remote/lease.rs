@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 
 use mapwright_sys::remote::RemoteView;
 
+use super::kernel_lease::KernelLease;
 use super::protocol::{Access, Event, MAX_RANGES};
 use super::server::Leaving;
 use super::session::Session;
@@ -144,10 +145,28 @@ pub(super) struct Lease {
     pub(super) number: u32,
     pub(super) file: Opened,
     pub(super) access: Access,
-    views: Mutex<[Option<Arc<View>>; 2]>,
+    /// The kernel's lease, if the file is served under one.
+    pub(super) kernel: Option<Arc<KernelLease>>,
+    views: Mutex<Views>,
     pins: Mutex<Pins>,
-    /// Set when the client has left it. Dropped after the file.
+    /// Set when the client has left it. Dropped after the file, and after the kernel's lease.
     pub(super) leaving: OnceLock<Leaving>,
+}
+
+/// The plain view and the checked one.
+#[derive(Default)]
+struct Views {
+    /// There will be none any more.
+    closed: bool,
+    both: [Option<Arc<View>>; 2],
+}
+
+/// Why a view does not take part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NotAdmitted {
+    /// There is one of that kind.
+    Second,
+    Closed,
 }
 
 /// How often the client holds each block. The engine sees one pin on each, however often that is.
@@ -158,29 +177,51 @@ struct Pins {
 }
 
 impl Lease {
-    pub(super) fn new(number: u32, file: Opened, access: Access) -> Self {
+    pub(super) fn new(number: u32, file: Opened, access: Access, kernel: Option<Arc<KernelLease>>) -> Self {
         let (views, pins, leaving) = Default::default();
-        Self { number, file, access, views, pins, leaving }
+        Self { number, file, access, kernel, views, pins, leaving }
+    }
+
+    /// Whether it was opened under a lease of the kernel's that has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.kernel.as_ref().is_some_and(|kernel| kernel.is_ended())
     }
 
     /// What the engine calls one of the two views, if it is there.
     pub(super) fn view(&self, checked: bool) -> Option<kernel::View> {
-        lock(&self.views)[usize::from(checked)].as_ref().and_then(|view| view.name())
+        lock(&self.views).both[usize::from(checked)].as_ref().and_then(|view| view.name())
     }
 
-    /// Lets a view take part; `false` if there is one of that kind.
+    /// Lets a view take part, or says why not.
     ///
     /// # Errors
     /// Where frames can't be lent.
-    pub(super) fn admit(&self, view: &Arc<View>) -> io::Result<bool> {
+    pub(super) fn admit(&self, view: &Arc<View>) -> io::Result<Result<(), NotAdmitted>> {
         let place = usize::from(view.checked);
-        if lock(&self.views)[place].is_some() {
-            return Ok(false); // one thread alone takes this session's messages
+        let obstacle = |views: &Views| match views {
+            Views { closed: true, .. } => Err(NotAdmitted::Closed),
+            Views { both, .. } if both[place].is_some() => Err(NotAdmitted::Second),
+            _ => Ok(()),
+        };
+        // One thread alone takes this session's messages; but a lease of the kernel's may end at any time.
+        if let Err(obstacle) = obstacle(&lock(&self.views)) {
+            return Ok(Err(obstacle));
         }
         let number = self.file.frames().admit(Arc::clone(view) as Arc<dyn kernel::RemoteView>)?;
         let _ = view.number.set(number);
-        lock(&self.views)[place] = Some(Arc::clone(view));
-        Ok(true)
+        let admitted = {
+            let mut views = lock(&self.views);
+            let admitted = obstacle(&views);
+            if admitted.is_ok() {
+                views.both[place] = Some(Arc::clone(view));
+            }
+            admitted
+        };
+        if admitted.is_err() {
+            view.close();
+            self.file.frames().dismiss(number);
+        }
+        Ok(admitted)
     }
 
     /// Takes over one pin on each of some blocks, no two the same; how many of them were not pinned before.
@@ -228,7 +269,11 @@ impl Lease {
 
     /// Ends it: nothing is shown in its views any more, and nothing pinned. How many blocks were.
     pub(super) fn close(&self) -> u64 {
-        let views = std::mem::take(&mut *lock(&self.views));
+        let views = {
+            let mut views = lock(&self.views);
+            views.closed = true;
+            std::mem::take(&mut views.both)
+        };
         for view in views.into_iter().flatten() {
             view.close();
             view.number.get().into_iter().for_each(|&number| self.file.frames().dismiss(number));

@@ -11,8 +11,10 @@
 //! | `server` | server | listens, starts sessions, shares limits out |
 //! | `session` | server | one client: its requests and its faults |
 //! | `lease` | server | a file that a client has opened: views, pins |
+//! | `kernel_lease` | server | keeps out those who write a file, until it is shown nowhere any more |
 //! | `connection` | client | the socket, calls, and what to do when the server is gone |
 //! | `served` | client | a mapped file |
+//! | `guest` | client | a map of a program that knows of no pager |
 //!
 //! # Locks
 //! Each lock here is taken alone, and none is held over a call into the engine, but for that of a view ([`lease::View`]): who
@@ -20,6 +22,8 @@
 //! opened for writing one at a time.
 
 pub(crate) mod connection;
+pub mod guest;
+mod kernel_lease;
 mod lease;
 pub(crate) mod protocol;
 pub(crate) mod served;

@@ -31,12 +31,14 @@ pub(crate) enum Access {
     Write,
     /// For writing, beside others who write.
     Share,
+    /// For reading, for as long as nobody writes the file: the server holds a lease of the kernel's on it.
+    Leased,
 }
 
 impl Access {
     /// Whether it may be written.
     pub(crate) fn writes(self) -> bool {
-        self != Self::Read
+        matches!(self, Self::Write | Self::Share)
     }
 }
 
@@ -147,6 +149,8 @@ pub(crate) enum Event {
     Unmap { file: u32, ranges: Vec<Range<u64>> },
     /// A page of this range was touched and can't be had; or, if a write is refused, can't be written, and may be shown.
     Failed { file: u32, checked: bool, refused: bool, range: Range<u64>, error: Error },
+    /// Somebody is about to write a file that was opened under a lease: it is closed, and nothing of it is shown any more.
+    Ended { file: u32 },
 }
 
 /// Why bytes are no message.
@@ -302,6 +306,7 @@ impl<'a> Decoder<'a> {
             0 => Ok(Access::Read),
             1 => Ok(Access::Write),
             2 => Ok(Access::Share),
+            3 => Ok(Access::Leased),
             _ => Err(Malformed("access of no known kind")),
         }
     }
@@ -367,9 +372,12 @@ impl<'a> Decoder<'a> {
     }
 }
 
+/// The operation of errors about leases of the kernel's.
+pub const LEASE: &str = "lease";
+
 /// The operations that errors name: their texts are part of the program.
 fn known_operation(text: &str) -> &'static str {
-    const KNOWN: [&str; 12] = [
+    const KNOWN: [&str; 13] = [
         "open",
         "read",
         "check",
@@ -382,6 +390,7 @@ fn known_operation(text: &str) -> &'static str {
         "sync",
         "set length",
         "load a frame",
+        LEASE,
     ];
     KNOWN.into_iter().find(|known| *known == text).unwrap_or("serve")
 }
@@ -489,6 +498,7 @@ impl Event {
             Self::Failed { file, checked, refused, range, error } => {
                 out(121).u32(*file).u8((*checked).into()).u8((*refused).into()).range(range).error(error)
             }
+            Self::Ended { file } => out(122).u32(*file),
         };
         out.0
     }
@@ -535,6 +545,7 @@ impl Heard {
                 let (range, error) = (from.range()?, from.error(&path(About::File(file)))?);
                 Self::Event(Event::Failed { file, checked, refused, range, error })
             }
+            122 => Self::Event(Event::Ended { file: from.u32()? }),
             _ => return Err(Malformed("a message of no known kind")),
         };
         from.end(heard)

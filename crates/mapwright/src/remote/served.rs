@@ -6,14 +6,14 @@
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::atomic::AtomicU32;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use mapwright_sys::futex;
 use mapwright_sys::remote::LentFrames;
 use mapwright_sys::signals::print_raw;
 
-use super::connection::{Answer, Call, Connection};
+use super::connection::{Answer, Call, Connection, Hears};
 use super::lease::lock;
 use super::protocol::{Access, MAX_RANGES, Reply, Request};
 use crate::engine::PAGE;
@@ -170,7 +170,7 @@ impl Served {
             scopes: Mutex::default(),
             held: Mutex::default(),
         });
-        connection.attach(&views);
+        connection.attach(Arc::downgrade(&views) as Weak<dyn Hears>);
         let connection = Arc::clone(connection);
         let served = Arc::new(Self { connection, len, deadline, checked_shown: Mutex::new(false), views });
         served.show(false)?;
@@ -383,35 +383,22 @@ impl Served {
     }
 }
 
-impl Views {
-    pub(super) fn number(&self) -> u32 {
+impl Hears for Views {
+    fn number(&self) -> u32 {
         self.number
     }
 
-    pub(super) fn name(&self) -> &str {
+    fn name(&self) -> &str {
         &self.name
     }
 
-    /// The file's bytes that lie in whole pages of a range.
-    fn pages(&self, range: Range<u64>) -> Range<u64> {
-        let capacity = self.frames.capacity();
-        range.start / PAGE * PAGE..range.end.next_multiple_of(PAGE).min(capacity)
-    }
-
-    /// Where an address lies: in the checked view or not, and which block of the file it is in.
-    pub(super) fn locate(&self, address: usize) -> Option<(bool, Range<u64>)> {
+    fn locate(&self, address: usize) -> Option<(bool, Range<u64>)> {
         let (checked, offset) = self.frames.locate(address)?;
         let start = offset / self.block_size * self.block_size;
         Some((checked, start..start + self.block_size))
     }
 
-    /// Makes whoever waits for a page touch it again: the server may have taken note of it, and be gone.
-    pub(super) fn wake_all(&self) {
-        self.frames.wake(0..self.frames.capacity());
-    }
-
-    /// Takes ranges out of the plain view, as the server asks.
-    pub(super) fn unmap(&self, ranges: &[Range<u64>]) {
+    fn unmap(&self, ranges: &[Range<u64>]) {
         let held = lock(&self.held);
         let is_free = |range: &Range<u64>| {
             held.iter().all(|span| {
@@ -421,6 +408,31 @@ impl Views {
         };
         let free: Vec<Range<u64>> = ranges.iter().map(|range| self.clamp(range)).filter(is_free).collect();
         let _ = self.frames.unmap(&free); // it is advice
+    }
+
+    fn failed(&self, checked: bool, range: Range<u64>, error: &Error, why: Failing) {
+        let range = self.clamp(&range);
+        let delivered = if checked { self.fail_in_scope(range, error) } else { self.fail(range, error, why) };
+        if let Err(cause) = delivered {
+            // A thread waits for a page that will never come, and nothing can tell it.
+            print_raw(&format!("mapwright: {error}; SIGBUS could not be raised: {cause}\n"));
+            std::process::abort();
+        }
+    }
+
+    fn ended(&self) {} // it was not opened under a lease
+
+    fn lost(&self, _: &Error) {
+        // They touch their pages again, and get the signal.
+        self.frames.wake(0..self.frames.capacity());
+    }
+}
+
+impl Views {
+    /// The file's bytes that lie in whole pages of a range.
+    fn pages(&self, range: Range<u64>) -> Range<u64> {
+        let capacity = self.frames.capacity();
+        range.start / PAGE * PAGE..range.end.next_multiple_of(PAGE).min(capacity)
     }
 
     /// The blocks that hold a range.
@@ -433,17 +445,6 @@ impl Views {
         let capacity = self.frames.capacity();
         let range = self.pages(range.start.min(capacity)..range.end.min(capacity));
         range.start.min(range.end)..range.end
-    }
-
-    /// Brings a page that can't be had to whoever touched it. Runs in the connection's thread.
-    pub(super) fn failed(&self, checked: bool, range: Range<u64>, error: &Error, why: Failing) {
-        let range = self.clamp(&range);
-        let delivered = if checked { self.fail_in_scope(range, error) } else { self.fail(range, error, why) };
-        if let Err(cause) = delivered {
-            // A thread waits for a page that will never come, and nothing can tell it.
-            print_raw(&format!("mapwright: {error}; SIGBUS could not be raised: {cause}\n"));
-            std::process::abort();
-        }
     }
 
     fn fail(&self, range: Range<u64>, error: &Error, why: Failing) -> std::io::Result<()> {

@@ -15,6 +15,7 @@ use rustix::net::{
     sockopt,
 };
 
+use super::kernel_lease::KernelLeases;
 use super::lease::{Lease, Quota, lock};
 use super::protocol::Reply;
 use super::session::Session;
@@ -86,6 +87,8 @@ pub(super) struct Shared {
     leaving: Mutex<Vec<u128>>,
     /// One of them is closed.
     left: Condvar,
+    /// Those of the kernel, on files of which nothing may be shown that somebody else writes.
+    pub(super) kernel_leases: KernelLeases,
     sessions: Mutex<usize>,
     /// One has ended.
     ended: Condvar,
@@ -131,8 +134,9 @@ impl Server {
         listen(&listener, BACKLOG)?;
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let pinned = Quota::new(handle.budget.limit() / 2);
-        let (opening, leaving, left, sessions, ended, members) = Default::default();
-        let shared = Shared { handle, stop, pinned, opening, leaving, left, sessions, ended, members };
+        let (opening, leaving, left, kernel_leases, sessions, ended, members) = Default::default();
+        let shared =
+            Shared { handle, stop, pinned, opening, leaving, left, kernel_leases, sessions, ended, members };
         let shared = Arc::new(shared);
         let own = Arc::clone(&shared);
         std::thread::Builder::new().name("mapwright-serve".into()).spawn(move || accept(&own, &listener))?;
@@ -142,6 +146,15 @@ impl Server {
     /// Where clients connect.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Makes all maps of programs that know of no pager the kernel's, and serves no others until `work` has ended: for whoever stops
+    /// the process, during which those would wait who write the files.
+    pub(super) fn without_leases<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.shared.kernel_leases.pause();
+        let done = work();
+        self.shared.kernel_leases.resume();
+        done
     }
 
     /// How many clients are connected now.

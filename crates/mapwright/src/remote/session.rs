@@ -18,8 +18,8 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::net::sockopt;
 use rustix::process::{PidfdFlags, pidfd_open};
 
-use super::lease::{Lease, Quota, Room, View, lock};
-use super::protocol::{Access, Event, MAGIC, Reply, Request, VERSION};
+use super::lease::{Lease, NotAdmitted, Quota, Room, View, lock};
+use super::protocol::{Access, Event, LEASE, MAGIC, Reply, Request, VERSION};
 use super::server::{DEADLINE, Shared};
 use super::wire::{self, Received};
 use crate::engine::file::{File, FileSpec, Keep};
@@ -58,6 +58,8 @@ pub(super) struct Session {
     /// Views by their start in the client.
     views: Mutex<Views>,
     leases: Mutex<Leases>,
+    /// Files whose leases of the kernel's have ended, to be closed.
+    recalled: Mutex<Vec<u32>>,
     pins: Mutex<Pins>,
     pinned: Quota,
     faults: AtomicU32,
@@ -115,6 +117,7 @@ impl Session {
             unread: Mutex::default(),
             views: Mutex::default(),
             leases: Mutex::default(),
+            recalled: Mutex::default(),
             pins: Mutex::default(),
             pinned,
             faults: 0.into(),
@@ -216,6 +219,7 @@ impl Session {
             }
             if !poked.is_empty() {
                 let _ = rustix::io::read(&self.poke, &mut [0; 8]);
+                self.close_recalled();
             }
             if of_uffd.intersects(PollFlags::ERR | PollFlags::NVAL) {
                 return End::Broke("the userfaultfd was made to block");
@@ -257,6 +261,9 @@ impl Session {
             view.offset_of(address).map(|offset| (Arc::clone(view), Arc::clone(lease), offset))
         };
         let Some((view, lease, offset)) = found else { return };
+        if lease.has_ended() {
+            return; // whoever touches it there waits for the word of that, which is on its way
+        }
         let Some(name) = view.name() else { return };
         // Of a file that the client has for reading a write is a fault that the kernel does not tell of, or one that lies.
         let touch = fault::Touch { view: name, offset, writes: writes && lease.access.writes() };
@@ -273,7 +280,9 @@ impl Session {
                 false => Ok(()),
             };
             let (file, checked, refused) = (lease.number, view.checked, way.is_err());
-            if let Err(error) = way.and_then(|()| fault::serve_remote(&lease.file, touch)) {
+            if let Err(error) = way.and_then(|()| fault::serve_remote(&lease.file, touch))
+                && !lease.has_ended()
+            {
                 let page = offset / PAGE * PAGE;
                 let range = if refused { page..page + PAGE } else { lease.file.bytes_of(&block) };
                 session.tell(&Event::Failed { file, checked, refused, range, error });
@@ -503,7 +512,16 @@ impl Session {
         let large = u64::try_from(stat.st_size).is_ok_and(|len| len > handle.budget.total());
         let options = FileOptions { write: access.writes(), direct: direct.unwrap_or(large) };
         let store = FileStore::from_file(fd.into(), &name, &options)?;
-        let version = store.version().map_err(|e| Error::io("open", name.clone(), 0, 0, e))?;
+        let version = || store.version().map_err(|e| Error::io("open", name.clone(), 0, 0, e));
+        let identity = version()?.identity;
+        let kernel = match access {
+            Access::Leased => {
+                let taken = self.shared.kernel_leases.take(&self.shared, identity, store.as_fd());
+                Some(taken.map_err(|e| Error::io(LEASE, name.clone(), 0, 0, e))?)
+            }
+            Access::Read | Access::Write | Access::Share => None,
+        };
+        let version = version()?; // under the lease
         let held: u64 = lock(&self.leases).by_number.values().map(|lease| lease.file.capacity()).sum();
         if held.saturating_add(version.len.max(reserve)) > MAX_CAPACITY {
             return Err(Error::invalid(format!("more than {MAX_CAPACITY} bytes mapped by one client"), ""));
@@ -517,18 +535,25 @@ impl Session {
             reserve,
             deadline: DEADLINE,
             advice,
-            keep: if access == Access::Share { Keep::Shared } else { Keep::Flushed },
+            keep: match (&kernel, access) {
+                (Some(kernel), _) => Keep::Leased(kernel.number),
+                (None, Access::Share) => Keep::Shared,
+                (None, _) => Keep::Flushed,
+            },
         };
-        let file = self.shared.open(&spec, version.identity)?;
+        let file = self.shared.open(&spec, identity)?;
         let frames = file.frames().lend().map_err(|e| Error::io("lend", name, 0, 0, e))?;
         let (len, capacity) = (file.len(), file.capacity());
         let number = {
             let mut leases = lock(&self.leases);
             leases.last += 1; // fewer than 2^32 in a session: each takes a file to be opened
-            let number = leases.last;
-            leases.by_number.insert(number, Arc::new(Lease::new(number, file, access)));
-            number
+            leases.last
         };
+        let lease = Arc::new(Lease::new(number, file, access, kernel));
+        if lease.kernel.as_ref().is_some_and(|kernel| !kernel.join(&self.weak, &lease)) {
+            return Err(lease_ended(lease.file.name.clone()));
+        }
+        lock(&self.leases).by_number.insert(number, lease);
         if self.broken.load(Ordering::Acquire) {
             let _ = self.close(number); // the session may have ended meanwhile
         }
@@ -543,8 +568,10 @@ impl Session {
         let (capacity, writes) = (lease.file.capacity(), lease.access.writes());
         let remote = RemoteView::new(Arc::clone(uffd), start, capacity, writes).map_err(failed)?;
         let view = Arc::new(View::new(remote, file, checked, Weak::clone(&self.weak)));
-        if !lease.admit(&view).map_err(failed)? {
-            return Err(Error::invalid("a second view of one kind", ""));
+        match lease.admit(&view).map_err(failed)? {
+            Ok(()) => {}
+            Err(NotAdmitted::Second) => return Err(Error::invalid("a second view of one kind", "")),
+            Err(NotAdmitted::Closed) => return Err(lease_ended(lease.file.name.clone())),
         }
         lock(&self.views).insert(start, (view, lease));
         Ok(())
@@ -635,9 +662,23 @@ impl Session {
         Ok(())
     }
 
-    fn close_lease(&self, lease: &Lease) {
+    /// Ends the views and pins of a file. When this returns nothing is shown in its views any more.
+    pub(super) fn close_lease(&self, lease: &Lease) {
         let freed = lease.close();
         drop(Room::kept([&self.pinned, &self.shared.pinned], freed * lease.file.block_charge()));
+    }
+
+    /// Has a file closed whose lease of the kernel's has ended, and the client told.
+    pub(super) fn recall(&self, number: u32) {
+        lock(&self.recalled).push(number);
+        self.poke();
+    }
+
+    fn close_recalled(&self) {
+        for file in std::mem::take(&mut *lock(&self.recalled)) {
+            self.tell(&Event::Ended { file });
+            let _ = self.close(file); // the client may have been faster
+        }
     }
 
     /// Ends it, for what the client has done to its memory: nothing can be promised to it any more.
@@ -726,6 +767,11 @@ impl Session {
             }
         }
     }
+}
+
+/// Somebody writes the file, or is about to.
+fn lease_ended(path: String) -> Error {
+    Error::io(LEASE, path, 0, 0, io::Error::from(rustix::io::Errno::AGAIN))
 }
 
 /// Pins blocks, shown in a client's view, parts of them to be written.

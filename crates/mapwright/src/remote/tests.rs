@@ -42,6 +42,14 @@ fn requests() -> Vec<Request> {
             reserve: 1 << 40,
             name: String::new(),
         },
+        Request::Open {
+            block_size: 1 << 20,
+            direct: Some(false),
+            advice: Advice::Sequential,
+            access: Access::Leased,
+            reserve: 0,
+            name: "leased".to_owned(),
+        },
         Request::Show { file: 7, checked: true, address: 1 << 40 },
         Request::Pin { file: 7, in_order: false, writes: true, ranges: vec![0..1, 5..5, 9..1 << 60] },
         Request::Unpin { pin: u64::MAX },
@@ -64,6 +72,7 @@ fn errors() -> Vec<Error> {
     vec![
         Error::io("read", path(), 1, 2, std::io::Error::from_raw_os_error(5)),
         Error::io("check", path(), 1, 2, std::io::ErrorKind::UnexpectedEof.into()),
+        Error::io("lease", path(), 0, 0, std::io::Error::from_raw_os_error(11)),
         changed(Change::Truncated { was: 4, now: 3 }),
         changed(Change::Modified),
         changed(Change::Replaced),
@@ -111,6 +120,7 @@ fn messages_are_what_they_were() {
     (stats.faults, stats.budget_bytes, stats.fault_latency[39]) = (1, 2, 3);
     let told = heard(&Reply::Stats(Box::new(stats.clone())).encode(1));
     assert!(matches!(told, Ok(Heard::Reply(1, Reply::Stats(told))) if *told == stats));
+    assert!(matches!(heard(&Event::Ended { file: 8 }.encode()), Ok(Heard::Event(Event::Ended { file: 8 }))));
     let opened = heard(&Reply::Opened { file: 1, len: 2, capacity: 3 }.encode(9));
     assert!(matches!(opened, Ok(Heard::Reply(9, Reply::Opened { file: 1, len: 2, capacity: 3 }))));
 }
@@ -440,6 +450,77 @@ fn writes_that_a_client_may_not_ask_are_refused() {
         std::fs::read(&path).unwrap() == vec![9; 300_001],
         "nobody was allowed to write what was written"
     );
+}
+
+/// Whether this process has a page at an address.
+fn is_present(address: usize) -> bool {
+    let mut entry = [0; 8];
+    let pages = std::fs::File::open("/proc/self/pagemap").unwrap();
+    std::os::unix::fs::FileExt::read_exact_at(&pages, &mut entry, address as u64 / 4096 * 8).unwrap();
+    u64::from_le_bytes(entry) >> 63 == 1
+}
+
+/// Who writes a file is let in without any help of the clients that have it mapped, and nothing older than that is shown or shared afterwards.
+#[test]
+fn a_lease_ends_without_its_client() {
+    let Some(scene) = Scene::new() else { return };
+    let (raw, uffd) = Raw::greeted(&scene);
+    let (file, leased) = (scene.file(), open_as(Access::Leased));
+    let writer = scene.open(OFlags::WRONLY);
+    let refused = raw.refused(&leased, Some(file.as_fd()));
+    assert!(refused.contains("lease"), "{refused}");
+    drop(writer);
+    let open = || match raw.ask(&leased, Some(file.as_fd())) {
+        Some((Reply::Opened { file, .. }, mut frames)) => (file, frames.pop().unwrap()),
+        other => panic!("{other:?}"),
+    };
+    let done =
+        |request: &Request| assert!(matches!(raw.ask(request, None), Some((Reply::Done, _))), "{request:?}");
+    let (number, frames) = open();
+    let copy = frames.try_clone().unwrap();
+    let view = LentFrames::new(frames, MIB, false, uffd).unwrap();
+    let address = view.address(false).unwrap();
+    done(&Request::Show { file: number, checked: false, address: address as u64 });
+    let ranges = std::iter::once(0..8192).collect();
+    let pin = raw.ask(&Request::Pin { file: number, in_order: false, writes: false, ranges }, None);
+    assert!(matches!(pin, Some((Reply::Pinned { .. }, _))), "{pin:?}");
+    assert!(is_present(address) && is_present(address + 4096));
+    let writer = scene.open(OFlags::WRONLY); // waits for the end of the lease
+    assert!(
+        !is_present(address) && !is_present(address + 4096),
+        "pages are shown that are about to be written"
+    );
+    rustix::io::pwrite(&writer, b"new", 0).unwrap();
+    let ended = loop {
+        let Some(Received { bytes, .. }) = wire::receive(&raw.0, true).unwrap() else { panic!("the end") };
+        if let Heard::Event(Event::Ended { file }) = heard(&bytes).unwrap() {
+            break file;
+        }
+    };
+    assert_eq!(ended, number);
+    for request in
+        [Request::Resident { file: number }, Request::Show { file: number, checked: true, address: 1 << 40 }]
+    {
+        raw.refused(&request, None);
+    }
+    raw.refused(&leased, Some(file.as_fd()));
+    drop(writer);
+    let (again, frames) = open();
+    assert_ne!(again, number);
+    done(&Request::Prefetch { file: again, range: 0..MIB });
+    let mut bytes = [1; 4];
+    assert_eq!((rustix::io::pread(&frames, &mut bytes, 0), bytes), (Ok(4), *b"new\x07"));
+    assert_eq!(
+        (rustix::io::pread(&copy, &mut bytes, 0), bytes),
+        (Ok(4), [0; 4]),
+        "nothing is filled there any more"
+    );
+    // Those who have it without a lease do not share what is read under one.
+    let (_, without) = raw.open(&scene);
+    assert_eq!((rustix::io::pread(&without, &mut bytes, 0), bytes), (Ok(4), [0; 4]));
+    drop(raw);
+    scene.settles();
+    drop(scene.open(OFlags::WRONLY | OFlags::NONBLOCK)); // no lease is left
 }
 
 #[test]
