@@ -1,6 +1,6 @@
 //! The `mapwright` command: `compare` measures every way to read a file on this machine, `doctor` says what the machine
 //! allows, `cache` what the page cache holds, `map` what a process maps, `explain` what one address of it is, `tour` what
-//! memory-mapped files do, `serve` serves one page cache to many processes, `recover` and `dump` are for the journals of atomic commit. Exit codes: 0 success,
+//! memory-mapped files do, `serve` serves one page cache to many processes, `run` runs a program on a pager, `recover` and `dump` are for the journals of atomic commit. Exit codes: 0 success,
 //! 1 failure, 2 bad usage, 130 interrupted.
 
 mod cache;
@@ -13,6 +13,7 @@ mod methods;
 mod pages;
 mod probe;
 mod process;
+mod run;
 mod serve;
 mod text;
 mod tour;
@@ -39,6 +40,7 @@ enum Command {
     Map(Box<map::Options>),
     Explain(explain::Options),
     Serve(serve::Options),
+    Run(run::Options),
     Tour(tour::Options),
     Recover(journal::Recover),
     Dump(journal::Dump),
@@ -58,9 +60,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match run(arguments.command) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(1),
+    match execute(arguments.command) {
+        Ok(code) => ExitCode::from(code),
         Err(failure) => {
             eprintln!("mapwright: {failure}");
             ExitCode::from(if matches!(failure, Failure::Interrupted) { 130 } else { 1 })
@@ -68,7 +69,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<bool> {
+/// The exit code of a command.
+fn execute(command: Command) -> Result<u8> {
+    match command {
+        Command::Run(options) => run::run(&options),
+        other => succeeds(other).map(|success| u8::from(!success)),
+    }
+}
+
+/// Whether a command that is no program of somebody else's succeeds.
+fn succeeds(command: Command) -> Result<bool> {
     match command {
         Command::Compare(options) => {
             options.check().unwrap_or_else(|why| bad_usage("compare", &why));
@@ -85,6 +95,7 @@ fn run(command: Command) -> Result<bool> {
         }
         Command::Explain(options) => explain::explain(&options).map(|()| true),
         Command::Serve(options) => serve::serve(&options).map(|()| true),
+        Command::Run(options) => run::run(&options).map(|code| code == 0),
         Command::Tour(options) => tour::tour(&options),
         Command::Recover(options) => journal::run_recover(&options),
         Command::Dump(options) => journal::run_dump(&options),

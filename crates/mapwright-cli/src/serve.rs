@@ -61,7 +61,7 @@ pub fn serve(options: &Options) -> Result<()> {
 
 /// Every client and every file takes some descriptors: as many as this process may have. Where that is refused, the limit
 /// stays what it was.
-fn raise_descriptor_limit() {
+pub fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });

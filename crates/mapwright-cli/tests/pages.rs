@@ -8,8 +8,19 @@ use std::process::Command;
 
 use common::{expect, folder, other_tool, text};
 
-const COMMANDS: [&str; 10] =
-    ["compare", "doctor", "cache", "map", "explain", "serve", "tour", "recover", "dump", "completions"];
+const COMMANDS: [&str; 11] = [
+    "compare",
+    "doctor",
+    "cache",
+    "map",
+    "explain",
+    "serve",
+    "run",
+    "tour",
+    "recover",
+    "dump",
+    "completions",
+];
 
 #[test]
 fn completions_name_every_command_and_nothing_hidden() {

@@ -1,0 +1,27 @@
+//! The shim of `mapwright run`: a shared object that is preloaded into programs and takes the place of some calls of the C library.
+//!
+//! Read-only mappings of regular files are served by the pager server that `run` has started; everything else goes to the
+//! kernel as it came. What happens to a served map that can't be served right makes it the kernel's first, at the same address and in one step:
+//! see `mapwright::guest`. docs/run.md says what is covered and what is not.
+//!
+//! | file | what it does |
+//! | --- | --- |
+//! | `calls` | the functions that take the place of the C library's |
+//! | `serve` | decides what is served, finds what was, gives it back |
+//! | `journey` | what `run` reports: lines in a file in memory |
+//! | `beneath` | the calls below: the kernel's, and those of the C library that were replaced. All unsafe code is there |
+//!
+//! # Rules
+//! These functions are called from inside of allocators, from signal handlers, before the program's constructors have run, and in children
+//! between fork and exec. So:
+//! 1. What is not about a served map, and is no new mapping of a file, takes no lock and allocates nothing: the table of served maps is read
+//!    without either.
+//! 2. No lock is held over a call that could touch served memory, or that waits for the server.
+//! 3. errno is the program's: what goes on here in between leaves it as it was.
+//! 4. A child of fork(2) has none of the parent's threads: it begins anew, with what `State` of its own it makes then.
+//! 5. Descriptors of the shim are high, and can't be closed by the program.
+
+mod beneath;
+mod calls;
+mod journey;
+mod serve;
