@@ -17,6 +17,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mapwright::stores::{Store, Version};
@@ -279,6 +280,16 @@ impl Disk {
         work: impl FnOnce(&mut Image) -> io::Result<T>,
         on_error: impl FnOnce(&mut Image, &mut Rng),
     ) -> io::Result<T> {
+        self.attempt(work, on_error, |_| true)
+    }
+
+    /// As [`operate`](Self::operate); the observer sees what `is_news` says of.
+    fn attempt<T>(
+        &self,
+        work: impl FnOnce(&mut Image) -> io::Result<T>,
+        on_error: impl FnOnce(&mut Image, &mut Rng),
+        is_news: impl FnOnce(&io::Result<T>) -> bool,
+    ) -> io::Result<T> {
         let mut inner = self.lock();
         let inner = &mut *inner;
         if inner.left == Some(0) {
@@ -296,7 +307,9 @@ impl Disk {
             }
             None => work(&mut inner.image),
         };
-        if let Some(mut observer) = inner.observer.take() {
+        if is_news(&result)
+            && let Some(mut observer) = inner.observer.take()
+        {
             observer(&inner.image);
             inner.observer = Some(observer);
         }
@@ -551,6 +564,15 @@ impl Store for DiskFile {
             let part = rng.index(buf.len() + 1);
             let _ = Self::node(image, inode, |node| node.write(offset, &buf[..part]));
         })
+    }
+
+    /// Changes nothing: what is not synced may be lost all the same. Where it fails, it is as a sync that fails.
+    fn write_out(&self, _range: Range<u64>) -> io::Result<()> {
+        let inode = self.inode;
+        let lost = |image: &mut Image, rng: &mut Rng| {
+            let _ = Self::node(image, inode, |node| node.fail_sync(rng));
+        };
+        self.disk.attempt(|_| Ok(()), lost, io::Result::is_err)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

@@ -14,7 +14,7 @@ fn no_power_failure_loses_a_commit() {
         println!("{:?}", power::run(seed).unwrap());
         return;
     }
-    let wanted = number("MAPWRIGHT_CRASH_STATES").unwrap_or(60_000);
+    let wanted = number("MAPWRIGHT_CRASH_STATES").unwrap_or(120_000);
     let mut tally = Tally::default();
     for seed in 0.. {
         tally.add(&power::run(seed).unwrap_or_else(|why| panic!("{why}")));

@@ -82,17 +82,21 @@ pub fn block_device_len(fd: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(len)
 }
 
-/// Writes what the kernel's cache has of a file to its device, and waits until it is written: sync_file_range(2) on all of it. Not
-/// durable, for no metadata is written and no device told to flush; but a write that failed is an error.
+/// Writes what the kernel's cache has of `len` bytes of a file from `start` on, or of all from there on if `len` is 0, to its device, and
+/// waits until it is written: sync_file_range(2). Not durable, for no metadata is written and no device told to flush; but a write that
+/// failed is an error, which a later sync does not tell again.
 ///
 /// # Errors
-/// What the kernel says: `EIO`, `ENOSPC`.
-pub fn write_out(fd: BorrowedFd<'_>) -> io::Result<()> {
+/// What the kernel says: `EIO`, `ENOSPC`; `EINVAL` for a range that ends past `i64::MAX`.
+pub fn write_out(fd: BorrowedFd<'_>, start: u64, len: u64) -> io::Result<()> {
+    let place =
+        |at: u64| libc::off64_t::try_from(at).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
+    let (start, len) = (place(start)?, place(len)?);
     let all =
         libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
     loop {
         // SAFETY: `fd` is open; the call changes no contents.
-        let written = unsafe { libc::sync_file_range(fd.as_raw_fd(), 0, 0, all) };
+        let written = unsafe { libc::sync_file_range(fd.as_raw_fd(), start, len, all) };
         match crate::check(written.into()) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             result => return result.map(drop),

@@ -6,6 +6,7 @@ mod common;
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
+use std::ops::Range;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -70,6 +71,10 @@ impl Store for Faulty {
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<usize> {
         self.fault.on(|| self.store.write_at(offset, buf), eio)
+    }
+
+    fn write_out(&self, range: Range<u64>) -> io::Result<()> {
+        self.fault.on(|| self.store.write_out(range), eio)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

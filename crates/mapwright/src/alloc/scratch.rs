@@ -210,7 +210,7 @@ impl Store for Scratch {
     }
 
     fn sync(&self) -> io::Result<()> {
-        mapwright_sys::file::write_out(self.file.as_fd())?;
+        mapwright_sys::file::write_out(self.file.as_fd(), 0, 0)?;
         // Clean now: the pager has its own copies. It is only advice.
         let _ = fadvise(self.file.as_fd(), 0, None, Advice::DontNeed);
         Ok(())

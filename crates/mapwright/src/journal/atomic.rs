@@ -31,7 +31,7 @@ use super::error::{JournalError, Result};
 use super::format::{Anchor, HEAD, Header, Kind, PAGE, Record, Salt, UNIT};
 use super::index::Index;
 use super::recover::{self, Accept, Found};
-use super::replay::{self, Replay, Replayed};
+use super::replay::{self, Pace, Replay, Replayed};
 use super::sabotage::{self, Sabotage};
 use super::space::{Space, Tip};
 use crate::locks::{self, Held};
@@ -444,6 +444,10 @@ impl AtomicFile {
     /// # Panics
     /// When another checkpoint is under way: our mistake.
     pub fn begin_checkpoint(&self) -> Option<Checkpoint<'_>> {
+        self.begin_at(Pace::Gentle)
+    }
+
+    fn begin_at(&self, pace: Pace) -> Option<Checkpoint<'_>> {
         let turn = Flag::raise(&self.checkpointing, "two checkpoints at a time");
         let mut state = self.lock();
         let mut most = state.snapshots.keys().next().copied().unwrap_or(u64::MAX);
@@ -466,11 +470,11 @@ impl AtomicFile {
             plan.pieces.extend(state.pending.plan(u64::MAX).pieces);
         }
         drop(state);
-        let replay = Replay::new(plan, base_len, target.file_len, self.limits.entry);
+        let replay = Replay::new(plan, base_len, target.file_len, self.limits.entry, pace);
         Some(Checkpoint { atomic: self, _turn: turn, target, replay })
     }
 
-    /// A whole checkpoint, of the last commit where snapshots allow it; what it wrote. Where the last commit cannot be
+    /// A whole checkpoint at once, of the last commit where snapshots allow it; what it wrote. Where the last commit cannot be
     /// [claimed](Self::claim), one of what can be brought to the file all the same, and then the error.
     ///
     /// # Errors
@@ -480,7 +484,7 @@ impl AtomicFile {
     /// When a batch or another checkpoint is under way: our mistake.
     pub fn checkpoint(&self) -> Result<Replayed> {
         let claimed = self.claim();
-        let replayed = match self.begin_checkpoint() {
+        let replayed = match self.begin_at(Pace::Fast) {
             Some(mut checkpoint) => {
                 while !checkpoint.step()? {}
                 checkpoint.finish()?

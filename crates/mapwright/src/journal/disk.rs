@@ -136,6 +136,12 @@ pub(super) fn write_many(store: &dyn Store, writes: &[Write<'_>]) -> Result<()> 
     rests.into_iter().try_for_each(|(rest, done)| write(store, rest.offset + done as u64, &rest.buf[done..]))
 }
 
+/// Waits until what was written to a range is on its way no more. An error is that of a sync.
+pub(super) fn write_out(store: &dyn Store, range: Range<u64>) -> Result<()> {
+    let start = range.start;
+    store.write_out(range).map_err(|error| JournalError::io("sync", store.name(), start, error))
+}
+
 /// Syncs. An interrupted sync has failed: what it had found is not looked for again.
 pub(super) fn sync(store: &dyn Store) -> Result<()> {
     store.sync().map_err(|error| JournalError::io("sync", store.name(), 0, error))

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::disk::{self, Place};
 use super::error::{JournalError, Result};
 use super::format::{Anchor, Entry, HEAD, Header, Kind, PAGE, Record};
-use super::replay::{Replay, Replayed};
+use super::replay::{Pace, Replay, Replayed};
 use super::sabotage::{self, Sabotage};
 use super::scan::Scan;
 use crate::stores::Store;
@@ -62,7 +62,7 @@ fn check(journal: &dyn Store, place: &dyn Place, file: &dyn Store, accept: Accep
     }
     let replay = {
         let plan = scan.index.plan(scan.last_commit);
-        Replay::new(plan, scan.anchor.file_len, scan.file_len, ENTRY).size()
+        Replay::new(plan, scan.anchor.file_len, scan.file_len, ENTRY, Pace::Fast).size()
     };
     Ok(Found { scan, replay })
 }
@@ -91,7 +91,8 @@ pub fn recover(place: &dyn Place, file: &dyn Store, accept: Accept) -> Result<Op
     }
     make_found_durable(place, &*journal)?;
     let (base_len, (claimed, claimed_len)) = (scan.anchor.file_len, scan.claimed);
-    let bring = |commit, file_len| Replay::new(scan.index.plan(commit), base_len, file_len, ENTRY);
+    let bring =
+        |commit, file_len| Replay::new(scan.index.plan(commit), base_len, file_len, ENTRY, Pace::Fast);
     if scan.last_commit > claimed && !sabotage::is(Sabotage::TrustCache) {
         let mut first = bring(claimed, claimed_len);
         write_all(file, &*journal, scan, &mut first)?;
@@ -101,7 +102,7 @@ pub fn recover(place: &dyn Place, file: &dyn Store, accept: Accept) -> Result<Op
         // Pages in whole, where the file is unsure: a recovery that found more in the kernel's cache than there is now may have
         // begun to write them, and left anything beyond the end of the file.
         let rest = scan.index.plan_between(claimed, scan.last_commit);
-        let rest = Replay::new(rest, base_len, scan.file_len, ENTRY);
+        let rest = Replay::new(rest, base_len, scan.file_len, ENTRY, Pace::Fast);
         log_anew(place, &*journal, scan, &rest)?;
         replay(file, &*journal, scan, rest)?;
     } else {

@@ -24,9 +24,22 @@ pub(super) struct Replay {
     next: usize,
     sized: bool,
     pages_at_once: usize,
+    pace: Pace,
     /// Images of the pages of the last step.
     images: Option<Buffer>,
 }
+
+/// How much of a replay the disk has to do at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// As much as it can: nobody else is there.
+    Fast,
+    /// A few writes, so that commits beside it wait for no more.
+    Gentle,
+}
+
+/// Writes at a [gentle](Pace::Gentle) pace: enough to keep a disk busy, and done in less time than a sync takes.
+const FEW: usize = 16;
 
 /// What a replay wrote.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,14 +67,14 @@ pub(super) fn buffer_bytes(at_once: usize) -> u64 {
 
 impl Replay {
     /// A replay of `plan`, after which the file has `file_len` bytes. It had `base_len` durably before the first change that
-    /// the plan's index has. So many bytes are written at once, a page at least.
-    pub(super) fn new(plan: Plan, base_len: u64, file_len: u64, at_once: usize) -> Self {
+    /// the plan's index has. So many bytes are written by a step, a page at least.
+    pub(super) fn new(plan: Plan, base_len: u64, file_len: u64, at_once: usize, pace: Pace) -> Self {
         let mut unsure_from = plan.shortest.min(base_len);
         if sabotage::is(Sabotage::SmallBeyondEnd) {
             unsure_from = u64::MAX;
         }
         let pages_at_once = (buffer_bytes(at_once) / PAGE) as usize;
-        Self { plan, file_len, unsure_from, next: 0, sized: false, pages_at_once, images: None }
+        Self { plan, file_len, unsure_from, next: 0, sized: false, pages_at_once, pace, images: None }
     }
 
     /// What it writes in all.
@@ -80,8 +93,8 @@ impl Replay {
         self.sized && self.next >= self.plan.pieces.len()
     }
 
-    /// Does a part of it; `true` when all is written. The file is not synced. After an error the same
-    /// part comes again.
+    /// Does a part of it; `true` when all is written. The file is not synced. After an error the same part comes again, or
+    /// all of it where that is to be written again.
     pub(super) fn step(&mut self, file: &dyn Store, journal: &dyn Store, salt: &Salt) -> Result<bool> {
         if !self.sized {
             self.set_len(file)?;
@@ -112,12 +125,20 @@ impl Replay {
         if sabotage::is(Sabotage::ResumeAfterError) {
             self.next = next;
         }
-        let is_whole = |offset: u64, range: &Range<usize>| (offset | range.len() as u64).is_multiple_of(PAGE);
-        let (whole, parts): (Vec<_>, Vec<_>) =
-            runs.into_iter().partition(|(offset, range)| is_whole(*offset, range));
-        parts.into_iter().try_for_each(|(offset, range)| disk::write(file, offset, &images[range]))?;
-        let whole = whole.into_iter().map(|(offset, range)| Write { offset, buf: &images[range] });
-        disk::write_many(file, &whole.collect::<Vec<_>>())?;
+        let writes: Vec<Write<'_>> =
+            runs.into_iter().map(|(offset, range)| Write { offset, buf: &images[range] }).collect();
+        let at_once = if self.pace == Pace::Gentle { FEW } else { writes.len().max(1) };
+        for writes in writes.chunks(at_once) {
+            write_all(file, writes)?;
+            if self.pace == Pace::Gentle
+                && let Err(error) = disk::write_out(file, span(writes))
+            {
+                if !sabotage::is(Sabotage::ResumeAfterLoss) {
+                    (self.next, self.sized) = (0, false);
+                }
+                return Err(error);
+            }
+        }
         (self.next, self.images) = (next, Some(images));
         Ok(self.is_done())
     }
@@ -165,6 +186,20 @@ impl Replay {
         }
         Ok(())
     }
+}
+
+/// Writes runs in the order of the file: whole pages with as much in flight at once as the store can, others one by one.
+fn write_all(file: &dyn Store, writes: &[Write<'_>]) -> Result<()> {
+    let is_whole = |write: &Write<'_>| (write.offset | write.buf.len() as u64).is_multiple_of(PAGE);
+    let (whole, parts): (Vec<_>, Vec<_>) = writes.iter().copied().partition(is_whole);
+    parts.iter().try_for_each(|write| disk::write(file, write.offset, write.buf))?;
+    disk::write_many(file, &whole)
+}
+
+/// From the first byte of writes in the order of the file to the last.
+fn span(writes: &[Write<'_>]) -> Range<u64> {
+    let start = writes.first().map_or(0, |write| write.offset);
+    start..writes.last().map_or(start, |write| write.offset + write.buf.len() as u64)
 }
 
 /// The data of a piece, once its checksum was found right, by way of room for a record.

@@ -51,6 +51,8 @@ pub enum Sabotage {
     BlindToDamage,
     /// A checkpoint that goes on after an error leaves out what it could not write.
     ResumeAfterError,
+    /// A checkpoint that goes on after writes got lost on their way to the disk does not write them again.
+    ResumeAfterLoss,
     /// A commit of nothing is acknowledged while another is in doubt.
     EmptyInDoubt,
     /// Recovery writes the file before the name of the journal that it found is durable.
@@ -72,7 +74,7 @@ pub enum Sabotage {
 }
 
 /// All of them.
-pub const ALL: [Sabotage; 31] = [
+pub const ALL: [Sabotage; 32] = [
     Sabotage::NoCommitSync,
     Sabotage::NoSpillSync,
     Sabotage::SyncAgainOnly,
@@ -95,6 +97,7 @@ pub const ALL: [Sabotage; 31] = [
     Sabotage::TrustRecords,
     Sabotage::BlindToDamage,
     Sabotage::ResumeAfterError,
+    Sabotage::ResumeAfterLoss,
     Sabotage::EmptyInDoubt,
     Sabotage::NoFoundNameSync,
     Sabotage::SmallBeyondEnd,

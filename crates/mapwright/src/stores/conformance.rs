@@ -278,6 +278,11 @@ fn check_write_batch(number: u8, store: &dyn Store, contents: &[u8], count: usiz
         model = written(&model, write.offset as usize, write.buf);
     }
     check_contents(number, store, &model, &format!("after a batch of {count} writes"));
+    for range in [0..0, 0..model.len() as u64, 1..PAGE_SIZE as u64 + 1, model.len() as u64..u64::MAX] {
+        let written = store.write_out(range.clone());
+        clause(number, written.is_ok(), || format!("write_out of {range:?} failed: {written:?}"));
+    }
+    check_contents(number, store, &model, "after write_out");
 }
 
 /// Clause 4, for writes.

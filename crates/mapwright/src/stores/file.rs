@@ -261,6 +261,19 @@ impl Store for FileStore {
         batch::write_many(self, writes, done);
     }
 
+    /// By sync_file_range(2); where a sandbox or the file has no such call, nothing is done.
+    fn write_out(&self, range: Range<u64>) -> io::Result<()> {
+        let len = range.end.min(i64::MAX as u64).saturating_sub(range.start);
+        if len == 0 {
+            return Ok(()); // what the kernel takes for everything
+        }
+        let written = mapwright_sys::file::write_out(self.buffered.as_fd(), range.start, len);
+        written.or_else(|error| match Errno::from_io_error(&error) {
+            Some(Errno::NOSYS | Errno::PERM | Errno::SPIPE) => Ok(()),
+            _ => Err(error),
+        })
+    }
+
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.refuse_if_read_only()?;
         loop {

@@ -76,7 +76,8 @@ pub type WriteDone<'a> = dyn FnMut(usize, io::Result<usize>) + 'a;
 ///    this process, synced or not. `write_many` does the same for each of its writes, and calls `done` once for each before it
 ///    returns.
 /// 3. *Durability.* After `sync` returned `Ok`, all writes and length changes that returned before it began survive a crash
-///    of the machine. After it returned `Err`, nothing is promised of writes since the last `Ok`: the caller writes again.
+///    of the machine. After it or `write_out` returned `Err`, nothing is promised of writes since the last `Ok` of `sync`: the
+///    caller writes again.
 /// 4. *Length.* `set_len(n)` cuts or extends; new bytes read as zeros. A write past the end extends; the gap reads as zeros.
 /// 5. *Versions.* `version` changes whenever somebody may have changed the contents, this store's own writes included: after
 ///    writing, the engine looks again. It does not change by looking or reading, its `len` is the length now, and its
@@ -139,6 +140,16 @@ pub trait Store: Send + Sync + 'static {
         for (index, write) in writes.iter().enumerate() {
             done(index, self.write_at(write.offset, write.buf));
         }
+    }
+
+    /// Waits until what was written to a range has left the store's caches for its disk: then a later [`sync`](Store::sync) has
+    /// less to do, and whoever syncs something else on that disk does not wait behind all of it. Nothing is durable by it, and the
+    /// range may be any. The default, for stores that have no caches or can't wait for a part of them: does nothing.
+    ///
+    /// # Errors
+    /// As `sync`, and with the same meaning.
+    fn write_out(&self, _range: Range<u64>) -> io::Result<()> {
+        Ok(())
     }
 
     /// Cuts or extends the store to `len` bytes.
