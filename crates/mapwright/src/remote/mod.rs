@@ -10,6 +10,7 @@
 //! | `wire` | both | messages and descriptors over a socket |
 //! | `server` | server | listens, starts sessions, shares limits out |
 //! | `session` | server | one client: its requests and its faults |
+//! | `unread` | server | what a client has not read yet |
 //! | `lease` | server | a file that a client has opened: views, pins |
 //! | `kernel_lease` | server | keeps out those who write a file, until it is shown nowhere any more |
 //! | `connection` | client | the socket, calls, and what to do when the server is gone |
@@ -31,6 +32,7 @@ pub(crate) mod server;
 mod session;
 #[cfg(test)]
 mod tests;
+mod unread;
 mod wire;
 
 pub(crate) use protocol::Access;

@@ -4,11 +4,11 @@
 //! few at a time for one client. What a client does to its own memory or to its own socket can keep this thread waiting, and
 //! those few, but nobody else's.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ use rustix::process::{PidfdFlags, pidfd_open};
 use super::lease::{Lease, NotAdmitted, Quota, Room, View, lock};
 use super::protocol::{Access, Event, LEASE, MAGIC, Reply, Request, VERSION};
 use super::server::{DEADLINE, Shared};
+use super::unread::{Message, Unread};
 use super::wire::{self, Received};
 use crate::engine::file::{File, FileSpec, Keep};
 use crate::engine::kernel::{self, FaultMode, FrameKind};
@@ -37,8 +38,6 @@ const PROGRESS: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 const MAX_FAULTS: u32 = 32;
 /// Requests of one client being worked on at once.
 const MAX_REQUESTS: u32 = 16;
-/// Answers that wait for a client to read. One that has so many is not going to.
-const MAX_UNREAD: usize = 256;
 /// Files that one client may have open.
 const MAX_FILES: usize = 4096;
 /// Pins that one client may hold, each on any number of blocks.
@@ -54,7 +53,7 @@ pub(super) struct Session {
     poke: OwnedFd,
     /// The client's process, where it could be had: a child that it has made by fork(2) keeps the socket open.
     process: Option<OwnedFd>,
-    unread: Mutex<VecDeque<Message>>,
+    unread: Unread,
     /// Views by their start in the client.
     views: Mutex<Views>,
     leases: Mutex<Leases>,
@@ -66,19 +65,11 @@ pub(super) struct Session {
     requests: AtomicU32,
     /// Those of them that may take long.
     long: Mutex<Vec<Long>>,
-    /// Nothing can be said to it any more.
-    broken: AtomicBool,
     weak: Weak<Session>,
 }
 
 /// Views and their files.
 type Views = BTreeMap<usize, (Arc<View>, Arc<Lease>)>;
-
-/// What is to be sent.
-struct Message {
-    bytes: Vec<u8>,
-    descriptor: Option<OwnedFd>,
-}
 
 #[derive(Default)]
 struct Leases {
@@ -114,7 +105,7 @@ impl Session {
             socket,
             poke,
             process,
-            unread: Mutex::default(),
+            unread: Unread::default(),
             views: Mutex::default(),
             leases: Mutex::default(),
             recalled: Mutex::default(),
@@ -123,7 +114,6 @@ impl Session {
             faults: 0.into(),
             requests: 0.into(),
             long: Mutex::default(),
-            broken: AtomicBool::new(false),
             weak: Weak::clone(weak),
         }))
     }
@@ -186,12 +176,12 @@ impl Session {
         let mut faults = Vec::new();
         let mut told = Instant::now();
         loop {
-            if self.broken.load(Ordering::Acquire) {
+            if self.unread.is_broken() {
                 return End::Closed;
             }
             let mut of_socket = PollFlags::empty();
             of_socket.set(PollFlags::IN, self.requests.load(Ordering::Acquire) < MAX_REQUESTS);
-            of_socket.set(PollFlags::OUT, !lock(&self.unread).is_empty());
+            of_socket.set(PollFlags::OUT, !self.unread.is_empty());
             let may_fault = self.faults.load(Ordering::Acquire) < MAX_FAULTS;
             let of_faults = if may_fault { PollFlags::IN } else { PollFlags::empty() };
             let mut fds = [
@@ -231,7 +221,7 @@ impl Session {
                 faults.drain(..).for_each(|touch| self.serve_fault(touch));
             }
             if of_socket.contains(PollFlags::OUT) {
-                self.send_unread();
+                self.unread.send_some(self.socket.as_fd());
             }
             if of_socket.contains(PollFlags::IN) {
                 match self.receive() {
@@ -484,7 +474,7 @@ impl Session {
         fds.extend(self.process.iter().map(|process| PollFd::new(process, PollFlags::IN)));
         let is_polled = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok();
         let has_ended = |fd: &PollFd<'_>| fd.revents().intersects(PollFlags::IN | PollFlags::HUP);
-        self.broken.load(Ordering::Acquire) || is_polled && fds.iter().any(has_ended)
+        self.unread.is_broken() || is_polled && fds.iter().any(has_ended)
     }
 
     /// Whether it has a file, or may have it in a moment.
@@ -554,7 +544,7 @@ impl Session {
             return Err(lease_ended(lease.file.name.clone()));
         }
         lock(&self.leases).by_number.insert(number, lease);
-        if self.broken.load(Ordering::Acquire) {
+        if self.unread.is_broken() {
             let _ = self.close(number); // the session may have ended meanwhile
         }
         Ok((Reply::Opened { file: number, len, capacity }, Some(frames)))
@@ -683,13 +673,13 @@ impl Session {
 
     /// Ends it, for what the client has done to its memory: nothing can be promised to it any more.
     pub(super) fn cut_off(&self) {
-        self.broken.store(true, Ordering::Release);
+        self.unread.break_off();
         self.poke();
     }
 
     /// Lets go of everything.
     fn end(&self) {
-        self.broken.store(true, Ordering::Release);
+        self.unread.break_off();
         lock(&self.pins).closed = true;
         let leases = std::mem::take(&mut lock(&self.leases).by_number);
         leases.values().for_each(|lease| self.close_lease(lease));
@@ -699,7 +689,7 @@ impl Session {
         let count = leases.len();
         leases.into_values().for_each(|lease| self.shared.leave(lease));
         self.uncount(count);
-        lock(&self.unread).clear();
+        self.unread.clear();
         // Jobs may hold the session, and with it the socket, for a while.
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
     }
@@ -714,57 +704,24 @@ impl Session {
     }
 
     fn answer(&self, number: u32, reply: Reply, descriptor: Option<OwnedFd>) {
-        self.send(Message { bytes: reply.encode(number), descriptor });
+        self.send(reply.encode(number), descriptor);
     }
 
     /// Says something that must be heard.
     fn tell(&self, event: &Event) {
-        self.send(Message { bytes: event.encode(), descriptor: None });
+        self.send(event.encode(), None);
     }
 
     /// Says something that may be missed, if it can be sent at once.
     pub(super) fn suggest(&self, event: &Event) {
-        if lock(&self.unread).is_empty() {
+        if self.unread.is_empty() {
             let _ = wire::send(self.socket.as_fd(), &event.encode(), None, false);
         }
     }
 
-    /// Sends a message, or leaves it to the session's thread when the client is slow to read.
-    fn send(&self, message: Message) {
-        let mut unread = lock(&self.unread);
-        if self.broken.load(Ordering::Acquire) {
-            return;
-        }
-        if unread.len() >= MAX_UNREAD {
-            self.broken.store(true, Ordering::Release);
-            unread.clear();
-        } else {
-            unread.push_back(message);
-        }
-        self.send_some(&mut unread);
-        let left = !unread.is_empty() || self.broken.load(Ordering::Acquire);
-        drop(unread);
-        if left {
+    fn send(&self, bytes: Vec<u8>, descriptor: Option<OwnedFd>) {
+        if self.unread.send(self.socket.as_fd(), Message { bytes, descriptor }) {
             self.poke();
-        }
-    }
-
-    fn send_unread(&self) {
-        self.send_some(&mut lock(&self.unread));
-    }
-
-    /// Sends what can be sent without waiting.
-    fn send_some(&self, unread: &mut VecDeque<Message>) {
-        while let Some(Message { bytes, descriptor }) = unread.front() {
-            let descriptor = descriptor.as_ref().map(AsFd::as_fd);
-            match wire::send(self.socket.as_fd(), bytes, descriptor, false) {
-                Ok(()) => _ = unread.pop_front(),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => {
-                    self.broken.store(true, Ordering::Release);
-                    unread.clear();
-                }
-            }
         }
     }
 }

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{MIB, Raw, Scene, open_as, open_request, random, requests};
+use super::messages_tests::{random, requests};
+use super::{MIB, Raw, Scene, open_as, open_request};
 use crate::remote::protocol::{Access, Request};
 use crate::remote::server::socket;
 use crate::remote::wire;
