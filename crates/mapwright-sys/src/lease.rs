@@ -109,6 +109,11 @@ impl ReadLease {
         check(unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_SETLEASE, kind) }.into()).map(drop)
     }
 
+    /// Whether the file has no name any more.
+    pub fn is_removed(&self) -> bool {
+        rustix::fs::fstat(&self.0).is_ok_and(|stat| stat.st_nlink == 0)
+    }
+
     /// Whether somebody waits for its end, or the kernel has ended it.
     pub fn is_wanted(&self) -> bool {
         // SAFETY: the descriptor is open; there is no argument.

@@ -24,13 +24,16 @@ use std::time::Duration;
 use mapwright_sys::futex;
 use mapwright_sys::lease::{Breaks, Listener, ReadLease};
 use mapwright_sys::signals::print_raw;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::kept::Kept;
 use super::lease::{Lease, lock};
 use super::server::Shared;
 use super::session::Session;
 use crate::engine::kernel::Frames;
 
+/// How often files that are kept are looked at.
+const LOOK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// Between two tries to punch frames, when the kernel is out of memory.
 const PAUSE: Duration = Duration::from_millis(10);
 /// And how often it is tried: for longer the kernel would not wait either.
@@ -45,9 +48,11 @@ pub(super) struct KernelLeases {
     last: AtomicU64,
     /// There are none, and none is given.
     paused: AtomicBool,
+    /// Files whose leases nobody needs just now.
+    pub(super) kept: Kept,
 }
 
-/// A lease on one file, for as long as clients have it open.
+/// A lease on one file, for as long as clients have it open, and some time longer ([`Kept`]).
 pub(super) struct KernelLease {
     identity: u128,
     /// No two are the same in a server.
@@ -148,20 +153,25 @@ impl KernelLeases {
     }
 }
 
-/// Ends leases that somebody waits for, until the server ends: then all end with their files.
+/// Ends leases that somebody waits for, until the server ends: then all end with their files. And lets go of files that were kept.
 fn listen(shared: &Arc<Shared>, breaks: &Breaks) {
     loop {
         let mut fds = [PollFd::new(breaks, PollFlags::IN), PollFd::new(&shared.stop, PollFlags::IN)];
-        let _ = poll(&mut fds, None);
+        let _ = poll(&mut fds, Some(&LOOK));
         if !fds[1].revents().is_empty() {
             return;
         }
+        shared.let_go(shared.kernel_leases.kept.take_spent());
         breaks.take();
         for lease in shared.kernel_leases.all().into_iter().filter(|lease| lease.is_wanted()) {
             // Of its own thread: what one client does to its memory keeps those waiting who write its files, and nobody else.
-            let own = Arc::clone(&lease);
-            let end = std::thread::Builder::new().name("mapwright-break".into()).stack_size(256 << 10);
-            if end.spawn(move || own.end()).is_err() {
+            let (own, of_all) = (Arc::clone(&lease), Arc::clone(shared));
+            let end = move || {
+                own.end();
+                of_all.let_go(of_all.kernel_leases.kept.take_spent());
+            };
+            let thread = std::thread::Builder::new().name("mapwright-break".into()).stack_size(256 << 10);
+            if thread.spawn(end).is_err() {
                 lease.end();
             }
         }
@@ -177,6 +187,11 @@ impl KernelLease {
     /// Whether somebody waits for its end, which has not begun.
     fn is_wanted(&self) -> bool {
         !self.is_ended() && lock(&self.kernel).as_ref().is_some_and(ReadLease::is_wanted)
+    }
+
+    /// Whether the file has no name any more.
+    pub(super) fn is_removed(&self) -> bool {
+        lock(&self.kernel).as_ref().is_some_and(ReadLease::is_removed)
     }
 
     /// Notes a client that has opened the file, before anything is shown to it. `false` if the lease has ended: nothing may be.
@@ -219,7 +234,7 @@ impl KernelLease {
 
 impl Drop for KernelLease {
     fn drop(&mut self) {
-        // The clients have closed the file. One that was cut off may have it mapped still.
+        // The clients have closed the file. One that was cut off may have it mapped still, and does not see another byte.
         self.end();
     }
 }

@@ -13,6 +13,7 @@
 //! | `unread` | server | what a client has not read yet |
 //! | `lease` | server | a file that a client has opened: views, pins |
 //! | `kernel_lease` | server | keeps out those who write a file, until it is shown nowhere any more |
+//! | `kept` | server | files that programs have left, for the next ones |
 //! | `connection` | client | the socket, calls, and what to do when the server is gone |
 //! | `served` | client | a mapped file |
 //! | `guest` | client | a map of a program that knows of no pager |
@@ -24,6 +25,7 @@
 
 pub(crate) mod connection;
 pub mod guest;
+mod kept;
 mod kernel_lease;
 mod lease;
 pub(crate) mod protocol;

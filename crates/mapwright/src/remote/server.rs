@@ -15,6 +15,7 @@ use rustix::net::{
     sockopt,
 };
 
+use super::kept::KeptFile;
 use super::kernel_lease::KernelLeases;
 use super::lease::{Lease, Quota, lock};
 use super::protocol::Reply;
@@ -172,6 +173,7 @@ impl Drop for Server {
         let _ = rustix::io::write(&self.shared.stop, &1u64.to_ne_bytes());
         let sessions = lock(&self.shared.sessions);
         drop(self.shared.ended.wait_timeout_while(sessions, FAREWELL, |sessions| *sessions > 0));
+        drop(self.shared.kernel_leases.kept.close());
         // What clients wrote is in their files before the program goes on, and perhaps ends.
         let leaving = lock(&self.shared.leaving);
         drop(self.shared.left.wait_timeout_while(leaving, DEADLINE, |leaving| !leaving.is_empty()));
@@ -204,6 +206,17 @@ impl Shared {
             || lock(&self.leaving).contains(&identity)
     }
 
+    /// Closes files that were kept, on a thread that can be spared.
+    pub(super) fn let_go(&self, files: Vec<KeptFile>) {
+        if !files.is_empty() {
+            self.handle.pool.submit(
+                &self.handle,
+                Kind::Ordinary,
+                Box::new(move |_: &Arc<Engine>| drop(files)),
+            );
+        }
+    }
+
     fn try_open(&self, spec: &FileSpec) -> Result<Opened> {
         if !spec.writable {
             return Ok(Opened::new(Engine::open_file(&self.handle, spec.clone())?));
@@ -218,8 +231,13 @@ impl Shared {
         Ok(file)
     }
 
-    /// Closes a file for a client that is done with it, once what it wrote is in the file.
+    /// Closes a file for a client that is done with it, once what it wrote is in the file; one under a lease of the kernel's after some
+    /// time.
     pub(super) fn leave(self: &Arc<Self>, lease: Arc<Lease>) {
+        if let Some(kernel) = &lease.kernel {
+            let file = Opened::new(Arc::clone(&*lease.file));
+            self.let_go(self.kernel_leases.kept.keep(file, Arc::clone(kernel)));
+        }
         let identity = lease.file.identity();
         lock(&self.leaving).push(identity);
         let _ = lease.leaving.set(Leaving { shared: Arc::clone(self), identity });

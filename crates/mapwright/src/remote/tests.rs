@@ -356,9 +356,39 @@ fn a_lease_ends_without_its_client() {
     // Those who have it without a lease do not share what is read under one.
     let (_, without) = raw.open(&scene);
     assert_eq!((rustix::io::pread(&without, &mut bytes, 0), bytes), (Ok(4), [0; 4]));
-    drop(raw);
+    drop((raw, without));
+    // The next one finds what the last one has left, until somebody writes the file, or removes it.
+    let left = || {
+        let since = Instant::now();
+        while scene.server.clients() > 0 {
+            assert!(since.elapsed() < Duration::from_secs(20), "{:?}", scene.server);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    };
+    let next = |fills: bool| {
+        let (raw, _uffd) = Raw::greeted(&scene);
+        let Some((Reply::Opened { file: number, .. }, frames)) = raw.ask(&leased, Some(file.as_fd())) else {
+            panic!("not opened")
+        };
+        if fills {
+            assert!(matches!(
+                raw.ask(&Request::Prefetch { file: number, range: 0..MIB }, None),
+                Some((Reply::Done, _))
+            ));
+        }
+        let mut bytes = [1; 4];
+        assert_eq!((rustix::io::pread(&frames[0], &mut bytes, 0), bytes), (Ok(4), *b"new\x07"), "{fills}");
+    };
+    left();
+    next(false);
+    left();
+    drop(scene.open(OFlags::WRONLY));
     scene.settles();
-    drop(scene.open(OFlags::WRONLY | OFlags::NONBLOCK)); // no lease is left
+    next(true);
+    left();
+    next(false);
+    std::fs::remove_file(scene.dir.path().join("file")).unwrap();
+    scene.settles();
 }
 
 #[test]
