@@ -61,6 +61,8 @@ pub fn commits(sizes: &Sizes, materials: &mut Materials) -> Result<Vec<Case>> {
         add(MMAP, &path, How::Mmap(Advice::None));
         add("mapwright, flush", &path, pager(Way::Explicit));
         add(ATOMIC, &path, How::Atomic(Way::Explicit));
+        // What was changed through slices is logged as whole pages.
+        add("mapwright, commit of slices", &path, How::Atomic(Way::Thread));
         let databases =
             [("LMDB (heed)", Peer::Lmdb), ("redb", Peer::Redb), ("SQLite (rusqlite)", Peer::Sqlite)];
         for (name, peer) in databases {
