@@ -4,8 +4,30 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::check;
+
+/// Whether this process was started with SIGPIPE ignored, as services are: Rust's own start ignores it anyway, before `main`.
+static PIPE_IGNORED: AtomicBool = AtomicBool::new(false);
+
+/// Called by the loader, before that.
+extern "C" fn look_at_pipe() {
+    PIPE_IGNORED.store(is_ignored(libc::SIGPIPE), Ordering::Relaxed);
+}
+
+fn is_ignored(signal: i32) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: nothing is set; the second pointer is to a structure of that type, which the call fills if it returns 0.
+    let found = unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: filled, because the call returned 0.
+    found == 0 && unsafe { action.assume_init_ref() }.sa_sigaction == libc::SIG_IGN
+}
+
+#[used]
+// SAFETY: the loader calls what is listed there, as a function without arguments that it needs.
+#[unsafe(link_section = ".init_array")]
+static LOOK_AT_PIPE: extern "C" fn() = look_at_pipe;
 
 /// A signal that came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,26 +43,41 @@ pub struct Blocked {
     signals: libc::sigset_t,
     /// What was blocked before.
     before: libc::sigset_t,
+    /// SIGCHLD was ignored: whoever ignores it hears of no child's end.
+    child_ignored: bool,
 }
 
 impl Blocked {
-    /// Blocks signals, to be taken by [`wait`](Self::wait). Call it before other threads are there.
+    /// Blocks signals, to be taken by [`wait`](Self::wait), and ends that SIGCHLD is ignored, if it is one of them. Call it before other
+    /// threads are there.
     ///
     /// # Errors
     /// `EINVAL` for a number that no signal has.
     pub fn block(signals: &[i32]) -> io::Result<Self> {
+        let child_ignored = signals.contains(&libc::SIGCHLD) && is_ignored(libc::SIGCHLD);
+        if child_ignored {
+            // SAFETY: no handler is set.
+            unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+        }
         let (signals, mut before) = (set_of(signals)?, set_of(&[])?);
         // SAFETY: both sets are valid for the call, which fills the second.
         match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const signals, &raw mut before) } {
-            0 => Ok(Self { signals, before }),
+            0 => Ok(Self { signals, before, child_ignored }),
             error => Err(io::Error::from_raw_os_error(error)),
         }
     }
 
-    /// Lets a program be started with the signals blocked that were before, and no others.
+    /// Lets a program be started with the signals blocked that were before, and no others; and with those ignored that were when this
+    /// process was started.
     pub fn restore_in(&self, command: &mut Command) {
         let before = self.before;
+        let ignored =
+            [(libc::SIGCHLD, self.child_ignored), (libc::SIGPIPE, PIPE_IGNORED.load(Ordering::Relaxed))];
         let restore = move || {
+            for (signal, _) in ignored.iter().filter(|(_, was_ignored)| *was_ignored) {
+                // SAFETY: no handler is set, in a process that is about to be another program.
+                unsafe { libc::signal(*signal, libc::SIG_IGN) };
+            }
             // SAFETY: the set is valid for the call, and the old one is not asked for.
             match unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) }
             {
@@ -48,7 +85,7 @@ impl Blocked {
                 error => Err(io::Error::from_raw_os_error(error)),
             }
         };
-        // SAFETY: what runs between fork and exec is a system call: it allocates nothing and takes no lock.
+        // SAFETY: what runs between fork and exec are system calls: they allocate nothing and take no lock.
         unsafe { command.pre_exec(restore) };
     }
 
