@@ -112,8 +112,20 @@ pub(crate) fn complain(text: &str) {
     unsafe { libc::syscall(libc::SYS_write, 2, text.as_ptr(), text.len()) };
 }
 
-/// Runs something with all signals blocked, so that threads it starts get none: the program's handlers do not run in them.
-pub(crate) fn without_signals<T>(work: impl FnOnce() -> T) -> T {
+unsafe extern "C" {
+    fn pthread_setcancelstate(state: c_int, before: *mut c_int) -> c_int;
+}
+
+/// `PTHREAD_CANCEL_DISABLE` of pthread.h.
+const CANCEL_DISABLE: c_int = 1;
+
+/// Runs something in which the calling thread can't be cancelled, and gets no signals: mmap(2) and its kin are no cancellation points, while what
+/// goes on in their place closes descriptors; and a handler of the program's, which may map files too, would wait for a lock of the very
+/// thread that it has interrupted. Threads that are started meanwhile get no signals for ever.
+pub(crate) fn undisturbed<T>(work: impl FnOnce() -> T) -> T {
+    let mut cancel = 0;
+    // SAFETY: the pointer is to an integer, which the call may fill.
+    unsafe { pthread_setcancelstate(CANCEL_DISABLE, &raw mut cancel) };
     let mut all = MaybeUninit::uninit();
     // SAFETY: the pointer is to a set, which is filled.
     unsafe { libc::sigfillset(all.as_mut_ptr()) };
@@ -123,6 +135,8 @@ pub(crate) fn without_signals<T>(work: impl FnOnce() -> T) -> T {
     let done = work();
     // SAFETY: filled by the first call, which can't fail with these arguments.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) };
+    // SAFETY: the state that the thread had; the second pointer may be null.
+    unsafe { pthread_setcancelstate(cancel, std::ptr::null_mut()) };
     done
 }
 

@@ -17,7 +17,7 @@
 //! 1. What is not about a served map, and is no new mapping of a file, takes no lock and allocates nothing: the table of served maps is read
 //!    without either.
 //! 2. No lock is held over a call that could touch served memory, or that waits for the server.
-//! 3. errno is the program's: what goes on here in between leaves it as it was.
+//! 3. errno is the program's: what goes on here in between leaves it as it was. Signals wait meanwhile, and so does the end of a thread that is cancelled.
 //! 4. A child of fork(2) has none of the parent's threads: it begins anew, with what `State` of its own it makes then.
 //! 5. Descriptors of the shim are high, and can't be closed by the program.
 

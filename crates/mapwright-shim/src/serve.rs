@@ -115,11 +115,11 @@ extern "C" fn in_child() {
     }
 }
 
-/// Runs what goes on in between a program's call and the kernel's: errno stays as it was, and a mistake of the shim's own is no end
-/// of the program.
+/// Runs what goes on in between a program's call and the kernel's: errno stays as it was, no signal and no cancellation comes in between, and a
+/// mistake of the shim's own is no end of the program.
 fn careful<T>(otherwise: T, work: impl FnOnce() -> T) -> T {
     let before = beneath::errno();
-    let done = catch_unwind(AssertUnwindSafe(work)).unwrap_or(otherwise);
+    let done = beneath::undisturbed(|| catch_unwind(AssertUnwindSafe(work)).unwrap_or(otherwise));
     beneath::set_errno(before);
     done
 }
@@ -182,6 +182,9 @@ fn try_map(request: &Request, file: Regular) -> Result<usize, Why> {
     let fd = beneath::borrow(request.fd).ok_or(Why::Ordinary)?;
     if !rustix::fs::fstatfs(fd).is_ok_and(|of| DISKS.contains(&(of.f_type as u64))) {
         return Err(Why::Told("not on a file system of a local disk"));
+    }
+    if rustix::process::getrlimit(rustix::process::Resource::As).current.is_some() {
+        return Err(Why::Told("the program's address space is limited (RLIMIT_AS)"));
     }
     let state = state();
     if state.locked.load(Ordering::Acquire) {
@@ -250,7 +253,7 @@ fn window_of(request: &Request, file: Regular) -> Result<Range<u64>, Why> {
 
 fn connect(settings: &Settings) -> Result<Guest, String> {
     let hooks = Hooks { before: tell_returned, after: forget };
-    let guest = beneath::without_signals(|| Guest::connect(&settings.socket, lowest_descriptor(), hooks));
+    let guest = Guest::connect(&settings.socket, lowest_descriptor(), hooks);
     let guest = guest.map_err(|error| error.to_string())?;
     for (own, fd) in OWN.iter().zip(guest.descriptors()) {
         own.store(fd, Ordering::Release);

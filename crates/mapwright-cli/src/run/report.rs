@@ -126,7 +126,9 @@ pub fn make(ran: &Ran<'_>, lines: Option<String>, stats: Option<Stats>) -> Repor
             continue;
         }
         let file = files.entry(line.file).or_default();
-        file.path = line.path;
+        if file.path.is_empty() || !line.path.is_empty() {
+            file.path = line.path; // the latest that is known: behind chroot(2) there may be none
+        }
         file.length = file.length.max(line.length);
         match line.kind {
             "served" => {
