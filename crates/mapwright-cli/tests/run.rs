@@ -10,37 +10,13 @@ use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use common::{expect, folder, mapwright, not_root, other_tool, skip, text};
-use mapwright::Machine;
+use common::{expect, folder, mapwright, not_root, other_tool, serves, skip, text};
 use serde_json::Value;
 
 const MIB: usize = 1 << 20;
 /// Bytes of the file that programs map: more than the limit, and no whole pages.
 const LEN: usize = 8 * MIB + 123;
 const LIMIT: &str = "2MiB";
-
-/// Whether anything can be served here.
-fn serves() -> bool {
-    const DISKS: [u64; 5] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x2fc1_2fc1]; // ext, XFS, btrfs, F2FS, ZFS
-    let magic = rustix::fs::statfs(env!("CARGO_TARGET_TMPDIR")).unwrap().f_type as u64;
-    if !DISKS.contains(&magic) {
-        skip(&format!(
-            "the build folder is on a file system that gives no leases that hold ({magic:#x}): set CARGO_TARGET_DIR"
-        ));
-        return false;
-    }
-    match Machine::probe().userfaultfd {
-        Ok(facts) if !facts.user_mode_only => true,
-        Ok(_) => {
-            skip("this user's userfaultfd does not serve system calls");
-            false
-        }
-        Err(error) => {
-            skip(&error.to_string());
-            false
-        }
-    }
-}
 
 fn compile(name: &str, flags: &[&str]) -> Option<PathBuf> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/maps.c");

@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use mapwright::Machine;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -44,6 +45,30 @@ pub fn text(bytes: &[u8]) -> String {
 /// A folder of the build, on a real file system where the build is on one.
 pub fn folder() -> TempDir {
     TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+/// Whether `mapwright run` can serve anything here.
+#[track_caller]
+pub fn serves() -> bool {
+    const DISKS: [u64; 5] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x2fc1_2fc1]; // ext, XFS, btrfs, F2FS, ZFS
+    let magic = rustix::fs::statfs(env!("CARGO_TARGET_TMPDIR")).unwrap().f_type as u64;
+    if !DISKS.contains(&magic) {
+        skip(&format!(
+            "the build folder is on a file system that gives no leases that hold ({magic:#x}): set CARGO_TARGET_DIR"
+        ));
+        return false;
+    }
+    match Machine::probe().userfaultfd {
+        Ok(facts) if !facts.user_mode_only => true,
+        Ok(_) => {
+            skip("this user's userfaultfd does not serve system calls");
+            false
+        }
+        Err(error) => {
+            skip(&error.to_string());
+            false
+        }
+    }
 }
 
 /// Says that a part of a test was left out because this machine lacks something. Not in CI, which has everything.
