@@ -55,7 +55,7 @@ pub use api::{
 };
 pub use engine::kernel::{FaultMode, FrameKind};
 pub use engine::read_ahead::Advice;
-pub use engine::stats::Stats;
+pub use engine::stats::{FaultTimes, FileStats, Stats};
 pub use error::{Change, Error, Result, ViewProblem};
 pub use journal::JournalError;
 pub use remote::Server;

@@ -11,6 +11,7 @@ use crate::engine::file::File;
 use crate::engine::opened::Opened;
 use crate::engine::read_ahead::Advice;
 use crate::engine::request::{Acquire, Request};
+use crate::engine::stats::FileStats;
 use crate::engine::{evict, fault, request};
 use crate::error::{Error, Result};
 use crate::mmap::Residency;
@@ -281,6 +282,14 @@ impl Core {
             Behind::Buffer { .. } => pages.map(|_| 1).collect(),
         };
         Ok(Residency::new(&resident))
+    }
+
+    /// What the pager did for the file, where it is one of this process.
+    pub(super) fn stats(&self) -> Option<FileStats> {
+        match &self.behind {
+            Behind::Pager(file) => Some(file.counted.own.told()),
+            Behind::Server(_) | Behind::Kernel(_) | Behind::Buffer { .. } => None,
+        }
     }
 
     /// Bytes of this file that the pager holds now.

@@ -186,6 +186,28 @@ macro_rules! explicit_access {
                 self.core.resident_bytes()
             }
 
+            /// What the pager did for the file, by all maps that share it: how many faults there were and how long they took, what was
+            /// read, evicted and written back. `None` for strategies other than the pager, and for files of a pager server, whose
+            /// [`Pager::stats`](crate::Pager::stats) tells of all that it serves.
+            ///
+            /// ```
+            /// use mapwright::{MapOptions, Pager, Strategy};
+            ///
+            /// # let path = std::env::temp_dir().join(format!("mapwright-stats-doc-{}", std::process::id()));
+            /// # std::fs::write(&path, vec![7u8; 1 << 20]).unwrap();
+            /// let pager = Pager::builder().budget(64 << 20).build()?;
+            /// let map = MapOptions::new().pager(&pager).strategy(Strategy::Pager).open(&path)?;
+            /// let sum: u64 = map.iter().map(|byte| u64::from(*byte)).sum();
+            /// if let Some(stats) = map.stats() {
+            ///     println!("{sum}: {} faults, 99% within {:?}", stats.faults.count(), stats.faults.quantile(0.99));
+            /// }
+            /// # drop(map); std::fs::remove_file(&path).unwrap();
+            /// # Ok::<(), mapwright::Error>(())
+            /// ```
+            pub fn stats(&self) -> Option<crate::FileStats> {
+                self.core.stats()
+            }
+
             fn resolve_all(&self, ranges: &[Range<u64>]) -> Result<Vec<Range<u64>>> {
                 ranges.iter().map(|range| self.core.resolve(range.clone())).collect()
             }

@@ -146,6 +146,11 @@ impl SharedMapMut {
         self.map.resident_bytes()
     }
 
+    /// What the pager did for the file: see [`MapMut::stats`].
+    pub fn stats(&self) -> Option<crate::FileStats> {
+        self.map.stats()
+    }
+
     /// Runs `work` on address and length of a view in which a page that can't be read is zeros, and returns the error then: see
     /// [`MapMut::checked`]. The view ends when `work` returns.
     ///

@@ -415,15 +415,13 @@ fn is_full(error: &Error) -> bool {
 /// syncs. A page that the dirty set had was changed by more than the calls whose parts are known.
 fn log_pages(file: &File, commits: &Commits, taken: &Taken, parts: &Parts, then: Then) -> Result<()> {
     let end = file.len();
-    let counters = &file.pager.counters;
     let mut batch = commits.atomic.begin();
     let mut put = |bytes: Range<u64>| {
         let bytes = bytes.start..bytes.end.min(end);
         if bytes.is_empty() {
             return Ok(());
         }
-        counters.write_backs.add(1);
-        counters.written_back_bytes.add(bytes.end - bytes.start);
+        file.counted.written_back(bytes.end - bytes.start);
         batch.put_with(bytes, |at, slot| {
             let len = slot.len() as u64;
             let failed = |error| Error::io("load a frame", file.name.clone(), at, len, error);

@@ -374,7 +374,7 @@ fn drop_stage(choice: &Choice, dirty: &mut Vec<(Arc<File>, Vec<u64>)>) -> u64 {
 pub(super) fn gave_up(file: &File, blocks: u64) -> u64 {
     let freed = blocks * file.block_charge();
     if freed > 0 {
-        file.pager.counters.evictions.add(blocks);
+        file.counted.evicted(blocks);
         file.pager.dropped.fetch_add(blocks as u32, Ordering::Relaxed);
         file.pager.budget.release(&*file.pager.kernel, freed);
     }

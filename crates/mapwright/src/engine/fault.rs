@@ -11,6 +11,7 @@ use super::fill::{self, Patience, Purpose};
 use super::kernel::{Fault, FaultMode, FaultOutcome, View};
 use super::pool::Kind;
 use super::request;
+use super::stats::Times;
 use super::{Engine, PAGE, lock, vanished};
 use crate::error::{Error, Result};
 
@@ -53,8 +54,9 @@ pub(crate) fn lead(engine: &Arc<Engine>) {
 
 /// Serves a fault that needs no I/O and no waiting; whether it did.
 fn serve_resident(engine: &Engine, fault: Fault) -> bool {
+    let since = engine.now();
     let Some((file, touch)) = touched(engine, fault) else { return true };
-    serve_resident_at(&file, touch)
+    serve_resident_at(&file, touch, since, None)
 }
 
 /// What a fault in a view of this process touched.
@@ -63,10 +65,13 @@ fn touched(engine: &Engine, fault: Fault) -> Option<(Arc<File>, Touch)> {
     Some((file, Touch { view, offset, writes: false }))
 }
 
-/// As [`serve_resident`], where the address is known.
-pub(crate) fn serve_resident_at(file: &Arc<File>, touch: Touch) -> bool {
-    let engine = &***file.pager;
-    let started = engine.now();
+/// As [`serve_resident`], where the address is known, of a fault that was heard of at `since`. It is counted in `also`, too.
+pub(crate) fn serve_resident_at(
+    file: &Arc<File>,
+    touch: Touch,
+    since: Duration,
+    also: Option<&Times>,
+) -> bool {
     let block = touch.offset >> file.block_shift;
     let Pin::Held(bits) = file.word(block).pin() else { return false };
     if bits & TRIGGER != 0 {
@@ -75,16 +80,28 @@ pub(crate) fn serve_resident_at(file: &Arc<File>, touch: Touch) -> bool {
     }
     let shown = file.charge_copy(touch.view, block).and_then(|()| show(file, touch));
     file.unpin(block);
-    engine.counters.fault_served(engine.now() - started);
+    served(file, since, also);
     shown.is_ok()
 }
 
-/// Serves a fault in a view of another process, whose affair it is what becomes of the error.
-pub(crate) fn serve_remote(file: &Arc<File>, touch: Touch) -> Result<()> {
-    let started = file.pager.now();
-    let served = serve(file, touch, started);
-    file.pager.counters.fault_served(file.pager.now() - started);
-    served
+/// Serves a fault in a view of another process, whose affair it is what becomes of the error. It was heard of at `since`, and may have waited for
+/// a thread.
+pub(crate) fn serve_remote(
+    file: &Arc<File>,
+    touch: Touch,
+    since: Duration,
+    also: Option<&Times>,
+) -> Result<()> {
+    let outcome = serve(file, touch, file.pager.now());
+    served(file, since, also);
+    outcome
+}
+
+/// Counts a fault, with the file's and in `also`.
+fn served(file: &File, since: Duration, also: Option<&Times>) {
+    let took = file.pager.now() - since;
+    file.counted.fault_served(took);
+    also.into_iter().for_each(|times| times.add(took));
 }
 
 /// Shows a touched block that is pinned, in another process's view with those that follow and are resident too.
@@ -122,7 +139,7 @@ fn serve_in_pager(engine: &Arc<Engine>, fault: Fault) {
     if let Err(error) = serve(&file, touch, started) {
         deliver(&file, touch, error, epoch);
     }
-    engine.counters.fault_served(engine.now() - started);
+    served(&file, started, None);
 }
 
 /// Serves a fault in the thread that met it. Runs in a signal handler: see the rules in `engine`.
@@ -134,7 +151,7 @@ pub(crate) fn serve_in_thread(engine: &Engine, fault: Fault) -> FaultOutcome {
         Ok(()) => FaultOutcome::Served,
         Err(error) => deliver(&file, touch, error, epoch),
     };
-    engine.counters.fault_served(engine.now() - started);
+    served(&file, started, None);
     outcome
 }
 

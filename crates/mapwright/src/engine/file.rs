@@ -22,6 +22,7 @@ use super::read_ahead::{Advice, ReadAhead};
 use super::record::Reference;
 use super::sabotage::{self, Sabotage};
 pub use super::spec::{FileSpec, Keep};
+use super::stats::Counted;
 use super::unwritten::Relief;
 use super::{Engine, Handle, PAGE, lock, lock_policy};
 use crate::error::{Error, Result};
@@ -111,6 +112,7 @@ pub struct File {
     /// Its end is being cut off, by one who holds the turn: a fill must not wait for room that a write-back would make.
     pub(super) cutting: AtomicBool,
     pub(super) charges: Charges,
+    pub(crate) counted: Counted,
     /// The last field, and so the last to be dropped.
     pub(super) gone: Gone,
 }
@@ -236,6 +238,7 @@ impl File {
                 tables: 0.into(),
                 journal: 0.into(),
             },
+            counted: Counted::new(pager.this()),
             name,
             pager,
         }))

@@ -252,7 +252,7 @@ fn give_up(file: &File, blocks: &Range<u64>, reserved: bool) {
     for block in blocks.clone() {
         file.settle(block, State::Absent, 0, 0, MAPPED | SHOWN);
     }
-    engine.counters.failed_fills.add(blocks.end - blocks.start);
+    file.counted.not_filled(blocks.end - blocks.start);
     if reserved {
         engine.budget.release(&*engine.kernel, (blocks.end - blocks.start) * file.block_charge());
     }
@@ -424,13 +424,8 @@ fn finish(
             return Err(error);
         }
     };
-    let counters = &file.pager.counters;
     let count = blocks.end - blocks.start;
-    counters.fills.add(count);
-    counters.filled_bytes.add(count << file.block_shift);
-    if purpose.read_ahead.is_some() {
-        counters.read_ahead_bytes.add(count << file.block_shift);
-    }
+    file.counted.filled(count, count << file.block_shift, purpose.read_ahead.is_some());
     let whole = file.is_whole(blocks.start);
     for block in blocks {
         let set = match trigger {

@@ -350,7 +350,7 @@ impl Engine {
             written_back_bytes: counters.written_back_bytes.get(),
             queue_depth: load(&counters.fills_in_flight),
             max_queue_depth: load(&counters.max_fills_in_flight),
-            fault_latency: std::array::from_fn(|bucket| load(&counters.fault_latency[bucket])),
+            fault_latency: counters.fault_latency(),
             used_bytes: self.budget.used(),
             budget_bytes: self.budget.total(),
         }

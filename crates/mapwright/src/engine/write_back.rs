@@ -407,11 +407,9 @@ fn write_parcels(file: &File, parcels: &[Parcel]) -> Result<()> {
         Ok(())
     });
     outcome?;
-    let counters = &file.pager.counters;
     for (write, done) in writes.iter().zip(done) {
         write_all(file, write.offset + done as u64, &write.buf[done..])?;
-        counters.write_backs.add(1);
-        counters.written_back_bytes.add(write.buf.len() as u64);
+        file.counted.written_back(write.buf.len() as u64);
         file.got_on();
     }
     Ok(())

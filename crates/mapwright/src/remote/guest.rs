@@ -13,12 +13,15 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::path::Path;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use mapwright_sys::futex;
 pub use mapwright_sys::guest::{GuestView, Identity, Wanted, after_fork, find, find_any, is_empty};
 use mapwright_sys::signals::print_raw;
 
+pub use super::book::Record;
 use super::connection::{Connection, Hears};
 use super::protocol::{Access, Reply, Request};
 use super::served::Failing;
@@ -157,6 +160,21 @@ impl Guest {
 /// back to the kernel first, so that nobody who writes the files has to wait for a server that can't answer.
 pub fn without_leases<T>(server: &Server, work: impl FnOnce() -> T) -> T {
     server.without_leases(work)
+}
+
+/// Waits for so long: what is preloaded into programs has no sleep of its own.
+pub fn pause(time: Duration) {
+    futex::wait(&AtomicU32::new(0), 0, Some(time));
+}
+
+/// Has a server keep a book of what it does for each file and each process from now on.
+pub fn keep_a_book(server: &Server) {
+    server.keep_a_book();
+}
+
+/// What the book of a server says; nothing, if it keeps none.
+pub fn read_book(server: &Server) -> Vec<Record> {
+    server.read_book()
 }
 
 impl std::fmt::Debug for Guest {

@@ -14,6 +14,7 @@ use super::server::Leaving;
 use super::session::Session;
 use crate::engine::kernel;
 use crate::engine::opened::Opened;
+use crate::engine::stats::Times;
 
 /// A view of a file in a client's address space.
 pub(super) struct View {
@@ -147,6 +148,8 @@ pub(super) struct Lease {
     pub(super) access: Access,
     /// The kernel's lease, if the file is served under one.
     pub(super) kernel: Option<Arc<KernelLease>>,
+    /// Where the client's faults are counted too, if somebody wants to know.
+    pub(super) times: Option<Arc<Times>>,
     views: Mutex<Views>,
     pins: Mutex<Pins>,
     /// Set when the client has left it. Dropped after the file, and after the kernel's lease.
@@ -177,9 +180,15 @@ struct Pins {
 }
 
 impl Lease {
-    pub(super) fn new(number: u32, file: Opened, access: Access, kernel: Option<Arc<KernelLease>>) -> Self {
+    pub(super) fn new(
+        number: u32,
+        file: Opened,
+        access: Access,
+        kernel: Option<Arc<KernelLease>>,
+        times: Option<Arc<Times>>,
+    ) -> Self {
         let (views, pins, leaving) = Default::default();
-        Self { number, file, access, kernel, views, pins, leaving }
+        Self { number, file, access, kernel, times, views, pins, leaving }
     }
 
     /// Whether it was opened under a lease of the kernel's that has ended.

@@ -12,6 +12,7 @@
 //! | `session` | server | one client: its requests and its faults |
 //! | `unread` | server | what a client has not read yet |
 //! | `lease` | server | a file that a client has opened: views, pins |
+//! | `book` | server | what is taken note of for a report |
 //! | `kernel_lease` | server | keeps out those who write a file, until it is shown nowhere any more |
 //! | `kept` | server | files that programs have left, for the next ones |
 //! | `connection` | client | the socket, calls, and what to do when the server is gone |
@@ -23,6 +24,7 @@
 //! shows pages there holds it, so that the client may rely on nothing being shown any more once the view is closed. And files are
 //! opened for writing one at a time.
 
+mod book;
 pub(crate) mod connection;
 pub mod guest;
 mod kept;

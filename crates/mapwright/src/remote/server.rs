@@ -15,6 +15,7 @@ use rustix::net::{
     sockopt,
 };
 
+use super::book::{Book, Record};
 use super::kept::KeptFile;
 use super::kernel_lease::KernelLeases;
 use super::lease::{Lease, Quota, lock};
@@ -90,6 +91,7 @@ pub(super) struct Shared {
     left: Condvar,
     /// Those of the kernel, on files of which nothing may be shown that somebody else writes.
     pub(super) kernel_leases: KernelLeases,
+    pub(super) book: Book,
     sessions: Mutex<usize>,
     /// One has ended.
     ended: Condvar,
@@ -135,9 +137,21 @@ impl Server {
         listen(&listener, BACKLOG)?;
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let pinned = Quota::new(handle.budget.limit() / 2);
-        let (opening, leaving, left, kernel_leases, sessions, ended, members) = Default::default();
-        let shared =
-            Shared { handle, stop, pinned, opening, leaving, left, kernel_leases, sessions, ended, members };
+        let (opening, leaving, left, kernel_leases, book) = Default::default();
+        let (sessions, ended, members) = Default::default();
+        let shared = Shared {
+            handle,
+            stop,
+            pinned,
+            opening,
+            leaving,
+            left,
+            kernel_leases,
+            book,
+            sessions,
+            ended,
+            members,
+        };
         let shared = Arc::new(shared);
         let own = Arc::clone(&shared);
         std::thread::Builder::new().name("mapwright-serve".into()).spawn(move || accept(&own, &listener))?;
@@ -156,6 +170,16 @@ impl Server {
         let done = work();
         self.shared.kernel_leases.resume();
         done
+    }
+
+    /// Has a book kept of what is done for each file and each process from now on.
+    pub(super) fn keep_a_book(&self) {
+        self.shared.book.begin();
+    }
+
+    /// What the book says, if one is kept.
+    pub(super) fn read_book(&self) -> Vec<Record> {
+        self.shared.book.read()
     }
 
     /// How many clients are connected now.

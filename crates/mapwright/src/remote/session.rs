@@ -53,6 +53,8 @@ pub(super) struct Session {
     poke: OwnedFd,
     /// The client's process, where it could be had: a child that it has made by fork(2) keeps the socket open.
     process: Option<OwnedFd>,
+    /// Its number, or 0 where it has none here.
+    pid: u32,
     unread: Unread,
     /// Views by their start in the client.
     views: Mutex<Views>,
@@ -100,11 +102,13 @@ impl Session {
         let pinned = Quota::new(shared.handle.budget.limit() / 4);
         let peer = sockopt::socket_peercred(&socket).ok();
         let process = peer.and_then(|peer| pidfd_open(peer.pid, PidfdFlags::empty()).ok());
+        let pid = peer.map_or(0, |peer| peer.pid.as_raw_nonzero().get().unsigned_abs());
         Ok(Arc::new_cyclic(|weak| Self {
             shared,
             socket,
             poke,
             process,
+            pid,
             unread: Unread::default(),
             views: Mutex::default(),
             leases: Mutex::default(),
@@ -218,7 +222,8 @@ impl Session {
                 if uffd.take_faults(&mut faults).is_err() {
                     return End::Closed;
                 }
-                faults.drain(..).for_each(|touch| self.serve_fault(touch));
+                let since = self.shared.handle.now();
+                faults.drain(..).for_each(|touch| self.serve_fault(touch, since));
             }
             if of_socket.contains(PollFlags::OUT) {
                 self.unread.send_some(self.socket.as_fd());
@@ -239,8 +244,8 @@ impl Session {
         }
     }
 
-    /// Serves a touch at an address of the client's: here if nothing is to be read or waited for.
-    fn serve_fault(&self, touch: Touch) {
+    /// Serves a touch at an address of the client's, heard of at `since`: here if nothing is to be read or waited for.
+    fn serve_fault(&self, touch: Touch, since: Duration) {
         let Touch { address, writes } = touch;
         let found = {
             let views = lock(&self.views);
@@ -259,7 +264,7 @@ impl Session {
         let touch = fault::Touch { view: name, offset, writes: writes && lease.access.writes() };
         let block = lease.file.blocks_of(offset..offset + 1);
         let may_dirty = !touch.writes || lease.file.may_dirty(std::slice::from_ref(&block));
-        if may_dirty && fault::serve_resident_at(&lease.file, touch) {
+        if may_dirty && fault::serve_resident_at(&lease.file, touch, since, lease.times.as_deref()) {
             return;
         }
         let Some(session) = self.weak.upgrade() else { return };
@@ -270,7 +275,8 @@ impl Session {
                 false => Ok(()),
             };
             let (file, checked, refused) = (lease.number, view.checked, way.is_err());
-            if let Err(error) = way.and_then(|()| fault::serve_remote(&lease.file, touch))
+            if let Err(error) =
+                way.and_then(|()| fault::serve_remote(&lease.file, touch, since, lease.times.as_deref()))
                 && !lease.has_ended()
             {
                 let page = offset / PAGE * PAGE;
@@ -539,7 +545,8 @@ impl Session {
             leases.last += 1; // fewer than 2^32 in a session: each takes a file to be opened
             leases.last
         };
-        let lease = Arc::new(Lease::new(number, file, access, kernel));
+        let times = self.shared.book.note(self.pid, &file);
+        let lease = Arc::new(Lease::new(number, file, access, kernel, times));
         if lease.kernel.as_ref().is_some_and(|kernel| !kernel.join(&self.weak, &lease)) {
             return Err(lease_ended(lease.file.name.clone()));
         }
