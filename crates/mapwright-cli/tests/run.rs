@@ -66,8 +66,9 @@ impl Ran {
     /// Runs a program with `mapwright run` and a report.
     fn with(dir: &Path, options: &[&str], program: &[&str]) -> Self {
         let _ = std::fs::remove_file(dir.join("report"));
-        let fixed = ["run", "--limit", LIMIT, "--json", "--report=report"];
-        let arguments: Vec<&str> = [&fixed, options, &["--"], program].concat();
+        let fixed = ["run", "--json", "--report=report"];
+        let limit: &[&str] = if options.contains(&"--limit") { &[] } else { &["--limit", LIMIT] };
+        let arguments: Vec<&str> = [&fixed, limit, options, &["--"], program].concat();
         let output = mapwright(dir, &arguments).output().unwrap();
         let report = std::fs::read_to_string(dir.join("report"));
         let report = report.unwrap_or_else(|error| panic!("{error}: {}", text(&output.stderr)));
@@ -102,7 +103,13 @@ impl Ran {
 /// Runs the program in C without `run` and with it, on a new file each time; what it said of the file with it.
 #[track_caller]
 fn both(what: &str) -> Option<Ran> {
-    let program = program()?.to_str().unwrap();
+    both_of(program()?, what, &[])
+}
+
+/// The same, of another program and with other options.
+#[track_caller]
+fn both_of(program: &Path, what: &str, options: &[&str]) -> Option<Ran> {
+    let program = program.to_str().unwrap();
     if !serves() {
         return None;
     }
@@ -115,7 +122,7 @@ fn both(what: &str) -> Option<Ran> {
     let after = std::fs::read(&file).unwrap();
     std::fs::remove_file(&file).unwrap();
     write_file(&file);
-    let ran = Ran::with(dir.path(), &[], &[program, what, "file"]);
+    let ran = Ran::with(dir.path(), options, &[program, what, "file"]);
     let (said, errors) = (text(&ran.output.stdout), text(&ran.output.stderr));
     assert_eq!(
         (ran.output.status.code(), said.as_str()),
@@ -140,7 +147,23 @@ fn a_file_larger_than_the_limit_reads_as_it_is() {
             number("read_bytes") >= LEN as u64 && number("evictions") > 0 && number("faults") > 0,
             "{totals}"
         );
-        assert_eq!(ran.file("/file")["length"], LEN as u64);
+        let file = ran.file("/file");
+        assert_eq!(file["length"], LEN as u64);
+        // One file and one process: what is said of them is what is said of all.
+        let (pager, process) = (&file["pager"], &ran.report["processes"][0]);
+        // But for what was under way when it ended.
+        let same = |one: &Value, other: &Value, but: u64| {
+            let apart = one.as_u64().unwrap().abs_diff(other.as_u64().unwrap());
+            assert!(apart <= but, "{one}, {other}: {:#}", ran.report);
+        };
+        same(&pager["read_bytes"], &totals["read_bytes"], MIB as u64);
+        same(&pager["evictions"], &totals["evictions"], 256);
+        same(&pager["faults"]["count"], &totals["faults"], 8);
+        same(&process["files"][0]["faults"]["count"], &pager["faults"]["count"], 8);
+        assert_eq!(process["pid"], ran.report["programs"][0]["pid"]);
+        let [mean, longest] =
+            ["mean", "longest"].map(|name| pager["faults"][format!("{name}_microseconds")].as_f64().unwrap());
+        assert!(mean > 0.0 && mean <= longest && longest < 60e6, "{pager}");
         assert!(ran.report["programs"][0]["path"].as_str().unwrap().ends_with("/maps"), "{:#}", ran.report);
     }
 }
@@ -174,6 +197,12 @@ fn children_have_the_kernels_maps_and_begin_anew() {
     // Two of the parent's, and one of each child's own.
     assert_eq!(ran.maps(), 2 + 3, "{:#}", ran.report);
     assert_eq!(ran.file("/file")["processes"].as_array().unwrap().len(), 4);
+    let processes = ran.report["processes"].as_array().unwrap();
+    assert_eq!(processes.len(), 4, "{:#}", ran.report);
+    for process in processes {
+        assert!(process["program"].as_str().unwrap().ends_with("/maps"), "{process}");
+        assert!(process["files"][0]["faults"]["count"].as_u64().unwrap() > 0, "{process}");
+    }
     let Some(ran) = both("exec") else { return };
     assert_eq!((ran.maps(), ran.report["programs"].as_array().unwrap().len()), (2, 2), "{:#}", ran.report);
 }
@@ -418,8 +447,17 @@ fn the_report_says_what_was_not_served_and_why() {
     let output =
         mapwright(dir.path(), &["run", "--report", "--", program, "whole", "file"]).output().unwrap();
     let report = text(&output.stderr);
-    for part in ["ended with exit code 0", "/file (8.0 MiB)", "###", "maps 1", "faults"] {
+    for part in
+        ["ended with exit code 0", "/file (8.0 MiB)", "###", "maps 1", "faults", "half within", "  process "]
+    {
         assert!(report.contains(part), "{part}: {report}");
+    }
+    // As the file's name ends.
+    for (name, start) in [("report.svg", "<svg "), ("report.json", "{"), ("report.txt", "mapwright run: ")] {
+        let option = format!("--report={name}");
+        expect(dir.path(), &["run", &option, "--", program, "whole", "file"], 0);
+        let report = std::fs::read_to_string(dir.path().join(name)).unwrap();
+        assert!(report.starts_with(start) && report.contains("/file"), "{name}: {report}");
     }
     // In memory, where nothing is to be gained.
     std::fs::write("/dev/shm/mapwright-run-test", vec![1; 2 * MIB]).unwrap();

@@ -2,7 +2,8 @@
 //!
 //! A line is fields with tabs between them, in which backslash, tab and line end are escaped: kind, process, device, inode, length of
 //! the file, start and end of the map in bytes of the file, why, path. Kinds: `started`, `served`, `returned` (given back to the kernel), `kernel`
-//! (never served, told once for a file and a reason).
+//! (never served, told once for a file and a reason), `forked` (a child of fork(2), which has something to tell), `cut` (it told so many lines that
+//! it tells no more).
 
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -22,6 +23,11 @@ const PATH: usize = 512;
 
 static FILE: OnceLock<Option<OwnedFd>> = OnceLock::new();
 static LINES: AtomicU32 = AtomicU32::new(0);
+/// The process that was named by `started` or `forked`.
+static NAMED: AtomicU32 = AtomicU32::new(0);
+
+/// The line of a program that begins.
+pub(crate) const STARTED: &str = "started";
 
 /// What a line is about.
 pub(crate) struct Line<'a> {
@@ -30,6 +36,12 @@ pub(crate) struct Line<'a> {
     pub(crate) window: Range<u64>,
     pub(crate) why: &'a str,
     pub(crate) path: &'a str,
+}
+
+impl Line<'_> {
+    fn of_process(kind: &'static str) -> Self {
+        Self { kind, file: None, window: 0..0, why: "", path: "" }
+    }
 }
 
 /// Opens the file.
@@ -49,13 +61,27 @@ pub(crate) fn descriptor() -> Option<i32> {
 
 /// Appends a line.
 pub(crate) fn tell(line: &Line<'_>) {
-    let Some(Some(file)) = FILE.get() else { return };
-    if LINES.fetch_add(1, Ordering::Relaxed) >= MOST {
-        return;
+    let Some(Some(_)) = FILE.get() else { return };
+    let pid = std::process::id();
+    if NAMED.swap(pid, Ordering::Relaxed) != pid {
+        LINES.store(0, Ordering::Relaxed);
+        if line.kind != STARTED {
+            let program = std::env::current_exe().unwrap_or_default();
+            append(pid, &Line { path: &program.to_string_lossy(), ..Line::of_process("forked") });
+        }
     }
+    match LINES.fetch_add(1, Ordering::Relaxed) {
+        ..MOST => append(pid, line),
+        MOST => append(pid, &Line::of_process("cut")),
+        _ => LINES.store(MOST + 1, Ordering::Relaxed), // it stays above
+    }
+}
+
+fn append(pid: u32, line: &Line<'_>) {
+    let Some(Some(file)) = FILE.get() else { return };
     let identity = line.file.map(|file| file.identity);
     let (device, inode) = identity.map_or((0, 0), |identity| (identity.device, identity.inode));
-    let (len, pid) = (line.file.map_or(0, |file| file.len), std::process::id());
+    let len = line.file.map_or(0, |file| file.len);
     let Range { start, end } = line.window;
     let mut text = String::with_capacity(128);
     let _ = write!(text, "{}\t{pid}\t{device}\t{inode}\t{len}\t{start}\t{end}\t", line.kind);

@@ -95,7 +95,7 @@ pub(crate) fn start() {
         let _ = SETTINGS.set(Settings { socket: socket.into(), block });
         let program = std::env::current_exe().unwrap_or_default();
         let path = program.to_string_lossy();
-        journey::tell(&Line { kind: "started", file: None, window: 0..0, why: "", path: &path });
+        journey::tell(&Line { kind: journey::STARTED, file: None, window: 0..0, why: "", path: &path });
     });
 }
 

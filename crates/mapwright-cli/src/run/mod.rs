@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 
 use clap::Args;
-use mapwright::guest::without_leases;
+use mapwright::guest::{keep_a_book, read_book, without_leases};
 use mapwright::{Machine, Pager, Server};
 use mapwright_measure::failure::{Failure, Result};
 use mapwright_measure::size;
@@ -41,7 +41,8 @@ Examples:
                                    a program that maps nothing: as without
   mapwright run --limit 64MiB --report -- rg --mmap pattern big.log
                                    64 MiB for all that it maps, and what became of it
-  mapwright run --json --report=report.json -- ./program argument
+  mapwright run --report=report.svg -- ./program argument
+                                   a picture of it, for a browser
 
 What is mapped for reading from regular files of local disks, 1 MiB or more, is served by a pager with its own limit; all else is
 the kernel's, as without. Static programs and set-user-id programs run on the kernel's mmap, or not at all with --strict.
@@ -62,7 +63,7 @@ pub struct Options {
     /// Do not run what can't be served
     #[arg(long)]
     strict: bool,
-    /// Report at the end, to standard error or to a file
+    /// Report at the end, to standard error or to a file; one that is called .svg gets a picture, and one called .json JSON
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "-")]
     report: Option<PathBuf>,
     /// Report as JSON
@@ -116,8 +117,7 @@ pub fn run(options: &Options) -> Result<u8> {
         supervise(&blocked, &mut child, server).map_err(|e| Failure::io("cannot wait for it", &path, e))?;
     if let Some(to) = &options.report {
         let ran = report::Ran { program: &path, status, obstacle, limit: tree.as_ref().map(Tree::limit) };
-        let report =
-            report::make(&ran, tree.as_ref().map(Tree::lines).transpose()?, tree.as_ref().map(Tree::stats));
+        let report = report::make(&ran, tree.as_ref().map(Tree::told).transpose()?);
         report::write(&report, to, options.json)?;
     }
     drop(tree);
@@ -186,6 +186,9 @@ impl Tree {
         let folder = Folder::make()?;
         let socket = folder.0.join("socket");
         let server = Server::bind(&pager, &socket).map_err(failed)?;
+        if options.report.is_some() {
+            keep_a_book(&server);
+        }
         let in_memory = |e: io::Error| Failure::Message(format!("a file in memory: {e}"));
         let shim = shim().map_err(in_memory)?;
         let lines =
@@ -207,8 +210,10 @@ impl Tree {
         self.pager.budget()
     }
 
-    fn stats(&self) -> mapwright::Stats {
-        self.pager.stats()
+    /// What is known at the end.
+    fn told(&self) -> Result<report::Told> {
+        let (lines, stats) = (self.lines()?, self.pager.stats());
+        Ok(report::Told { lines, book: read_book(&self.server), stats })
     }
 
     /// What the shims have told.
