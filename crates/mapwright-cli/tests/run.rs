@@ -1,6 +1,8 @@
 //! `mapwright run` from outside: each program with it and, as the control, without; both must do the same.
 
 mod common;
+#[path = "run/numbers.rs"]
+mod numbers;
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;

@@ -3,11 +3,12 @@
 //! What lies in one's own hands is looked at first, then the call goes on as it came. Those that the C library may cancel a thread in
 //! are of the kind that unwinds.
 
-use std::ffi::{c_int, c_uint, c_void};
+use std::ffi::{c_char, c_int, c_long, c_uint, c_void};
 
-use libc::{MAP_FAILED, off_t, size_t};
+use libc::{AT_FDCWD, MAP_FAILED, mode_t, off_t, size_t};
 
-use crate::beneath;
+use crate::beneath::{self, Start};
+use crate::last;
 use crate::serve::{self, Request, leave};
 
 /// Advice that the server takes. The kernel is not told: it would make one mapping of frames several, across which pages can't be shown.
@@ -16,6 +17,7 @@ const ADVICE: [c_int; 4] = [libc::MADV_NORMAL, libc::MADV_RANDOM, libc::MADV_SEQ
 macro_rules! exported {
     ($($(#[doc = $text:literal])* $abi:literal fn $name:ident($($argument:ident: $type:ty),*) -> $result:ty $body:block)*) => {$(
         $(#[doc = $text])*
+        #[allow(non_snake_case)] // the C library's name
         #[unsafe(no_mangle)]
         pub extern $abi fn $name($($argument: $type),*) -> $result $body
     )*};
@@ -115,20 +117,7 @@ exported! {
     }
     /// close_range(2), around the shim's own descriptors
     "C-unwind" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
-        if first > last {
-            return beneath::close_range(first, last, flags);
-        }
-        let mut next = u64::from(first);
-        for own in serve::own_in(u64::from(first)..u64::from(last) + 1) {
-            if next < own {
-                let closed = beneath::close_range(next as c_uint, (own - 1) as c_uint, flags);
-                if closed != 0 {
-                    return closed;
-                }
-            }
-            next = own + 1;
-        }
-        if next > u64::from(last) { 0 } else { beneath::close_range(next as c_uint, last, flags) }
+        close_around(first, last, |first, last| beneath::close_range(first, last, flags))
     }
     /// closefrom(3)
     "C-unwind" fn closefrom(first: c_int) -> () {
@@ -150,4 +139,170 @@ exported! {
         }
         beneath::dup3(from, to, flags)
     }
+    /// open(2), whose mode is there or not
+    "C-unwind" fn open(path: *const c_char, flags: c_int, mode: mode_t) -> c_int {
+        opened(AT_FDCWD, path, flags, || beneath::open(path, flags, mode))
+    }
+    /// open(2)
+    "C-unwind" fn open64(path: *const c_char, flags: c_int, mode: mode_t) -> c_int {
+        opened(AT_FDCWD, path, flags, || beneath::open64(path, flags, mode))
+    }
+    /// openat(2), whose mode is there or not
+    "C-unwind" fn openat(folder: c_int, path: *const c_char, flags: c_int, mode: mode_t) -> c_int {
+        opened(folder, path, flags, || beneath::openat(folder, path, flags, mode))
+    }
+    /// openat(2)
+    "C-unwind" fn openat64(folder: c_int, path: *const c_char, flags: c_int, mode: mode_t) -> c_int {
+        opened(folder, path, flags, || beneath::openat64(folder, path, flags, mode))
+    }
+    /// What open(2) is in programs that are built with `_FORTIFY_SOURCE`
+    "C-unwind" fn __open_2(path: *const c_char, flags: c_int) -> c_int {
+        opened(AT_FDCWD, path, flags, || beneath::__open_2(path, flags))
+    }
+    /// The same
+    "C-unwind" fn __open64_2(path: *const c_char, flags: c_int) -> c_int {
+        opened(AT_FDCWD, path, flags, || beneath::__open64_2(path, flags))
+    }
+    /// The same
+    "C-unwind" fn __openat_2(folder: c_int, path: *const c_char, flags: c_int) -> c_int {
+        opened(folder, path, flags, || beneath::__openat_2(folder, path, flags))
+    }
+    /// The same
+    "C-unwind" fn __openat64_2(folder: c_int, path: *const c_char, flags: c_int) -> c_int {
+        opened(folder, path, flags, || beneath::__openat64_2(folder, path, flags))
+    }
+    /// pthread_exit(3), which does not return
+    "C-unwind" fn pthread_exit(value: *mut c_void) -> () {
+        serve::careful((), last::thread_ends);
+        beneath::pthread_exit(value);
+    }
+    /// thrd_exit(3), which does not return
+    "C-unwind" fn thrd_exit(code: c_int) -> () {
+        serve::careful((), last::thread_ends);
+        beneath::thrd_exit(code);
+    }
+    /// _Fork(3): as fork(2), without calling those who want to be called
+    "C" fn _Fork() -> c_int {
+        let pid = beneath::_Fork();
+        if pid == 0 {
+            serve::in_child();
+        }
+        pid
+    }
+    /// clone(2), whose further arguments are there or not
+    "C" fn clone(start: Option<Start>, stack: *mut c_void, flags: c_int, argument: *mut c_void, parent: *mut c_void, tls: *mut c_void, child: *mut c_void) -> c_int {
+        match start {
+            Some(start) if flags & libc::CLONE_VM == 0 => {
+                beneath::clone_apart(start, stack, flags, argument, [parent, tls, child])
+            }
+            start => beneath::clone(start, stack, flags, argument, parent, tls, child),
+        }
+    }
+}
+
+/// Opens a file. One that is cut by that without being opened for writing is kept from being served meanwhile.
+fn opened(folder: c_int, path: *const c_char, flags: c_int, open: impl FnOnce() -> c_int) -> c_int {
+    if !serve::cuts_unseen(flags) {
+        return open();
+    }
+    beneath::without_cancellation(|| {
+        serve::cutting(|| beneath::find_file(folder, path, flags), || open().into())
+    }) as c_int
+}
+
+/// Closes a range of descriptors around the shim's own.
+fn close_around(first: c_uint, last: c_uint, close: impl Fn(c_uint, c_uint) -> c_int) -> c_int {
+    if first > last {
+        return close(first, last);
+    }
+    let mut next = u64::from(first);
+    for own in serve::own_in(u64::from(first)..u64::from(last) + 1) {
+        if next < own {
+            let closed = close(next as c_uint, (own - 1) as c_uint);
+            if closed != 0 {
+                return closed;
+            }
+        }
+        next = own + 1;
+    }
+    if next > u64::from(last) { 0 } else { close(next as c_uint, last) }
+}
+
+/// A system call that came by syscall(2), and whose number is among those that are looked at. It is no point where a thread
+/// may be cancelled, and has six arguments, of which those that were not given are anything.
+pub(crate) extern "C" fn dispatch(
+    number: c_long,
+    a: c_long,
+    b: c_long,
+    c: c_long,
+    d: c_long,
+    e: c_long,
+    f: c_long,
+) -> c_long {
+    let (start, len) = (a as *mut c_void, b as usize);
+    let on = || beneath::pass_on(number, [a, b, c, d, e, f]);
+    let refused = |errno| {
+        beneath::set_errno(errno);
+        -1
+    };
+    match number {
+        libc::SYS_mmap => mmap(start, len, c as c_int, d as c_int, e as c_int, f) as c_long,
+        libc::SYS_munmap => munmap(start, len).into(),
+        libc::SYS_mprotect => mprotect(start, len, c as c_int).into(),
+        libc::SYS_mremap => mremap(start, len, c as size_t, d as c_int, e as *mut c_void) as c_long,
+        libc::SYS_madvise => madvise(start, len, c as c_int).into(),
+        libc::SYS_mlock => mlock(start, len).into(),
+        libc::SYS_mlock2 => mlock2(start, len, c as c_uint).into(),
+        libc::SYS_munlock => munlock(start, len).into(),
+        libc::SYS_mlockall => mlockall(a as c_int).into(),
+        libc::SYS_remap_file_pages => {
+            remap_file_pages(start, len, c as c_int, d as size_t, e as c_int).into()
+        }
+        libc::SYS_close if serve::is_own(a as c_int) => refused(libc::EBADF),
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_dup2 if serve::is_own(b as c_int) => refused(libc::EBUSY),
+        libc::SYS_dup3 if serve::is_own(b as c_int) => refused(libc::EBUSY),
+        libc::SYS_close_range => {
+            let close = |first, last| {
+                beneath::pass_on(number, [c_long::from(first), c_long::from(last), c, d, e, f]) as c_int
+            };
+            close_around(a as c_uint, b as c_uint, close).into()
+        }
+        libc::SYS_exit => {
+            if last::is_first() {
+                last::thread_ends_with(a as c_int);
+            }
+            on()
+        }
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_fork => as_a_child(on()),
+        // With a stack of its own the child returns to wherever that says, and not here.
+        libc::SYS_clone if a as c_int & libc::CLONE_VM == 0 && b == 0 => as_a_child(on()),
+        libc::SYS_clone3 => match beneath::clone_arguments(a, b) {
+            Some((flags, 0)) if flags & libc::CLONE_VM as u64 == 0 => as_a_child(on()),
+            _ => on(),
+        },
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_open if serve::cuts_unseen(b as c_int) => {
+            serve::cutting(|| beneath::find_file(AT_FDCWD, a as *const c_char, b as c_int), on)
+        }
+        libc::SYS_openat if serve::cuts_unseen(c as c_int) => {
+            serve::cutting(|| beneath::find_file(a as c_int, b as *const c_char, c as c_int), on)
+        }
+        libc::SYS_openat2 => match beneath::how_to_open(c, d) {
+            Some(how) if serve::cuts_unseen(how[0] as c_int) => {
+                serve::cutting(|| beneath::find_file_by(a, b, how), on)
+            }
+            _ => on(),
+        },
+        _ => on(),
+    }
+}
+
+/// What a system call like fork(2) has returned.
+fn as_a_child(pid: c_long) -> c_long {
+    if pid == 0 {
+        serve::in_child();
+    }
+    pid
 }

@@ -9,6 +9,7 @@
 //! | `calls` | the functions that take the place of the C library's |
 //! | `serve` | decides what is served, finds what was, gives it back |
 //! | `journey` | what `run` reports: lines in a file in memory |
+//! | `last` | the end of programs whose first thread ends before others |
 //! | `beneath` | the calls below: the kernel's, and those of the C library that were replaced. All unsafe code is there |
 //!
 //! # Rules
@@ -24,4 +25,5 @@
 mod beneath;
 mod calls;
 mod journey;
+mod last;
 mod serve;

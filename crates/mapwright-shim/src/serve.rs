@@ -1,8 +1,9 @@
 //! What is served, and what becomes of it.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::{c_int, c_void};
+use std::ffi::{c_int, c_long, c_void};
 use std::ops::Range;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
@@ -10,9 +11,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use mapwright::guest::{self, Guest, GuestMap, Hooks, Identity, LEASE, Wanted};
 use mapwright::{Advice, Error};
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::beneath::{self, Regular};
 use crate::journey::{self, Line};
+use crate::last;
 
 /// Smaller maps are the kernel's: nothing is to be gained.
 const SMALLEST: usize = 1 << 20;
@@ -99,9 +103,10 @@ pub(crate) fn start() {
     });
 }
 
-/// Runs in a child of fork before the program's own code.
-extern "C" fn in_child() {
+/// Runs in a child of fork before the program's own code, and makes nothing but system calls: other threads of the parent may have held any lock.
+pub(crate) extern "C" fn in_child() {
     let all = guest::after_fork();
+    last::in_child();
     STATE.store(std::ptr::null_mut(), Ordering::Release);
     for own in &OWN[..3] {
         let fd = own.swap(-1, Ordering::AcqRel);
@@ -117,7 +122,7 @@ extern "C" fn in_child() {
 
 /// Runs what goes on in between a program's call and the kernel's: errno stays as it was, no signal and no cancellation comes in between, and a
 /// mistake of the shim's own is no end of the program.
-fn careful<T>(otherwise: T, work: impl FnOnce() -> T) -> T {
+pub(crate) fn careful<T>(otherwise: T, work: impl FnOnce() -> T) -> T {
     let before = beneath::errno();
     let done = beneath::undisturbed(|| catch_unwind(AssertUnwindSafe(work)).unwrap_or(otherwise));
     beneath::set_errno(before);
@@ -144,6 +149,11 @@ fn state() -> &'static State {
 pub(crate) fn lowest_descriptor() -> i32 {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     i32::try_from(limit.unwrap_or(1024).min(1024).saturating_sub(64)).unwrap_or(0)
+}
+
+/// Whether there is a thread that listens to the server.
+pub(crate) fn has_thread() -> bool {
+    OWN[0].load(Ordering::SeqCst) >= 0
 }
 
 /// Whether a descriptor is the shim's.
@@ -256,8 +266,9 @@ fn connect(settings: &Settings) -> Result<Guest, String> {
     let guest = Guest::connect(&settings.socket, lowest_descriptor(), hooks);
     let guest = guest.map_err(|error| error.to_string())?;
     for (own, fd) in OWN.iter().zip(guest.descriptors()) {
-        own.store(fd, Ordering::Release);
+        own.store(fd, Ordering::SeqCst);
     }
+    last::has_thread();
     Ok(guest)
 }
 
@@ -324,6 +335,50 @@ fn give_back(start: usize, why: &str) -> bool {
             true
         }
         Err(_) => false,
+    }
+}
+
+/// Whether open(2) with such flags cuts a file, and the kernel's leases don't know it: they look at what it is opened for.
+pub(crate) fn cuts_unseen(flags: c_int) -> bool {
+    let told = flags & (libc::O_ACCMODE | libc::O_TRUNC | libc::O_EXCL | libc::O_PATH);
+    told == libc::O_RDONLY | libc::O_TRUNC && SETTINGS.get().is_some()
+}
+
+/// Opens a file that is cut by that. The file that is found by `find` is opened for writing first, as whoever cuts it may: that
+/// waits until nobody is shown it any more, in whatever process, and nobody is again before it is closed.
+pub(crate) fn cutting(find: impl FnOnce() -> Option<OwnedFd>, open: impl FnOnce() -> c_long) -> c_long {
+    let kept = careful(Ok(None), || find().map_or(Ok(None), |found| open_to_write(&found)));
+    let kept = match kept {
+        Ok(kept) => kept,
+        Err(short) => {
+            beneath::set_errno(short.raw_os_error());
+            return -1;
+        }
+    };
+    let opened = open();
+    careful((), || drop(kept));
+    opened
+}
+
+/// Opens a file for writing that was found by name, if that can be done.
+///
+/// # Errors
+/// Where descriptors are short.
+fn open_to_write(found: &OwnedFd) -> Result<Option<OwnedFd>, Errno> {
+    // Others are not cut, and wait or do more when they are opened.
+    if !rustix::fs::fstat(found)
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
+    {
+        return Ok(None);
+    }
+    let path = format!("/proc/self/fd/{}", found.as_raw_fd());
+    loop {
+        match rustix::fs::open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(kept) => return Ok(Some(kept)),
+            Err(Errno::INTR) => {}
+            Err(short @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => return Err(short),
+            Err(_) => return Ok(None), // the call itself will say so
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdint.h>
@@ -11,12 +12,16 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#ifdef BY_SYSCALL
+#include "by_syscall.h"
+#endif
 
 #define PAGE 4096
 #define MIB (1 << 20)
@@ -91,7 +96,7 @@ static void end_of_file(void) {
     CHECK(mmap(NULL, len, PROT_READ, MAP_SHARED, fd, 1) == MAP_FAILED && errno == EINVAL);
     CHECK(mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) == MAP_FAILED && errno == EACCES);
     CHECK(munmap(map + 1, PAGE) == -1 && errno == EINVAL);
-    CHECK(map[0] == map[0] && shows(map, fd, 0, len));
+    CHECK(shows(map, fd, 0, len));
 }
 
 static void forked(void) {
@@ -361,6 +366,160 @@ static void truncated(void) {
     CHECK(truncate(path, MIB) == 0 && shows(map, fd, 0, MIB));
 }
 
+/* Opens the file for reading, and cuts it by that. */
+static int open_and_cut(int way) {
+    uint64_t how[3] = {O_RDONLY | O_TRUNC | O_CLOEXEC, 0, 0};
+    switch (way) {
+    case 0: return open(path, O_RDONLY | O_TRUNC);
+    case 1: return openat(AT_FDCWD, path, O_RDONLY | O_TRUNC);
+    case 2: return open64(path, O_RDONLY | O_TRUNC | O_CREAT, 0600);
+    case 3: return openat64(AT_FDCWD, path, O_RDONLY | O_TRUNC | O_NOFOLLOW);
+    case 4: return syscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_TRUNC);
+    case 5: return syscall(SYS_openat2, AT_FDCWD, path, how, sizeof how);
+#ifdef SYS_open
+    case 6: return syscall(SYS_open, path, O_RDONLY | O_TRUNC);
+#endif
+    default: return -2;
+    }
+}
+
+/* What is opened for reading and cut by that is gone at once, here and in another process. */
+static void cut(void) {
+    int go[2], done[2], status;
+    int fd = open_file(O_RDONLY);
+    unsigned char *all = malloc(len);
+    CHECK(all && pread(fd, all, len, 0) == (ssize_t)len && pipe(go) == 0 && pipe(done) == 0);
+    signal(SIGBUS, on_bus);
+    for (int way = 0; way < 7; way++) {
+        pid_t child = fork();
+        CHECK(child >= 0);
+        unsigned char *map = map_part(fd, MAP_SHARED, 0, len);
+        CHECK(shows(map, fd, 0, len) && shows(map, fd, 0, MIB));
+        if (child == 0) {
+            let_go(done[1]);
+            await(go[0]);
+        } else {
+            await(done[0]);
+            int other = open_and_cut(way);
+            if (other == -2 && way == 6)
+                other = open_and_cut(0);
+            struct stat stat;
+            CHECK(other >= 0 && fstat(other, &stat) == 0 && stat.st_size == 0);
+            CHECK(write(other, "x", 1) == -1 && errno == EBADF && close(other) == 0);
+            let_go(go[1]);
+        }
+        if (sigsetjmp(back, 1) == 0) {
+            volatile unsigned char byte = map[0];
+            (void)byte;
+            fail("a touch past the end of the file");
+        }
+        CHECK(munmap(map, len) == 0);
+        if (child == 0)
+            _exit(0);
+        CHECK(waitpid(child, &status, 0) == child && status == 0);
+        int writer = open(path, O_WRONLY);
+        CHECK(writer >= 0 && pwrite(writer, all, len, 0) == (ssize_t)len && close(writer) == 0);
+    }
+    /* Ends that cut nothing. */
+    CHECK(open(path, O_RDONLY | O_TRUNC | O_CREAT | O_EXCL, 0600) == -1 && errno == EEXIST);
+    CHECK(open("none", O_RDONLY | O_TRUNC) == -1 && errno == ENOENT);
+    CHECK(open(".", O_RDONLY | O_TRUNC) == -1 && errno == EISDIR);
+    CHECK(open((char *)1, O_RDONLY | O_TRUNC) == -1 && errno == EFAULT);
+    CHECK(shows(all, fd, 0, len));
+}
+
+/* What is there is what was touched a moment ago, and no more than may be. */
+static void resident(void) {
+    int fd = open_file(O_RDONLY);
+    unsigned char *map = map_part(fd, MAP_SHARED, 0, len);
+    size_t pages = (len + PAGE - 1) / PAGE, there = 0;
+    unsigned char *vector = malloc(pages), one = 0;
+    CHECK(vector && mincore(map + 1, PAGE, vector) == -1 && errno == EINVAL);
+    CHECK(mincore(map, len, NULL) == -1 && errno == EFAULT);
+    for (size_t at = 0; at < len; at += 101 * PAGE) {
+        for (int tries = 0; tries < 1000; tries++) { /* it may be evicted at any time */
+            (void)*(volatile unsigned char *)(map + at);
+            CHECK(mincore(map + at, 1, &one) == 0);
+            if (one & 1)
+                break;
+        }
+        CHECK(one & 1);
+    }
+    CHECK(shows(map, fd, 0, len) && mincore(map, len, vector) == 0);
+    for (size_t page = 0; page < pages; page++)
+        there += vector[page] & 1;
+    if (getenv("MAPWRIGHT_RUN_SOCKET"))
+        CHECK(there > 0 && there * PAGE <= 2 * MIB);
+    CHECK(madvise(map, len, MADV_DONTNEED) == 0 && mincore(map, len, vector) == 0 && shows(map, fd, 0, len));
+    free(vector);
+}
+
+extern pid_t _Fork(void) __attribute__((weak));
+
+static struct { unsigned char *map; int fd; } parents;
+
+static int in_clone(void *argument) {
+    CHECK(argument == &parents && shows(parents.map, parents.fd, 0, len));
+    unsigned char *own = map_part(parents.fd, MAP_SHARED, 0, len);
+    CHECK(shows(own, parents.fd, 0, len) && munmap(own, len) == 0 && munmap(parents.map, len) == 0);
+    return 0;
+}
+
+/* Children that were made otherwise than by fork(2). */
+static void children(void) {
+    static char stack[256 * 1024] __attribute__((aligned(16)));
+    uint64_t how[8] = {[4] = SIGCHLD};
+    int status;
+    parents.fd = open_file(O_RDONLY);
+    parents.map = map_part(parents.fd, MAP_PRIVATE, 0, len);
+    CHECK(shows(parents.map, parents.fd, 0, len / 2));
+    CHECK(syscall(SYS_clone3, NULL, 0) == -1 && (errno == EINVAL || errno == ENOSYS));
+    for (int way = 0; way < 5; way++) {
+        pid_t child = -1;
+        switch (way) {
+        case 0: child = syscall(SYS_clone, SIGCHLD, NULL, NULL, NULL, NULL); break;
+        case 1: child = syscall(SYS_clone3, how, sizeof how); break;
+        case 2: child = _Fork ? _Fork() : fork(); break;
+        case 3: child = clone(in_clone, stack + sizeof stack, SIGCHLD, &parents); break;
+#ifdef SYS_fork
+        case 4: child = syscall(SYS_fork); break;
+#else
+        case 4: child = fork(); break;
+#endif
+        }
+        CHECK(child >= 0);
+        if (child == 0 && way == 0)
+            syscall(SYS_exit, in_clone(&parents)); /* of this thread alone */
+        if (child == 0)
+            _exit(in_clone(&parents));
+        CHECK(waitpid(child, &status, 0) == child && status == 0);
+        CHECK(shows(parents.map, parents.fd, 0, len));
+    }
+}
+
+/* System calls that are nobody's business get all of their arguments, and say what the kernel says. */
+static void through(void) {
+    int fd = open_file(O_RDONLY), copy = open(".", O_TMPFILE | O_RDWR, 0600);
+    off_t from = MIB, to = 3;
+    unsigned char bytes[PAGE], *map = map_part(fd, MAP_SHARED, 0, len);
+    CHECK(shows(map, fd, 0, MIB));
+    for (long number = 460; number < 530; number++) /* around the end of the table */
+        if (number > 500)
+            CHECK(syscall(number, 1, 2, 3, 4, 5, 6) == -1 && errno == ENOSYS);
+    CHECK(syscall(-1L) == -1 && errno == ENOSYS && syscall(1L << 40) != -2);
+    errno = 7;
+    CHECK(syscall(SYS_getpid) == getpid() && errno == 7);
+    CHECK(syscall(SYS_copy_file_range, fd, &from, copy, &to, (size_t)PAGE, 0u) == PAGE && from == MIB + PAGE && to == 3 + PAGE);
+    CHECK(syscall(SYS_copy_file_range, fd, &from, copy, &to, (size_t)PAGE, 1u) == -1 && errno == EINVAL);
+    CHECK(syscall(SYS_pread64, copy, bytes, sizeof bytes, (off_t)3) == PAGE && memcmp(bytes, map + MIB, PAGE) == 0);
+    CHECK(syscall(SYS_close, -1) == -1 && errno == EBADF);
+    CHECK(syscall(SYS_munmap, 1, PAGE) == -1 && errno == EINVAL);
+    CHECK(syscall(SYS_mmap, NULL, 0, PROT_READ, MAP_SHARED, fd, 0) == -1 && errno == EINVAL);
+    CHECK(syscall(SYS_dup3, fd, fd, 0) == -1 && errno == EINVAL);
+    CHECK(syscall(SYS_openat2, AT_FDCWD, path, NULL, 0) == -1 && errno == EINVAL);
+    CHECK(syscall(SYS_munmap, map, len) == 0 && syscall(SYS_mincore, map, PAGE, bytes) == -1 && errno == ENOMEM);
+}
+
 static void by_system_calls(void) {
     int fd = open_file(O_RDONLY), pipes[2];
     unsigned char *map = map_part(fd, MAP_SHARED, 0, len), bytes[PAGE];
@@ -452,7 +611,7 @@ static void threads(void) {
 static void close_all(void) {
     int fd = open_file(O_RDONLY);
     unsigned char *map = map_part(fd, MAP_SHARED, 0, len);
-    CHECK(map[0] == map[0]);
+    CHECK(shows(map, fd, 0, 1));
     for (int other = 3; other < 5000; other++)
         close(other);
     close_range(3, ~0u, 0);
@@ -502,6 +661,23 @@ static void standby(void) {
     CHECK(memcmp(map + MIB, "meanwhile", 9) == 0 && shows(map, fd, 0, len));
 }
 
+static void *last_thread(void *argument) {
+    usleep(100000);
+    CHECK(shows(work.map, work.fd, 0, len));
+    puts("right");
+    return argument; /* and so the process ends */
+}
+
+/* The first thread ends before the last. */
+static void last(void) {
+    pthread_t thread;
+    work.fd = open_file(O_RDONLY);
+    work.map = map_part(work.fd, MAP_SHARED, 0, len);
+    CHECK(shows(work.map, work.fd, 0, MIB) && pthread_create(&thread, NULL, last_thread, NULL) == 0);
+    alarm(30);
+    pthread_exit(NULL);
+}
+
 /* Goes on when its parent is gone, with threads that touch pages meanwhile. */
 static void hold(void) {
     pthread_t thread;
@@ -519,6 +695,107 @@ static void hold(void) {
     CHECK(pthread_join(thread, NULL) == 0);
     unsigned char *again = map_part(work.fd, MAP_PRIVATE, 0, len);
     CHECK(shows(again, work.fd, 0, len) && munmap(work.map, len) == 0);
+}
+
+/* Many processes, of which each has many maps: path is of the file, the environment says how many. */
+static void many(void) {
+    int processes = atoi(getenv("PROCESSES")), maps = atoi(getenv("MAPS")), ready[2], go[2], status;
+    int fd = open_file(O_RDONLY);
+    CHECK(pipe(ready) == 0 && pipe(go) == 0);
+    for (int index = 0; index < processes; index++) {
+        pid_t child = fork();
+        CHECK(child >= 0);
+        if (child == 0) {
+            CHECK(prctl(PR_SET_PDEATHSIG, SIGKILL) == 0 && close(go[1]) == 0);
+            unsigned char *all[maps];
+            for (int map = 0; map < maps; map++) {
+                all[map] = map_part(fd, map % 2 ? MAP_SHARED : MAP_PRIVATE, 0, len);
+                size_t at = (index * 7 + map * 13) % (len / PAGE) * PAGE;
+                CHECK(shows(all[map] + at, fd, at, PAGE));
+            }
+            let_go(ready[1]);
+            char byte; /* all have theirs now */
+            CHECK(read(go[0], &byte, 1) == 0);
+            for (int map = 0; map < maps; map++) {
+                size_t at = (index * 11 + map * 17) % (len / PAGE) * PAGE;
+                CHECK(shows(all[map] + at, fd, at, PAGE));
+                if (map % 3 == 0)
+                    CHECK(munmap(all[map], len) == 0);
+            }
+            _exit(0);
+        }
+    }
+    for (int index = 0; index < processes; index++)
+        await(ready[0]);
+    CHECK(close(go[1]) == 0);
+    for (int index = 0; index < processes; index++)
+        CHECK(wait(&status) > 0 && status == 0);
+}
+
+/* As many maps in one process as it may have served, and more. */
+static void crowded(void) {
+    int maps = atoi(getenv("MAPS"));
+    int fd = open_file(O_RDONLY);
+    unsigned char **all = malloc(maps * sizeof *all);
+    for (int map = 0; map < maps; map++) {
+        all[map] = map_part(fd, MAP_SHARED, 0, len);
+        size_t at = map % (len / PAGE) * PAGE;
+        CHECK(shows(all[map] + at, fd, at, 1));
+    }
+    CHECK(shows(all[0], fd, 0, MIB) && shows(all[maps - 1], fd, 0, MIB));
+    for (int map = 0; map < maps; map += 2)
+        CHECK(munmap(all[map], len) == 0);
+    unsigned char *again = map_part(fd, MAP_SHARED, 0, len);
+    CHECK(shows(again, fd, 0, MIB));
+}
+
+/* No descriptor is left, then there are some. */
+static void few_descriptors(void) {
+    struct rlimit limit = {40, 40};
+    int fds[64], count = 0, fd = open_file(O_RDONLY);
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+    while ((fds[count] = dup(fd)) >= 0)
+        count++;
+    CHECK(errno == EMFILE && count > 20);
+    unsigned char *map = map_part(fd, MAP_SHARED, 0, len), bytes[PAGE];
+    CHECK(pread(fd, bytes, PAGE, MIB) == PAGE && memcmp(bytes, map + MIB, PAGE) == 0 && shows(map, fd, 0, len));
+    CHECK(open(path, O_RDONLY) == -1 && errno == EMFILE);
+    CHECK(open(path, O_RDONLY | O_TRUNC) == -1 && errno == EMFILE);
+    while (count > 0)
+        CHECK(close(fds[--count]) == 0);
+    unsigned char *again = map_part(fd, MAP_SHARED, 0, len);
+    CHECK(shows(again, fd, 0, len) && munmap(again, len) == 0 && munmap(map, len) == 0);
+}
+
+/* There is address space for the program's own map, and for little else. */
+static void little_space(void) {
+    int fd = open_file(O_RDONLY);
+    long pages = 0;
+    for (int mebibytes = 24; mebibytes < 300; mebibytes += 23) {
+        FILE *own = fopen("/proc/self/statm", "r");
+        CHECK(own && fscanf(own, "%ld", &pages) == 1);
+        fclose(own);
+        pid_t child = fork();
+        CHECK(child >= 0);
+        if (child == 0) {
+            struct rlimit limit = {pages * PAGE + len + mebibytes * MIB, RLIM_INFINITY};
+            CHECK(setrlimit(RLIMIT_AS, &limit) == 0);
+            int count = 0;
+            unsigned char *all[64], *map;
+            while (count < 64 && (map = mmap(NULL, len, PROT_READ, MAP_SHARED, fd, 0)) != MAP_FAILED) {
+                all[count++] = map;
+                CHECK(shows(map, fd, 0, MIB));
+            }
+            CHECK(count > 0 && (count == 64 || errno == ENOMEM));
+            while (count > 0) {
+                count--;
+                CHECK(shows(all[count] + MIB, fd, MIB, MIB) && munmap(all[count], len) == 0);
+            }
+            _exit(0);
+        }
+        int status;
+        CHECK(waitpid(child, &status, 0) == child && status == 0);
+    }
 }
 
 int main(int count, char **arguments) {
@@ -548,6 +825,15 @@ int main(int count, char **arguments) {
     DO("standby", standby());
     DO("stream", streamed());
     DO("truncate", truncated());
+    DO("cut", cut());
+    DO("resident", resident());
+    DO("children", children());
+    DO("through", through());
+    DO("many", many());
+    DO("last", last());
+    DO("crowded", crowded());
+    DO("descriptors", few_descriptors());
+    DO("space", little_space());
     DO("calls", by_system_calls());
     DO("replace", replaced());
     DO("advise", advised());
