@@ -3,6 +3,8 @@
 mod common;
 #[path = "run/numbers.rs"]
 mod numbers;
+#[path = "run/scale.rs"]
+mod scale;
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
