@@ -109,6 +109,7 @@ pub fn uffd_probe() -> Option<Probed> {
 pub fn findings(probed: Option<&Probed>) -> Vec<Finding> {
     let mut found = vec![kernel()];
     found.extend(userfaultfd(probed));
+    found.extend(programs(probed));
     found.extend(other_calls(probed));
     found.extend(kernel_mappings(&Support::probe()));
     found.extend(huge_pages());
@@ -200,6 +201,64 @@ fn feature(facts: &UserfaultFacts, bit: usize, name: &str, loss: &str) -> Findin
     };
     let finding = Finding::new("userfaultfd", name, if there { "yes" } else { "no" }, state);
     if state == State::Limited { finding.remedy(&format!("a newer kernel has it: {loss}")) } else { finding }
+}
+
+/// What `mapwright run` can do for programs, and how to get the rest.
+fn programs(probed: Option<&Probed>) -> Vec<Finding> {
+    const SECTION: &str = "mapwright run";
+    let finding = |name: &str, value: &str, state| Finding::new(SECTION, name, value, state);
+    let has_poison = |facts: &UserfaultFacts| {
+        FEATURES
+            .iter()
+            .position(|(name, _)| *name == "POISON")
+            .is_some_and(|bit| facts.features >> bit & 1 == 1)
+    };
+    let served = match probed.map(|probed| &probed.userfaultfd) {
+        _ if !crate::run::has_shim() => {
+            finding("programs", "run on the kernel's mmap: this mapwright carries no shim", State::Missing)
+                .remedy("build mapwright from its workspace, for Linux with the GNU C library")
+        }
+        None | Some(Err(_)) => {
+            finding("programs", "run on the kernel's mmap: there is no userfaultfd", State::Missing)
+                .remedy("see userfaultfd")
+        }
+        Some(Ok(facts)) if facts.user_mode_only => finding(
+            "programs",
+            "run on the kernel's mmap: this user's userfaultfd does not serve system calls",
+            State::Missing,
+        )
+        .remedy(
+            "run as root, `sysctl vm.unprivileged_userfaultfd=1`, or `setfacl -m u:USER:rw /dev/userfaultfd`",
+        ),
+        Some(Ok(facts)) if !has_poison(facts) => {
+            finding("programs", "run on the kernel's mmap: userfaultfd lacks POISON", State::Missing)
+                .remedy("Linux 6.6 or later has it")
+        }
+        Some(Ok(_)) => finding("programs", "what they map for reading is served", State::Good),
+    };
+    let mut found = vec![served];
+    found.push(match read("/proc/sys/fs/leases-enable").as_deref() {
+        Some("0") => finding("fs.leases-enable", "0: nothing can be served", State::Missing).remedy(
+            "sysctl fs.leases-enable=1: who writes a file that is served must be kept waiting for a moment",
+        ),
+        Some(value) => finding("fs.leases-enable", value, State::Good),
+        None => finding("fs.leases-enable", "absent", State::Fact),
+    });
+    found.push(if may_lease(&fs::read_to_string("/proc/self/status").unwrap_or_default()) {
+        finding("files of others", "are served too (CAP_LEASE)", State::Good)
+    } else {
+        finding("files of others", "stay the kernel's: this user has no CAP_LEASE", State::Limited).remedy(
+            "run as root, or with CAP_LEASE: `setpriv --inh-caps +lease --ambient-caps +lease`, as root before it becomes the user",
+        )
+    });
+    found
+}
+
+/// Whether a process with such a /proc/PID/status may have leases on files of others (capabilities(7), CAP_LEASE).
+fn may_lease(status: &str) -> bool {
+    const CAP_LEASE: u32 = 28;
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    line.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).is_some_and(|set| set >> CAP_LEASE & 1 == 1)
 }
 
 fn other_calls(probed: Option<&Probed>) -> Vec<Finding> {
@@ -398,6 +457,13 @@ fn read(path: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_right_to_leases_is_read_from_the_set() {
+        assert!(may_lease("Name:\tx\nCapEff:\t000001ffffffffff\n"));
+        assert!(may_lease("CapEff:\t0000000010000000\n"));
+        assert!(!may_lease("CapEff:\t000001ffefffffff\n") && !may_lease("CapPrm:\t0000000010000000\n"));
+    }
 
     #[test]
     fn kernel_versions() {

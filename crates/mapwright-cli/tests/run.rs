@@ -5,6 +5,8 @@ mod common;
 mod numbers;
 #[path = "run/scale.rs"]
 mod scale;
+#[path = "run/users.rs"]
+mod users;
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;

@@ -128,16 +128,21 @@ pub fn run(options: &Options) -> Result<u8> {
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
 
+/// Whether this binary carries what is preloaded.
+pub fn has_shim() -> bool {
+    !SHIM.is_empty()
+}
+
 /// Why nothing can be served, if it is so.
 fn obstacle(program: &Path) -> Option<String> {
-    if SHIM.is_empty() {
+    if !has_shim() {
         return Some("this mapwright was built without the shim that is preloaded into programs".to_owned());
     }
     program::obstacle(program).or_else(|| match Machine::probe().userfaultfd {
         Err(error) => Some(error.to_string()),
         Ok(facts) if facts.user_mode_only => Some(
             "this user's userfaultfd does not serve system calls, to which programs hand what they have mapped: run as root, set \
-             vm.unprivileged_userfaultfd=1, or allow /dev/userfaultfd"
+             vm.unprivileged_userfaultfd=1, or allow /dev/userfaultfd (mapwright doctor says more)"
                 .to_owned(),
         ),
         Ok(_) => None,
