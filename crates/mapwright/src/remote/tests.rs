@@ -19,6 +19,7 @@ use messages_tests::{heard, random};
 
 mod messages_tests;
 mod rubbish_tests;
+mod stalled_tests;
 
 const MIB: u64 = 1 << 20;
 
