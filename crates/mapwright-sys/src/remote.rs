@@ -281,6 +281,11 @@ impl RemoteView {
         (offset < self.len).then_some(offset)
     }
 
+    /// How many bytes it has.
+    pub fn capacity(&self) -> u64 {
+        self.len
+    }
+
     /// Shows stored pages there, write-protected if the view may be written, and wakes who waits for them.
     ///
     /// # Errors

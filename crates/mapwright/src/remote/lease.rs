@@ -12,7 +12,7 @@ use super::kernel_lease::KernelLease;
 use super::protocol::{Access, Event, MAX_RANGES};
 use super::server::Leaving;
 use super::session::Session;
-use crate::engine::kernel;
+use crate::engine::kernel::{self, REGION};
 use crate::engine::opened::Opened;
 use crate::engine::stats::Times;
 
@@ -26,12 +26,59 @@ pub(super) struct View {
     /// Held for reading by whoever shows pages: once it is false, nothing is shown there any more, and the client may use its
     /// addresses for something else.
     open: RwLock<bool>,
+    shown: Shown,
     session: Weak<Session>,
+}
+
+/// Where a view may show pages: a bit for each part of it. Who shows nothing of what is to be unmapped need not be asked to do so: of thousands of
+/// views of one file most have shown nothing since they were last asked.
+struct Shown(Vec<AtomicU64>);
+
+impl Shown {
+    fn new(capacity: u64) -> Self {
+        let words = capacity.div_ceil(REGION).div_ceil(u64::from(u64::BITS));
+        Self((0..words).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    fn parts(range: &Range<u64>) -> Range<u64> {
+        range.start / REGION..range.end.div_ceil(REGION)
+    }
+
+    fn word(&self, part: u64) -> Option<(&AtomicU64, u64)> {
+        let word = self.0.get(usize::try_from(part / u64::from(u64::BITS)).ok()?)?;
+        Some((word, 1 << (part % u64::from(u64::BITS))))
+    }
+
+    /// Pages are about to be shown.
+    fn note(&self, range: &Range<u64>) {
+        for (word, bit) in Self::parts(range).filter_map(|part| self.word(part)) {
+            if word.load(Ordering::Relaxed) & bit == 0 {
+                word.fetch_or(bit, Ordering::AcqRel);
+            }
+        }
+    }
+
+    /// Whether pages of a range may be shown. Takes note that they are not any more, where it has most of a part.
+    fn take(&self, range: &Range<u64>) -> bool {
+        let mut any = false;
+        for part in Self::parts(range) {
+            let Some((word, bit)) = self.word(part) else { continue };
+            let of_part = range.end.min((part + 1) * REGION) - range.start.max(part * REGION);
+            let before = if of_part > REGION / 2 {
+                word.fetch_and(!bit, Ordering::AcqRel)
+            } else {
+                word.load(Ordering::Acquire)
+            };
+            any |= before & bit != 0;
+        }
+        any
+    }
 }
 
 impl View {
     pub(super) fn new(remote: RemoteView, file: u32, checked: bool, session: Weak<Session>) -> Self {
-        Self { remote, file, checked, number: OnceLock::new(), open: RwLock::new(true), session }
+        let (number, open, shown) = (OnceLock::new(), RwLock::new(true), Shown::new(remote.capacity()));
+        Self { remote, file, checked, number, open, shown, session }
     }
 
     /// What the engine calls it.
@@ -51,11 +98,13 @@ impl View {
 impl kernel::RemoteView for View {
     fn map(&self, range: Range<u64>) -> io::Result<()> {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        self.shown.note(&range);
         if *open { self.remote.map(range) } else { Ok(()) }
     }
 
     fn map_writable(&self, range: Range<u64>) -> io::Result<()> {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        self.shown.note(&range);
         if *open { self.remote.map_writable(range) } else { Ok(()) }
     }
 
@@ -76,6 +125,7 @@ impl kernel::RemoteView for View {
             return; // it lasts for a scope, and may have zeros
         }
         let Some(session) = self.session.upgrade() else { return };
+        let ranges: Vec<Range<u64>> = ranges.iter().filter(|range| self.shown.take(range)).cloned().collect();
         for part in ranges.chunks(MAX_RANGES) {
             session.suggest(&Event::Unmap { file: self.file, ranges: part.to_vec() });
         }
@@ -299,4 +349,24 @@ impl Lease {
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_is_asked_to_unmap_where_it_has_shown_something_since() {
+        let shown = Shown::new(200 * REGION + 1);
+        let all = 0..201 * REGION;
+        assert!(!shown.take(&all));
+        shown.note(&(70 * REGION - 1..70 * REGION + 1));
+        assert!(!shown.take(&(0..69 * REGION)) && !shown.take(&(71 * REGION..201 * REGION)));
+        // A page of a part says nothing of the others.
+        assert!(shown.take(&(70 * REGION + 4096..70 * REGION + 8192)));
+        assert!(shown.take(&(70 * REGION..71 * REGION)) && !shown.take(&(70 * REGION..71 * REGION)));
+        assert!(shown.take(&all) && !shown.take(&all), "the part before is told by itself");
+        shown.note(&(500 * REGION..501 * REGION));
+        assert!(!shown.take(&all), "past its end is nothing");
+    }
 }
