@@ -4,10 +4,19 @@ use std::process::{Command, ExitCode};
 
 use crate::files;
 
+/// What one of the rows runs, which must lie beside the program.
+const COMMAND: [&str; 5] = ["build", "--quiet", "--release", "--package", "mapwright-cli"];
+
 /// Hands everything to the program, but `--features LIST` in front, which is for cargo.
 pub fn run(arguments: &[&str]) -> ExitCode {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo).args(cargo_arguments(arguments)).current_dir(files::root()).status();
+    let cargo = |arguments: &[&str]| Command::new(&cargo).args(arguments).current_dir(files::root()).status();
+    let built = cargo(&COMMAND);
+    let status = if built.as_ref().is_ok_and(|status| status.success()) {
+        cargo(&cargo_arguments(arguments))
+    } else {
+        built
+    };
     match status {
         // The program's own codes are small; none is a signal's.
         Ok(status) => ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)),

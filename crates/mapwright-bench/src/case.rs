@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::task::{How, Measured, Peer, Task, Work};
+use crate::task::{How, Measured, Peer, Task, Under, Work};
 use mapwright_measure::ways::pager::Way;
 
 /// Contenders that are run in turns.
@@ -201,6 +201,10 @@ impl Entry {
             (_, How::Ring { .. } | How::Direct(_) | How::Fio) => "errors are values; no cache",
             (_, How::Pager(Way::Explicit, _)) => "errors are values; a changed file is an error",
             (_, How::Pager(..)) => "errors are values in checked(), else SIGBUS; a changed file is an error",
+            (_, How::Program(_, Under::Kernel) | How::MappedPeer(_)) => "as the program has it",
+            (_, How::Program(_, Under::Run(_))) => {
+                "as the program has it; no byte older than the file; what can't be served is the kernel's"
+            }
             (_, How::Eventfd | How::Futex | How::Signal) => "",
             (_, How::Peer(Peer::Lmdb)) => "snapshots; commits are synced; an I/O error is SIGBUS",
             (_, How::Peer(Peer::Redb)) => "snapshots; commits are synced and checksummed; errors are values",

@@ -1,12 +1,19 @@
 //! The files that rows read, made when they are asked for and removed in the end.
 
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use mapwright_measure::failure::{Failure, Result};
+use mapwright_measure::pages::Random;
 use mapwright_measure::sample::{self, OwnFile};
 use mapwright_measure::signals;
+
+/// The word that is searched for.
+pub const WORD: &str = "mapwright's own word";
+/// Bytes between two of them, about.
+const WORD_EVERY: u64 = 256 << 10;
 
 /// A folder that is removed when dropped, with what is in it.
 pub struct OwnFolder(PathBuf);
@@ -72,6 +79,31 @@ impl Materials {
         let file = sample::make_in(&self.dir, bytes)?;
         self.rest.push(file);
         Ok(self.rest[self.rest.len() - 1].path.clone())
+    }
+
+    /// A file of lines of text of `bytes` bytes, for this row: one in [`WORD_EVERY`] bytes or so has [`WORD`] in it, which nothing else has.
+    pub fn text(&mut self, bytes: u64) -> Result<PathBuf> {
+        let path = self.folder("text")?.path().join("text");
+        let failed = |error| Failure::io("write", &path, error);
+        let mut file = std::io::BufWriter::with_capacity(1 << 20, File::create_new(&path).map_err(failed)?);
+        let (mut random, mut written, mut next) = (Random::new(bytes), 0u64, WORD_EVERY);
+        let mut line = String::new();
+        while written < bytes {
+            signals::check()?;
+            line.clear();
+            let _ = write!(line, "{written:012} {:016x} {:016x} ", random.bits(), random.bits());
+            line.push_str(if written >= next { WORD } else { "what others have to say" });
+            if written >= next {
+                next += WORD_EVERY;
+            }
+            line.push('\n');
+            line.truncate((bytes - written).min(line.len() as u64) as usize);
+            file.write_all(line.as_bytes()).map_err(failed)?;
+            written += line.len() as u64;
+        }
+        file.flush().map_err(failed)?;
+        file.get_ref().sync_all().map_err(failed)?;
+        Ok(path)
     }
 
     /// A folder, for this row.

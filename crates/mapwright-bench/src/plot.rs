@@ -9,7 +9,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::case::Entry;
 use crate::run::{Outcome, median};
-use crate::task::How;
+use crate::task::{How, Under};
 
 const WIDTH: u32 = 760;
 const BAR: i32 = 22;
@@ -150,7 +150,9 @@ fn color(entry: &Entry) -> RGBColor {
         How::Pager(Way::InThread, _) => RGBColor(245, 180, 90),
         How::Pager(Way::Explicit, _) | How::Atomic(_) => RGBColor(190, 60, 45),
         How::Ring { .. } | How::Fio | How::Eventfd | How::Futex | How::Signal => RGBColor(110, 118, 128),
-        How::Peer(_) => RGBColor(170, 160, 180),
+        How::Program(_, Under::Kernel) => RGBColor(60, 120, 185),
+        How::Program(_, Under::Run(_)) => RGBColor(225, 125, 60),
+        How::Peer(_) | How::MappedPeer(_) => RGBColor(170, 160, 180),
         How::Direct(_) => RGBColor(120, 120, 120),
         How::Journal => RGBColor(200, 90, 60),
     }

@@ -85,11 +85,17 @@ impl Drop for Pages {
 
 /// Opens the LMDB environment in a folder, without read-ahead: single values are read.
 #[cfg(feature = "peers-lmdb")]
-pub fn open_lmdb(path: &std::path::Path, map_size: usize) -> heed::Result<heed::Env<heed::WithoutTls>> {
+pub fn open_lmdb(
+    path: &std::path::Path,
+    map_size: usize,
+    read_only: bool,
+) -> heed::Result<heed::Env<heed::WithoutTls>> {
     let mut options = heed::EnvOpenOptions::new().read_txn_without_tls();
     options.map_size(map_size);
-    // SAFETY: NO_READ_AHEAD advises the kernel and gives up no guarantee.
-    unsafe { options.flags(heed::EnvFlags::NO_READ_AHEAD) };
+    let mut flags = heed::EnvFlags::NO_READ_AHEAD;
+    flags.set(heed::EnvFlags::READ_ONLY, read_only);
+    // SAFETY: NO_READ_AHEAD advises the kernel, and READ_ONLY only forbids; neither gives up a guarantee.
+    unsafe { options.flags(flags) };
     // SAFETY: the file belongs to this run: no other program maps, changes or truncates it, and it is opened once a process.
     unsafe { options.open(path) }
 }

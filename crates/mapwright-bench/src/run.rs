@@ -8,7 +8,7 @@ use mapwright_measure::{sample, signals};
 use serde::Serialize;
 
 use crate::case::{Case, Entry, Goal};
-use crate::task::{How, Measured, Task, Work};
+use crate::task::{How, Measured, Program, Task, Work};
 use crate::work;
 
 /// What came out of a comparison.
@@ -83,7 +83,7 @@ pub fn run(case: Case, rounds: usize, enforcement: &Enforcement) -> Result<Outco
 
 /// Builds the database that a contender reads: in a child, without a limit.
 fn build(entry: &Entry, enforcement: &Enforcement) -> Result<()> {
-    if !matches!(entry.task.how, How::Peer(_)) {
+    if !matches!(entry.task.how, How::Peer(_) | How::Program(Program::Peer(_), _)) {
         return Ok(());
     }
     let task = Task { work: Work::Load, ..entry.task.clone() };

@@ -109,6 +109,33 @@ pub enum Work {
         /// Pages to read.
         count: u64,
     },
+    /// Starts a program that maps the file and reads a page of it, or that maps nothing, and waits for its end, `count` times.
+    Start {
+        /// Times.
+        count: u64,
+        /// Whether it maps anything.
+        maps: bool,
+    },
+    /// Reads all values of a database, and then `count` random ones, which count.
+    Warm {
+        /// Values to read.
+        count: u64,
+    },
+    /// Looks for a word in all of the file.
+    Search {
+        /// Whether the file is in the page cache before.
+        warm: bool,
+    },
+    /// Several processes read all of the file at a time, each in an order of its own.
+    Together {
+        /// How many.
+        processes: usize,
+    },
+    /// One of them: reads all of the file from a place on, around its end, more than once.
+    Laps {
+        /// The place, in bytes.
+        from: u64,
+    },
     /// Builds the database of the folder from the sample.
     Load,
 }
@@ -150,6 +177,32 @@ pub enum How {
     Signal,
     /// A database.
     Peer(Peer),
+    /// A database that is opened for reading and maps its file.
+    MappedPeer(Peer),
+    /// A program of its own, which maps the file by the C library's mmap(2).
+    Program(Program, Under),
+}
+
+/// A program that knows of no pager.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Program {
+    /// This one, as a worker that reads the file by memmap2, with advice.
+    Mmap(Advice),
+    /// This one, as a worker that reads a database, which maps its file.
+    Peer(Peer),
+    /// ripgrep, told to map.
+    Ripgrep,
+}
+
+/// What a program's maps are served by.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Under {
+    /// The kernel.
+    Kernel,
+    /// `mapwright run`, with blocks of so many bytes.
+    Run(u32),
 }
 
 /// Advice to the kernel.

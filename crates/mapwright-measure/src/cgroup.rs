@@ -36,6 +36,35 @@ pub fn find() -> Result<Parent, String> {
     first_usable(candidates, |parent| Group::create(parent, 1 << 30).map(drop))
 }
 
+/// Memory of the group that this process is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes now, page cache included.
+    pub now: u64,
+    /// The most that it was.
+    pub most: u64,
+}
+
+/// What the group of this process uses, or why that can't be told.
+pub fn own_usage() -> Result<Usage, String> {
+    let read = |path: &str| fs::read_to_string(path).map_err(|error| format!("{path}: {error}"));
+    let nearest = candidates(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?)?;
+    usage_of(nearest.first().ok_or("no group of this process is visible")?)
+}
+
+fn usage_of(group: &Parent) -> Result<Usage, String> {
+    let names = match group.version {
+        Version::V1 => ["memory.usage_in_bytes", "memory.max_usage_in_bytes"],
+        Version::V2 => ["memory.current", "memory.peak"],
+    };
+    let number = |name: &str| {
+        let path = group.dir.join(name);
+        let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        text.trim().parse().map_err(|_| format!("{}: no number", path.display()))
+    };
+    Ok(Usage { now: number(names[0])?, most: number(names[1])? })
+}
+
 fn first_usable(
     candidates: Vec<Parent>,
     try_out: impl Fn(&Parent) -> io::Result<()>,
@@ -294,6 +323,20 @@ mod tests {
         group.add(4711).unwrap();
         assert_eq!(read("cgroup.procs"), "4711");
         assert_eq!(group.oom_kills(), 2, "neither oom nor oom_group_kill");
+    }
+
+    #[test]
+    fn usage_is_told_by_the_files_of_either_version() {
+        let tree = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(tree.path().join(name), text).unwrap();
+        let usage = |version| usage_of(&Parent { version, dir: tree.path().to_owned() });
+        assert!(usage(Version::V1).unwrap_err().contains("memory.usage_in_bytes"));
+        write("memory.usage_in_bytes", "4096\n");
+        write("memory.max_usage_in_bytes", "8192\n");
+        assert_eq!(usage(Version::V1), Ok(Usage { now: 4096, most: 8192 }));
+        write("memory.current", "1\n");
+        write("memory.peak", "max\n");
+        assert!(usage(Version::V2).unwrap_err().contains("no number"));
     }
 
     #[test]

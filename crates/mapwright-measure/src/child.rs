@@ -6,7 +6,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -157,29 +157,53 @@ pub fn run<T: Serialize, M: DeserializeOwned>(
         // A host may have taken back what the last worker freed, and hands it over anew to whoever comes next.
         sample::touch_memory(limit + slack(limit));
     }
+    let (answer, status) = converse(&mut child.0, task)?;
+    let is_done = matches!(answer, Some(Answer::Done(_)));
+    if !is_done && group.is_some_and(|group| group.oom_kills() > 0) {
+        let limit = limit.unwrap_or_default();
+        return Err(Failure::Message(format!(
+            "the kernel killed it for using more than {} + {}",
+            size::show(limit),
+            size::show(slack(limit))
+        )));
+    }
+    taken(answer, status)
+}
+
+/// Has a program do one task that serves it as [`serve`] does, itself or by a worker that it starts, in the group of whoever calls this.
+pub fn ask<T: Serialize, M: DeserializeOwned>(command: &mut Command, task: &T) -> Result<M> {
+    let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let failed =
+        |error| Failure::Message(format!("cannot start {}: {error}", command.get_program().display()));
+    let mut child = Reaped(spawned.map_err(failed)?);
+    let (answer, status) = converse(&mut child.0, task)?;
+    taken(answer, status)
+}
+
+/// Sends the task and waits for the end; the answer, if it is one, and how the child ended.
+fn converse<T: Serialize, M: DeserializeOwned>(
+    child: &mut Child,
+    task: &T,
+) -> Result<(Option<Answer<M>>, ExitStatus)> {
     let parameters = serde_json::to_vec(task)
         .map_err(|error| Failure::Message(format!("cannot describe the work of a worker: {error}")))?;
-    if let Some(mut stdin) = child.0.stdin.take() {
-        // A worker that died before it read this is reported below.
+    if let Some(mut stdin) = child.stdin.take() {
+        // A worker that died before it read this is reported by its end.
         let _ = stdin.write_all(&parameters);
     }
-    let answer = wait_for_answer(&mut child.0)?;
+    let answer = wait_for_answer(child)?;
     let status =
-        child.0.wait().map_err(|error| Failure::Message(format!("cannot wait for a worker: {error}")))?;
+        child.wait().map_err(|error| Failure::Message(format!("cannot wait for a worker: {error}")))?;
     signals::check()?;
-    match serde_json::from_slice(&answer) {
-        Ok(Answer::Done(measured)) if status.success() => Ok(*measured),
-        Ok(Answer::Unsupported(why)) => Err(Failure::Unsupported(why)),
-        Ok(Answer::Failed(why)) => Err(Failure::Message(why)),
+    Ok((serde_json::from_slice(&answer).ok(), status))
+}
+
+fn taken<M>(answer: Option<Answer<M>>, status: ExitStatus) -> Result<M> {
+    match answer {
+        Some(Answer::Done(measured)) if status.success() => Ok(*measured),
+        Some(Answer::Unsupported(why)) => Err(Failure::Unsupported(why)),
+        Some(Answer::Failed(why)) => Err(Failure::Message(why)),
         _ if matches!(status.signal(), Some(libc::SIGINT | libc::SIGTERM)) => Err(Failure::Interrupted),
-        _ if group.is_some_and(|group| group.oom_kills() > 0) => {
-            let limit = limit.unwrap_or_default();
-            Err(Failure::Message(format!(
-                "the kernel killed it for using more than {} + {}",
-                size::show(limit),
-                size::show(slack(limit))
-            )))
-        }
         _ => Err(Failure::Message(format!("the worker ended without an answer ({status})"))),
     }
 }
@@ -213,6 +237,15 @@ fn wait_for_answer(child: &mut Child) -> Result<Vec<u8>> {
 pub fn cpu_seconds() -> f64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// User and system time of all children that this process has waited for, and of theirs, in seconds. In steps of 10 ms.
+pub fn children_cpu_seconds() -> f64 {
+    let text = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // Fields 16 and 17 of proc_pid_stat(5), counted from behind the name, which may hold anything.
+    let fields = text.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
+    let ticks: u64 = fields.skip(13).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    ticks as f64 / rustix::param::clock_ticks_per_second() as f64
 }
 
 /// A line of /proc/self/status that counts KiB, in bytes; 0 where the kernel does not tell.

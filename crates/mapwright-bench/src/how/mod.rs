@@ -32,6 +32,7 @@ pub fn open(task: &Task) -> Result<Box<dyn Source>> {
             options.range(..task.len).block_size(block)
         })?),
         How::Peer(peer) => peers::open(peer, task)?,
+        How::MappedPeer(peer) => peers::open_mapped(peer, task)?,
         How::FsRead
         | How::Ring { .. }
         | How::Fio
@@ -39,7 +40,8 @@ pub fn open(task: &Task) -> Result<Box<dyn Source>> {
         | How::Journal
         | How::Eventfd
         | How::Futex
-        | How::Signal => {
+        | How::Signal
+        | How::Program(..) => {
             return Err(Failure::Unsupported(format!("{:?} opens no file for {:?}", task.how, task.work)));
         }
     })

@@ -3,6 +3,7 @@
 mod costs;
 mod growth;
 mod journal;
+mod programs;
 mod reads;
 
 use std::path::Path;
@@ -49,6 +50,8 @@ pub enum Row {
     Growth,
     /// embedded databases, as context
     Databases,
+    /// programs as they are under `mapwright run`, beside the same under the kernel
+    Run,
 }
 
 /// The sizes that everything else follows from.
@@ -84,6 +87,7 @@ impl Sizes {
         let most = rows.iter().map(|row| match row {
             Row::Growth => self.file * (growth::LARGEST + 1) + self.file / 4,
             Row::Databases => self.file * 3,
+            Row::Run => self.file * 2,
             _ => self.file + self.file / 4,
         });
         most.max().unwrap_or(0)
@@ -117,6 +121,7 @@ pub fn cases(row: Row, sizes: &Sizes, materials: &mut Materials) -> Result<Vec<C
         Row::Opening => costs::opening(sizes, materials),
         Row::Growth => growth::growth(sizes, materials),
         Row::Databases => reads::databases(sizes, materials),
+        Row::Run => programs::cases(sizes, materials),
     }
 }
 

@@ -6,6 +6,7 @@ mod files;
 mod hot;
 mod journal;
 mod memory;
+mod programs;
 mod reading;
 mod update;
 
@@ -20,7 +21,7 @@ use mapwright_measure::sample;
 use mapwright_measure::work::Share;
 
 use crate::how::peers;
-use crate::task::{Measured, Task, Work};
+use crate::task::{How, Measured, Task, Work};
 
 /// The name of the hidden subcommand.
 pub const NAME: &str = "worker";
@@ -34,6 +35,9 @@ pub fn run() -> Result<()> {
 }
 
 fn measure(task: &Task) -> Result<Measured> {
+    if let (How::Program(program, under), false) = (task.how, task.work == Work::Load) {
+        return programs::measure(task, program, under);
+    }
     let measured = match &task.work {
         Work::Scan | Work::Pages { .. } => reading::cold(task),
         Work::Resident { passes, loads } => reading::resident(task, *passes, *loads),
@@ -49,7 +53,13 @@ fn measure(task: &Task) -> Result<Measured> {
         Work::Open { count } => files::open(task, *count),
         Work::SmallFiles => files::small_files(task),
         Work::ManyMaps { count } => files::many_maps(task, *count),
+        Work::Warm { count } => reading::warm(task, *count),
+        Work::Together { processes } => programs::together(task, *processes),
+        Work::Laps { from } => programs::laps(task, *from),
         Work::Load => peers::load(task),
+        Work::Start { .. } | Work::Search { .. } => {
+            Err(Failure::Unsupported(format!("{:?} is no program", task.how)))
+        }
     }?;
     Ok(Measured { peak_rss_bytes: status_bytes("VmHWM:"), ..measured })
 }

@@ -50,12 +50,13 @@ pub fn cold(task: &Task) -> Result<Measured> {
 /// Sums up, and loads words from, a file that was brought into memory before.
 pub fn resident(task: &Task, passes: u64, loads: u64) -> Result<Measured> {
     match task.how {
-        How::Mmap(_) => {
+        How::Mmap(advice) => {
             let file =
                 std::fs::File::open(&task.path).map_err(|error| Failure::io("open", &task.path, error))?;
             let map = raw::map(&file).map_err(|error| Failure::io("mmap", &task.path, error))?;
-            map.advise(memmap2::Advice::PopulateRead)
-                .map_err(|error| Failure::io("populate", &task.path, error))?;
+            how::memmap2_advice(advice)
+                .map_or(Ok(()), |advice| map.advise(advice))
+                .map_err(|error| Failure::io("advise", &task.path, error))?;
             measure(&map[..task.len as usize], passes, loads)
         }
         How::Pager(way, block) => {
@@ -65,6 +66,20 @@ pub fn resident(task: &Task, passes: u64, loads: u64) -> Result<Measured> {
         }
         _ => Err(Failure::Unsupported(format!("{:?} keeps no file in memory", task.how))),
     }
+}
+
+/// Reads all values of a database, and then some that count.
+pub fn warm(task: &Task, count: u64) -> Result<Measured> {
+    let source = how::open(task)?;
+    let mut cursor = source.cursor()?;
+    let reading = Reading { file_len: task.len, batch: task.batch, stop_at: None };
+    let all: Vec<u64> = (0..task.len / PAGE).collect();
+    reading.pick(&mut *cursor, &mut Share::new(&all))?;
+    let pages = pages::uniform(task.len / PAGE, count, SEED);
+    let mut share = Share::new(&pages);
+    let clock = Clock::start();
+    reading.pick(&mut *cursor, &mut share)?;
+    Ok(tally(clock, &[share]))
 }
 
 fn measure(bytes: &[u8], passes: u64, loads: u64) -> Result<Measured> {

@@ -14,6 +14,8 @@ use crate::task::Task;
 
 /// Values of a page take two pages each in LMDB: the header of an overflow page is in the way.
 const GROWTH: usize = 3;
+/// The smallest map that can be asked for, in bytes.
+const LEAST_MAP: usize = 64 << 10;
 
 struct Lmdb {
     env: Env<WithoutTls>,
@@ -21,7 +23,7 @@ struct Lmdb {
 }
 
 fn env(task: &Task) -> Result<Env<WithoutTls>> {
-    open_lmdb(&task.path, task.len as usize * GROWTH + (64 << 20)).map_err(failed)
+    open_lmdb(&task.path, task.len as usize * GROWTH + (64 << 20), false).map_err(failed)
 }
 
 pub fn load(task: &Task, pages: &Pages<'_>) -> Result<()> {
@@ -41,8 +43,17 @@ pub fn open(task: &Task) -> Result<Box<dyn Source>> {
     Ok(Box::new(database(task)?))
 }
 
+/// A reader maps as much as the file has, if it asks for less.
+pub fn open_mapped(task: &Task) -> Result<Box<dyn Source>> {
+    let env = open_lmdb(&task.path, LEAST_MAP, true).map_err(failed)?;
+    Ok(Box::new(database_in(env)?))
+}
+
 fn database(task: &Task) -> Result<Lmdb> {
-    let env = env(task)?;
+    database_in(env(task)?)
+}
+
+fn database_in(env: Env<WithoutTls>) -> Result<Lmdb> {
     let transaction = env.read_txn().map_err(failed)?;
     let values = env.open_database(&transaction, None).map_err(failed)?;
     drop(transaction);

@@ -20,7 +20,7 @@ use mapwright_measure::failure::{Failure, Result};
 use mapwright_measure::pages::PAGE;
 use mapwright_measure::ways::{Source, Updater, increment_word};
 
-use crate::task::{How, Measured, Peer, Task};
+use crate::task::{How, Measured, Peer, Program, Task};
 
 /// Values that one transaction of a load writes.
 const LOADED_AT_ONCE: u64 = 16 << 10;
@@ -40,6 +40,21 @@ pub fn open(peer: Peer, task: &Task) -> Result<Box<dyn Source>> {
         _ => Err(missing(peer, task)),
     }
 }
+
+/// Opens the database in the task's folder for reading, by a map of its file as long as the file.
+pub fn open_mapped(peer: Peer, task: &Task) -> Result<Box<dyn Source>> {
+    match peer {
+        #[cfg(feature = "peers-lmdb")]
+        Peer::Lmdb => lmdb::open_mapped(task),
+        #[cfg(feature = "peers-sqlite")]
+        Peer::Sqlite => sqlite::open_mapped(task),
+        #[allow(unreachable_patterns)] // with all features
+        _ => Err(missing(peer, task)),
+    }
+}
+
+/// The files in the task's folder that a database maps.
+pub const MAPPED_FILES: [&str; 2] = ["values.sqlite", "data.mdb"];
 
 /// Opens the database in the task's folder for commits that are synced.
 pub fn open_mut(peer: Peer, task: &Task) -> Result<Box<dyn Updater>> {
@@ -81,9 +96,14 @@ impl Increments {
 
 /// Builds the database in the task's folder from the first `task.len` bytes of the sample.
 pub fn load(task: &Task) -> Result<Measured> {
-    let (How::Peer(peer), Some(sample)) = (task.how, &task.sample) else {
+    let (How::Peer(peer) | How::Program(Program::Peer(peer), _), Some(sample)) = (task.how, &task.sample)
+    else {
         return Err(Failure::Unsupported(format!("{:?} is no database", task.how)));
     };
+    let is_there = MAPPED_FILES.iter().any(|name| task.path.join(name).exists());
+    if is_there && matches!(task.how, How::Program(..)) {
+        return Ok(Measured::default()); // by another contender, who reads the same one
+    }
     let file = File::open(sample).map_err(|error| Failure::io("open", sample, error))?;
     let pages = Pages { file, path: sample, count: task.len / PAGE };
     match peer {

@@ -48,6 +48,24 @@ impl Source for Sqlite {
     }
 }
 
+/// Readers that map the file: their cache holds nothing but what the map does not show.
+struct Mapped(Task);
+
+pub fn open_mapped(task: &Task) -> Result<Box<dyn Source>> {
+    Ok(Box::new(Mapped(task.clone())))
+}
+
+impl Source for Mapped {
+    fn cursor(&self) -> Result<Box<dyn Cursor + '_>> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let path = self.0.path.join(FILE);
+        let len = path.metadata().map_err(|error| Failure::io("stat", &path, error))?.len();
+        let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+        connection.execute_batch(&format!("PRAGMA mmap_size = {len}; BEGIN")).map_err(failed)?;
+        Ok(Box::new(Reader(connection)))
+    }
+}
+
 struct Writer {
     connection: Connection,
     noted: Increments,
