@@ -294,7 +294,22 @@ impl RemoteView {
     /// # Panics
     /// If the range is not inside.
     pub fn map(&self, range: Range<u64>) -> io::Result<()> {
-        self.uffd.resume_for_another(self.addresses(&range), self.writable)
+        let at = self.addresses(&range);
+        self.uffd.resume_for_another(at.clone(), at.len(), self.writable)
+    }
+
+    /// As [`map`](Self::map), of which only the first `needed` bytes were asked for: behind them it ends at the first page that is shown
+    /// already.
+    ///
+    /// # Errors
+    /// As for `map`.
+    ///
+    /// # Panics
+    /// If the range is not inside.
+    pub fn map_ahead(&self, range: Range<u64>, needed: u64) -> io::Result<()> {
+        let at = self.addresses(&range);
+        let needed = usize::try_from(needed).map_or(at.len(), |needed| needed.min(at.len()));
+        self.uffd.resume_for_another(at, needed, self.writable)
     }
 
     /// Shows stored pages there so that they can be written, and wakes who waits for them.
@@ -309,7 +324,7 @@ impl RemoteView {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a write to a view that is for reading"));
         }
         let at = self.addresses(&range);
-        self.uffd.resume_for_another(at.clone(), false)?;
+        self.uffd.resume_for_another(at.clone(), at.len(), false)?;
         // What was shown before is protected still.
         self.uffd.protect_for_another(at, false)
     }

@@ -493,11 +493,16 @@ impl Uffd {
     }
 
     /// As [`resume`](Self::resume), for memory of another process, which may be gone, or may keep this from ever being done.
-    /// Pages that are mapped already stay as they are.
+    /// Pages that are mapped already stay as they are. Past the first `needed` bytes of the range it ends at the first of those.
     ///
     /// # Errors
     /// `WouldBlock` when it was not done after some tries.
-    pub(crate) fn resume_for_another(&self, range: Range<usize>, write_protect: bool) -> io::Result<()> {
+    pub(crate) fn resume_for_another(
+        &self,
+        range: Range<usize>,
+        needed: usize,
+        write_protect: bool,
+    ) -> io::Result<()> {
         let mode = if write_protect { CONTINUE_MODE_WP } else { 0 };
         let mut start = range.start;
         let mut tries = 0;
@@ -513,6 +518,7 @@ impl Uffd {
                 continue;
             }
             match error.raw_os_error() {
+                Some(libc::EEXIST) if start >= range.start + needed => return Ok(()),
                 Some(libc::EEXIST) => {
                     self.wake(start..start + PAGE_SIZE);
                     start += PAGE_SIZE;

@@ -348,6 +348,31 @@ fn an_unread_event_keeps_nobody_for_ever() {
     view.map(page(1)).unwrap();
 }
 
+/// Pages that nobody asked for are shown up to the first that is shown already: each of those would cost a call.
+#[test]
+fn what_is_shown_ahead_ends_at_what_is_shown() {
+    let (Some(frames), Some(uffd)) = (frames(8), uffd(reading())) else { return };
+    let lent = frames.lend().unwrap();
+    let at = register_by_hand(lent.as_fd(), 8 * PAGE as usize, false, &uffd).unwrap();
+    frames.store(0, &[1; 8 * PAGE as usize]).unwrap();
+    let view = RemoteView::new(Arc::clone(&uffd), at, 8 * PAGE, false).unwrap();
+    let pages = std::fs::File::open("/proc/self/pagemap").unwrap();
+    let shown = || -> Vec<u64> {
+        let is_shown = |page: &u64| {
+            let (mut entry, place) = ([0; 8], (at as u64 / PAGE + page) * 8);
+            std::os::unix::fs::FileExt::read_exact_at(&pages, &mut entry, place).unwrap();
+            u64::from_le_bytes(entry) >> 63 == 1
+        };
+        (0..8).filter(is_shown).collect()
+    };
+    view.map(page(1)).unwrap();
+    view.map(page(4)).unwrap();
+    view.map_ahead(0..8 * PAGE, 3 * PAGE).unwrap();
+    assert_eq!(shown(), [0, 1, 2, 3, 4], "what was asked for, and what follows it");
+    view.map_ahead(5 * PAGE..8 * PAGE, PAGE).unwrap();
+    assert_eq!(shown().len(), 8);
+}
+
 #[test]
 fn what_is_no_userfaultfd_is_refused() {
     let Some(real) = uffd(reading()) else { return };

@@ -17,7 +17,9 @@ use crate::error::{Error, Result};
 
 /// Pages shown from a touched one on in another process's view, where they are there: as the kernel does around a fault
 /// (`fault_around_bytes`), because a fault that another process serves costs more than showing so many pages.
-const SHOWN_AHEAD: u64 = 16;
+pub(crate) const SHOWN_AHEAD: u64 = 16;
+/// The same at most for a process that goes through its view in order. Showing so many takes about as long as two faults.
+pub(crate) const SHOWN_AHEAD_IN_ORDER: u64 = 256;
 /// Between two tries to wait for faults, when the kernel is short of something.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -30,6 +32,8 @@ pub(crate) struct Touch {
     pub offset: u64,
     /// Whether it was to write, in a view of another process: the page is called dirty before it can.
     pub writes: bool,
+    /// How many pages are shown from there on, in a view of another process, as far as they are resident.
+    pub ahead: u64,
 }
 
 /// Serves the faults of `FaultMode::Thread` until the pager closes. The thread that waits for faults is the leader; before
@@ -62,7 +66,7 @@ fn serve_resident(engine: &Engine, fault: Fault) -> bool {
 /// What a fault in a view of this process touched.
 fn touched(engine: &Engine, fault: Fault) -> Option<(Arc<File>, Touch)> {
     let (file, view, offset) = engine.locate(fault.address)?;
-    Some((file, Touch { view, offset, writes: false }))
+    Some((file, Touch { view, offset, writes: false, ahead: 1 }))
 }
 
 /// As [`serve_resident`], where the address is known, of a fault that was heard of at `since`. It is counted in `also`, too.
@@ -106,7 +110,7 @@ fn served(file: &File, since: Duration, also: Option<&Times>) {
 
 /// Shows a touched block that is pinned, in another process's view with those that follow and are resident too.
 fn show(file: &File, touch: Touch) -> Result<()> {
-    let Touch { view, offset, writes } = touch;
+    let Touch { view, offset, writes, ahead } = touch;
     let block = offset >> file.block_shift;
     if writes {
         return file.grant(view, offset / PAGE..offset / PAGE + 1);
@@ -114,7 +118,7 @@ fn show(file: &File, touch: Touch) -> Result<()> {
     if !matches!(view, View::Remote(_)) {
         return file.map(view, block..block + 1);
     }
-    let most = ((SHOWN_AHEAD * PAGE) >> file.block_shift).max(1);
+    let most = ((ahead * PAGE) >> file.block_shift).max(1);
     let mut end = block + 1;
     while end < (block + most).min(file.block_count()) {
         match file.word(end).pin_untouched() {
@@ -127,7 +131,7 @@ fn show(file: &File, touch: Touch) -> Result<()> {
         }
     }
     // What follows may be gone (`vanished::drop_if_vanished`): its own touch sees to that.
-    let shown = file.map(view, block..end).or_else(|_| file.map(view, block..block + 1));
+    let shown = file.map_ahead(view, block..end).or_else(|_| file.map(view, block..block + 1));
     (block + 1..end).for_each(|block| file.unpin(block));
     shown
 }

@@ -389,20 +389,25 @@ impl File {
             self.map(View::Plain, blocks.clone())?; // to be copied from there
         }
         if view != View::Plain || self.frames.regions().is_none() {
-            return self.map_blocks(view, blocks);
+            return self.map_blocks(view, blocks, u64::MAX);
         }
         let Range { mut start, end } = blocks;
         while start < end {
             let part = start..end.min(self.region_of(start).end);
             start = part.end;
             if !self.show_region(&part)? {
-                self.map_blocks(view, part)?;
+                self.map_blocks(view, part, u64::MAX)?;
             }
         }
         Ok(())
     }
 
-    fn map_blocks(&self, view: View, blocks: Range<u64>) -> Result<()> {
+    /// Shows pinned blocks in the view of another process, the first of which was touched, the others as far as it is cheap.
+    pub(crate) fn map_ahead(&self, view: View, blocks: Range<u64>) -> Result<()> {
+        self.map_blocks(view, blocks, self.block_size())
+    }
+
+    fn map_blocks(&self, view: View, blocks: Range<u64>, needed: u64) -> Result<()> {
         let bit = mapped_bit(view);
         let late = sabotage::is(Sabotage::LateMappedBit);
         let announce = || {
@@ -415,7 +420,7 @@ impl File {
         }
         let bytes = self.bytes_of(&blocks);
         self.frames
-            .map(view, bytes.clone())
+            .map_ahead(view, bytes.clone(), needed)
             .map_err(|e| Error::io("map", self.name.clone(), bytes.start, bytes.end - bytes.start, e))?;
         if late {
             announce();

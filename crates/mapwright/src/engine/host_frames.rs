@@ -184,6 +184,11 @@ impl Frames for Shared {
         self.remote_view(number).map_or(Ok(()), |remote| remote.map(range)) // of one that is gone nobody waits
     }
 
+    fn map_ahead(&self, view: View, range: Range<u64>, needed: u64) -> io::Result<()> {
+        let View::Remote(number) = view else { return self.map(view, range) };
+        self.remote_view(number).map_or(Ok(()), |remote| remote.map_ahead(range, needed))
+    }
+
     fn grant(&self, view: View, range: Range<u64>, call_dirty: &dyn Fn()) -> io::Result<()> {
         let View::Remote(number) = view else { return Err(io::ErrorKind::Unsupported.into()) };
         let Some(remote) = self.remote_view(number) else { return Ok(()) };

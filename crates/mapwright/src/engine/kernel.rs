@@ -36,6 +36,15 @@ pub trait RemoteView: Send + Sync {
     /// When that process does not let it be done.
     fn map(&self, range: Range<u64>) -> io::Result<()>;
 
+    /// As `map`, of which only the first `needed` bytes were asked for: the others as far as it is cheap.
+    ///
+    /// # Errors
+    /// As for `map`.
+    fn map_ahead(&self, range: Range<u64>, needed: u64) -> io::Result<()> {
+        let _ = needed;
+        self.map(range)
+    }
+
     /// As `map`, to be written too.
     ///
     /// # Errors
@@ -284,6 +293,15 @@ pub trait Frames: Send + Sync {
     /// # Errors
     /// When page tables can't be had.
     fn map(&self, view: View, range: Range<u64>) -> io::Result<()>;
+
+    /// As `map`, of which only the first `needed` bytes were asked for: the others as far as it is cheap.
+    ///
+    /// # Errors
+    /// As for `map`.
+    fn map_ahead(&self, view: View, range: Range<u64>, needed: u64) -> io::Result<()> {
+        let _ = needed;
+        self.map(view, range)
+    }
 
     /// Shows the ranges in no view any more; contents stay.
     ///

@@ -12,6 +12,8 @@ use super::kernel_lease::KernelLease;
 use super::protocol::{Access, Event, MAX_RANGES};
 use super::server::Leaving;
 use super::session::Session;
+use crate::engine::PAGE;
+use crate::engine::fault::{SHOWN_AHEAD, SHOWN_AHEAD_IN_ORDER};
 use crate::engine::kernel::{self, REGION};
 use crate::engine::opened::Opened;
 use crate::engine::stats::Times;
@@ -28,6 +30,9 @@ pub(super) struct View {
     open: RwLock<bool>,
     shown: Shown,
     session: Weak<Session>,
+    /// The page that was touched last, and how many were to be shown from there on. Hints, which need not fit each other.
+    touched: AtomicU64,
+    ahead: AtomicU64,
 }
 
 /// Where a view may show pages: a bit for each part of it. Who shows nothing of what is to be unmapped need not be asked to do so: of thousands of
@@ -78,7 +83,8 @@ impl Shown {
 impl View {
     pub(super) fn new(remote: RemoteView, file: u32, checked: bool, session: Weak<Session>) -> Self {
         let (number, open, shown) = (OnceLock::new(), RwLock::new(true), Shown::new(remote.capacity()));
-        Self { remote, file, checked, number, open, shown, session }
+        let (touched, ahead) = (AtomicU64::new(0), AtomicU64::new(SHOWN_AHEAD));
+        Self { remote, file, checked, number, open, shown, session, touched, ahead }
     }
 
     /// What the engine calls it.
@@ -90,9 +96,25 @@ impl View {
         self.remote.offset_of(address)
     }
 
+    /// How many pages to show for a touch: twice as many as for the last one if that was a little before it. Several threads of a client that
+    /// go through it in turns get as many as one that jumps.
+    pub(super) fn pages_for(&self, offset: u64) -> u64 {
+        let page = offset / PAGE;
+        let before = self.touched.swap(page, Ordering::Relaxed);
+        let pages = pages_after(before, self.ahead.load(Ordering::Relaxed), page);
+        self.ahead.store(pages, Ordering::Relaxed);
+        pages
+    }
+
     fn close(&self) {
         *self.open.write().unwrap_or_else(PoisonError::into_inner) = false;
     }
+}
+
+/// How many pages to show from `page` on, when `ahead` were to be shown from `before` on.
+fn pages_after(before: u64, ahead: u64, page: u64) -> u64 {
+    let in_order = before < page && page <= before.saturating_add(ahead);
+    if in_order { (ahead * 2).min(SHOWN_AHEAD_IN_ORDER) } else { SHOWN_AHEAD }
 }
 
 impl kernel::RemoteView for View {
@@ -100,6 +122,12 @@ impl kernel::RemoteView for View {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         self.shown.note(&range);
         if *open { self.remote.map(range) } else { Ok(()) }
+    }
+
+    fn map_ahead(&self, range: Range<u64>, needed: u64) -> io::Result<()> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        self.shown.note(&range);
+        if *open { self.remote.map_ahead(range, needed) } else { Ok(()) }
     }
 
     fn map_writable(&self, range: Range<u64>) -> io::Result<()> {
@@ -368,5 +396,21 @@ mod tests {
         assert!(shown.take(&all) && !shown.take(&all), "the part before is told by itself");
         shown.note(&(500 * REGION..501 * REGION));
         assert!(!shown.take(&all), "past its end is nothing");
+    }
+
+    #[test]
+    fn who_goes_on_is_shown_more_and_who_jumps_is_not() {
+        let touches = |pages: &[u64]| -> Vec<u64> {
+            let mut last = (0, SHOWN_AHEAD);
+            let mut next = |&page: &u64| {
+                last = (page, pages_after(last.0, last.1, page));
+                last.1
+            };
+            pages.iter().map(&mut next).collect()
+        };
+        assert_eq!(touches(&[16, 48, 112, 240, 496]), [32, 64, 128, 256, 256]);
+        assert_eq!(touches(&[16, 20, 21]), [32, 64, 128], "what follows was not there yet");
+        assert_eq!(touches(&[16, 48, 500, 400, 400]), [32, 64, 16, 16, 16]);
+        assert_eq!(pages_after(u64::MAX, SHOWN_AHEAD, 0), SHOWN_AHEAD);
     }
 }

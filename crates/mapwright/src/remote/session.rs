@@ -261,7 +261,8 @@ impl Session {
         }
         let Some(name) = view.name() else { return };
         // Of a file that the client has for reading a write is a fault that the kernel does not tell of, or one that lies.
-        let touch = fault::Touch { view: name, offset, writes: writes && lease.access.writes() };
+        let ahead = view.pages_for(offset);
+        let touch = fault::Touch { view: name, offset, writes: writes && lease.access.writes(), ahead };
         let block = lease.file.blocks_of(offset..offset + 1);
         let may_dirty = !touch.writes || lease.file.may_dirty(std::slice::from_ref(&block));
         if may_dirty && fault::serve_resident_at(&lease.file, touch, since, lease.times.as_deref()) {
