@@ -36,6 +36,7 @@ pub(crate) mod server;
 mod session;
 #[cfg(test)]
 mod tests;
+mod threads;
 mod unread;
 mod wire;
 

@@ -21,6 +21,7 @@ use rustix::process::{PidfdFlags, pidfd_open};
 use super::lease::{Lease, NotAdmitted, Quota, Room, View, lock};
 use super::protocol::{Access, Event, LEASE, MAGIC, Reply, Request, VERSION};
 use super::server::{DEADLINE, Shared};
+use super::threads::Threads;
 use super::unread::{Message, Unread};
 use super::wire::{self, Received};
 use crate::engine::file::{File, FileSpec, Keep};
@@ -55,6 +56,7 @@ pub(super) struct Session {
     process: Option<OwnedFd>,
     /// Its number, or 0 where it has none here.
     pid: u32,
+    threads: Threads,
     unread: Unread,
     /// Views by their start in the client.
     views: Mutex<Views>,
@@ -103,12 +105,14 @@ impl Session {
         let peer = sockopt::socket_peercred(&socket).ok();
         let process = peer.and_then(|peer| pidfd_open(peer.pid, PidfdFlags::empty()).ok());
         let pid = peer.map_or(0, |peer| peer.pid.as_raw_nonzero().get().unsigned_abs());
+        let threads = Threads::of(peer.map(|peer| peer.pid));
         Ok(Arc::new_cyclic(|weak| Self {
             shared,
             socket,
             poke,
             process,
             pid,
+            threads,
             unread: Unread::default(),
             views: Mutex::default(),
             leases: Mutex::default(),
@@ -268,6 +272,23 @@ impl Session {
         if may_dirty && fault::serve_resident_at(&lease.file, touch, since, lease.times.as_deref()) {
             return;
         }
+        if lease.access == Access::Leased && self.is_of_one_thread() {
+            // Nobody else of the client can wait for this one, nor for anything that this thread should do meanwhile.
+            let served = fault::serve_remote(&lease.file, touch, since, lease.times.as_deref());
+            if let Err(error) = served
+                && !lease.has_ended()
+            {
+                let range = lease.file.bytes_of(&block);
+                self.tell(&Event::Failed {
+                    file: lease.number,
+                    checked: view.checked,
+                    refused: false,
+                    range,
+                    error,
+                });
+            }
+            return;
+        }
         let Some(session) = self.weak.upgrade() else { return };
         self.faults.fetch_add(1, Ordering::AcqRel);
         let work = move |_: &Arc<Engine>| {
@@ -291,6 +312,11 @@ impl Session {
         };
         let handle = &self.shared.handle;
         handle.pool.submit(handle, Kind::Urgent, Box::new(work));
+    }
+
+    /// Whether the client's program has but one thread, the one that waits here for a page; beside the one that listens to this server.
+    fn is_of_one_thread(&self) -> bool {
+        self.threads.count().is_some_and(|count| count <= 2)
     }
 
     /// Does what a message asks, or has it done.
