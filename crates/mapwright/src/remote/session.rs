@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
+use mapwright_sys::page_cache::cachestat;
 use mapwright_sys::remote::RemoteView;
 use mapwright_sys::uffd::{Touch, Uffd};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -533,8 +534,14 @@ impl Session {
         let handle = &self.shared.handle;
         let stat = rustix::fs::fstat(&fd).map_err(|e| Error::io("open", name.clone(), 0, 0, e.into()))?;
         let large = u64::try_from(stat.st_size).is_ok_and(|len| len > handle.budget.total());
-        let options = FileOptions { write: access.writes(), direct: direct.unwrap_or(large) };
-        let store = FileStore::from_file(fd.into(), &name, &options)?;
+        // What such a program has mapped would be in the kernel's cache too, outside of the limit that was set for it.
+        // What is cached already is taken from there, if the kernel tells.
+        let around_cache = access == Access::Leased && cachestat(fd.as_fd(), 0..PAGE).is_ok();
+        let options = FileOptions { write: access.writes(), direct: direct.unwrap_or(large || around_cache) };
+        let mut store = FileStore::from_file(fd.into(), &name, &options)?;
+        if around_cache {
+            store.take_cached();
+        }
         let version = || store.version().map_err(|e| Error::io("open", name.clone(), 0, 0, e));
         let identity = version()?.identity;
         let kernel = match access {

@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use mapwright_sys::page_cache::cachestat;
 use rustix::fs::{Advice, SeekFrom, fadvise};
 use rustix::io::Errno;
 
@@ -59,6 +60,8 @@ pub struct FileStore {
     /// The file system took the `O_DIRECT` open and then refused an aligned read: use `buffered` from now on.
     direct_refused: AtomicBool,
     options: FileOptions,
+    /// A direct store takes what the kernel has in its page cache from there.
+    takes_cached: bool,
     kind: open::Kind,
     is_local: bool,
     /// Smallest range that covers all buffered writes since the last successful sync; empty when there are none. Its lock is a leaf
@@ -110,6 +113,7 @@ impl FileStore {
             direct: opened.direct,
             direct_refused: AtomicBool::new(false),
             options: *options,
+            takes_cached: false,
             kind: opened.kind,
             is_local: opened.is_local,
             unsynced: Mutex::new(0..0),
@@ -129,6 +133,19 @@ impl FileStore {
         self.direct().is_some()
     }
 
+    /// Lets a direct store take what the kernel has in its page cache from there, and leave it there: a copy costs less than a read of the disk,
+    /// and no more memory than there is in use already.
+    pub(crate) fn take_cached(&mut self) {
+        self.takes_cached = true;
+    }
+
+    /// Whether all of a range is in the kernel's page cache and to be taken from there.
+    fn is_cached(&self, offset: u64, len: usize) -> bool {
+        let bytes = offset..offset.saturating_add(len as u64);
+        let pages = bytes.end.div_ceil(DIRECT_ALIGNMENT) - bytes.start / DIRECT_ALIGNMENT;
+        self.takes_cached && cachestat(self.buffered.as_fd(), bytes).is_ok_and(|stat| stat.cached >= pages)
+    }
+
     fn direct(&self) -> Option<BorrowedFd<'_>> {
         if self.direct_refused.load(Ordering::Relaxed) {
             None
@@ -141,6 +158,9 @@ impl FileStore {
     fn read_once(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         let Some(len) = clamp_to_file_range(offset, buf.len()) else { return Ok(0) };
         let buf = &mut buf[..len];
+        if self.is_cached(offset, len) {
+            return Ok(pread(self.buffered.as_fd(), offset, buf)?);
+        }
         if let Some(direct) = self.direct().filter(|_| is_aligned(offset, buf)) {
             match pread(direct, offset, buf) {
                 Err(Errno::INVAL) => self.direct_refused.store(true, Ordering::Relaxed),
@@ -406,6 +426,43 @@ mod tests {
         assert_eq!(ended, 64 * 4096);
         assert_eq!(store.read_at(4096, &mut memory[..8192]).unwrap(), 8192);
         assert_eq!(pages_in_kernel_cache(store.as_fd(), 64 * 4096).unwrap(), 0);
+    }
+
+    #[test]
+    fn what_is_cached_is_taken_and_nothing_else_is_cached() {
+        const LEN: usize = 64 * 4096;
+        // Where the program is, because /tmp is often a file system in memory.
+        let directory = std::env::current_exe().unwrap();
+        let path = tempfile::NamedTempFile::new_in(directory.parent().unwrap()).unwrap();
+        std::fs::write(path.path(), (0..LEN).map(|at| (at / 4096) as u8).collect::<Vec<_>>()).unwrap();
+        path.as_file().sync_all().unwrap();
+        let drop_all = || fadvise(path.as_file(), 0, None, Advice::DontNeed).unwrap();
+        let cached = || pages_in_kernel_cache(path.as_fd(), LEN).unwrap();
+        drop_all();
+        if cached() > 0 || cachestat(path.as_fd(), 0..4096).is_err() {
+            return eprintln!("skipped: this file system is a cache itself, or the kernel does not tell");
+        }
+        let mut store = FileStore::open(path.path(), &FileOptions { write: false, direct: true }).unwrap();
+        store.take_cached();
+        let mut memory = Buffer::zeroed(LEN);
+        let read_all = |memory: &mut Buffer| {
+            memory.fill(0xff);
+            assert_eq!(store.read_at(0, &mut memory[..4096]).unwrap(), 4096);
+            let pieces = memory[4096..].chunks_exact_mut(4096).enumerate();
+            let mut reads: Vec<Read<'_>> =
+                pieces.map(|(page, buf)| Read { offset: (page as u64 + 1) * 4096, buf }).collect();
+            store.read_many(&mut reads, &mut |_, _, result| assert_eq!(result.unwrap(), 4096));
+            assert!(memory.iter().enumerate().all(|(at, byte)| *byte == (at / 4096) as u8));
+        };
+        read_all(&mut memory);
+        assert_eq!(cached(), 0, "the pager has its own copy");
+        let _ = std::fs::read(path.path()).unwrap();
+        assert_eq!(cached(), 64);
+        assert!(store.is_cached(0, LEN));
+        read_all(&mut memory);
+        assert_eq!(cached(), 64, "it is others' too");
+        drop_all();
+        assert!(!store.is_cached(0, 4096));
     }
 
     #[test]

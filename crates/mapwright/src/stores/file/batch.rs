@@ -40,6 +40,9 @@ pub(super) fn read_many(store: &FileStore, reads: &mut [Read<'_>], done: &mut Re
     if reads.len() <= 1 || !reads.iter().all(is_bounded) {
         return one_after_the_other(store, reads, done);
     }
+    if reads.iter().all(|read| store.is_cached(read.offset, read.buf.len())) {
+        return one_after_the_other(store, reads, done); // there is nothing to wait for
+    }
     match lease() {
         Some(mut ring) => {
             with_ring(store, &mut ring, reads, done);
