@@ -17,7 +17,8 @@
 //! ```
 //!
 //! Invariants: (1) the header is changed by `flush` alone, after the elements that it counts are durable: so it never counts what
-//! was not written. (2) The file is never shorter than header and counted elements.
+//! was not written. (2) The file is never shorter than header and counted elements. (3) After a `flush` that failed the header in
+//! the file counts what it did before or what it was to count: both are kept in mind, and the next flush writes it again.
 
 use std::fs::File;
 use std::marker::PhantomData;
@@ -77,8 +78,10 @@ pub struct MapVec<T: FromBytes + IntoBytes + Immutable + KnownLayout> {
     path: String,
     len: usize,
     tag: u64,
-    /// Elements that the header counts.
+    /// Elements that the header counts for sure, in the file: those of the last flush that succeeded.
     counted: usize,
+    /// Elements that the header counts in memory, and in the file by the next flush at the latest.
+    written: usize,
     is_closed: bool,
     elements: PhantomData<T>,
 }
@@ -163,7 +166,8 @@ impl<T: FromBytes + IntoBytes + Immutable + KnownLayout> MapVec<T> {
     fn of(map: MapMut, path: &Path, tag: u64, len: usize) -> Result<Self> {
         // Closed until it has a header.
         let path = path.display().to_string();
-        let vector = Self { map, path, len, tag, counted: len, is_closed: true, elements: PhantomData };
+        let vector =
+            Self { map, path, len, tag, counted: len, written: len, is_closed: true, elements: PhantomData };
         match vector.map.strategy().strategy() {
             Strategy::Buffer => Err(vector.unfit("a buffer")),
             Strategy::Auto | Strategy::Kernel | Strategy::Pager => Ok(vector),
@@ -223,6 +227,7 @@ impl<T: FromBytes + IntoBytes + Immutable + KnownLayout> MapVec<T> {
         let checksum = crc32c::crc32c(&header[..CHECKSUM]);
         header[CHECKSUM..].copy_from_slice(&checksum.to_le_bytes());
         self.map[..HEADER].copy_from_slice(&header);
+        self.written = self.len;
     }
 
     /// Number of elements for which the file has room.
@@ -323,7 +328,7 @@ impl<T: FromBytes + IntoBytes + Immutable + KnownLayout> MapVec<T> {
     /// As for [`MapMut::resize`].
     pub fn shrink_to_fit(&mut self) -> Result<()> {
         // The header on disk may count elements that were dropped since: it is put right before they are cut off.
-        if self.len < self.counted {
+        if self.len < self.counted.max(self.written) {
             self.flush()?;
         }
         let len = (Self::FIRST + self.len * Self::SIZE) as u64;
@@ -336,7 +341,7 @@ impl<T: FromBytes + IntoBytes + Immutable + KnownLayout> MapVec<T> {
     /// As for [`MapMut::flush`], and latched as there; the number on disk is that of the last flush that succeeded, or this one's.
     pub fn flush(&mut self) -> Result<()> {
         self.map.flush()?;
-        if self.counted == self.len {
+        if (self.counted, self.written) == (self.len, self.len) {
             return Ok(());
         }
         self.write_header();
