@@ -5,10 +5,7 @@ use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use rustix::mm::{
-    Advice, MapFlags, MremapFlags, MsyncFlags, ProtFlags, madvise, mmap, mmap_anonymous, mremap_fixed, msync,
-    munmap,
-};
+use rustix::mm::{Advice, MapFlags, MsyncFlags, ProtFlags, madvise, mmap, mmap_anonymous, msync, munmap};
 
 use crate::PAGE_SIZE;
 use crate::process::Owner;
@@ -50,13 +47,15 @@ pub(crate) unsafe fn place_over(
         let _ = unsafe { munmap(made as *mut _, at.len()) };
         return Err(NotPlaced { error, is_reserved: true });
     }
-    let flags = MremapFlags::MAYMOVE;
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    // Not rustix's `mremap_fixed`: where any crate of the program has it use the C library, that passes another flag (1.1.6), which
+    // the kernel refuses.
     // SAFETY: the mapping is new and moves over memory that the caller gives up.
-    let moved = unsafe { mremap_fixed(made as *mut _, at.len(), at.len(), flags, at.start as *mut _) };
-    let Err(error) = moved else { return Ok(()) };
+    let moved = unsafe { libc::syscall(libc::SYS_mremap, made, at.len(), at.len(), flags, at.start) };
+    let Err(error) = crate::check(moved) else { return Ok(()) };
     // SAFETY: a move that fails leaves what was to be moved where it was; nobody else knows of it.
     let _ = unsafe { munmap(made as *mut _, at.len()) };
-    Err(NotPlaced { error: error.into(), is_reserved: reserve_again(at) })
+    Err(NotPlaced { error, is_reserved: reserve_again(at) })
 }
 
 /// Moves a page that nobody uses, to see whether vm.max_map_count is met. A move to a fixed address looks at it before it touches
