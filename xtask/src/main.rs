@@ -30,7 +30,7 @@ usage: cargo xtask COMMAND
           the C library with its header and pkg-config file: below /usr/local, built for release, unless told
   header  write the header of the C library anew, from its source
   crash [--hours N] [--seed N]   power failures against the protocol of commits, for an hour or as long as told
-  sanitize [address]   tests of the unsafe code under the compiler's sanitizer, on the stable toolchain
+  sanitize [address|thread]...   tests of the unsafe code under the compiler's sanitizers, on the stable toolchain
   tools [--mib N] [--rounds N]   the command's time beside fincore's and pmap's
   bench   measure, and write docs/benchmarks.md: see `cargo xtask bench --help`;
           `--features LIST`, first, adds databases: peers, peers-rocksdb
