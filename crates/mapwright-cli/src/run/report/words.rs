@@ -1,17 +1,21 @@
 //! The report as text, with bars.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
 use mapwright_measure::size;
 
-use super::{Faults, Process, Report, Totals};
+use super::{Faults, File, Process, Report, Share, Totals};
 use crate::text;
 
 /// Characters of the longest bar.
 const BAR: usize = 20;
-/// Processes that are listed: those that waited longest for pages. JSON has all.
-const PROCESSES: usize = 20;
+/// Files that were served, and processes, that are listed: those of which most was mapped, and those that waited longest for pages. JSON has all.
+const FILES: usize = 12;
+const PROCESSES: usize = 8;
+/// Files that are named for one reason why they are the kernel's.
+const NAMED: usize = 3;
 
 /// A time in the unit that people would use.
 pub(super) fn time(microseconds: f64) -> String {
@@ -102,44 +106,64 @@ pub(super) fn say(report: &Report) -> String {
     out
 }
 
+fn shown(path: &str) -> String {
+    text::show_path(Path::new(path)).to_string()
+}
+
 fn files(out: &mut String, report: &Report) {
-    let shown = |path: &str| text::show_path(Path::new(path));
-    let most = |of: fn(&super::File) -> f64| report.files.iter().map(of).fold(0.0, f64::max);
+    if report.files.is_empty() {
+        let _ = writeln!(out, "  no file was mapped by what can be served");
+    }
+    let mut served: Vec<&File> = report.files.iter().filter(|file| file.maps > 0).collect();
+    served.sort_by_key(|file| std::cmp::Reverse(file.mapped_bytes));
+    let most = |of: fn(&File) -> f64| served.iter().map(|file| of(file)).fold(0.0, f64::max);
     let most_mapped = most(|file| file.mapped_bytes as f64);
     let most_read = most(|file| file.pager.read_bytes as f64);
     let most_waited = most(|file| file.pager.faults.total_microseconds);
-    for file in &report.files {
+    for file in served.iter().take(FILES) {
+        let (maps, processes, pager) = (file.maps, file.processes.len(), &file.pager);
         let _ = writeln!(out, "  {} ({})", shown(&file.path), size::show(file.length));
-        if file.maps > 0 {
-            let (maps, processes, pager) = (file.maps, file.processes.len(), &file.pager);
-            let (mapped, read) = (size::show(file.mapped_bytes), size::show(pager.read_bytes));
-            let of_mapped = bar(file.mapped_bytes as f64, most_mapped);
-            let _ = writeln!(out, "    {of_mapped} served {mapped}, maps {maps}, processes {processes}");
-            let of_read = bar(pager.read_bytes as f64, most_read);
-            let (ahead, fills) = (size::show(pager.read_ahead_bytes), pager.fills);
-            let evictions = pager.evictions;
-            let _ = write!(
-                out,
-                "    {of_read} read {read} ({ahead} ahead), fills {fills}, evictions {evictions}"
-            );
-            if pager.failed_fills > 0 {
-                let _ = write!(out, ", failed {}", pager.failed_fills);
-            }
-            if pager.written_back_bytes > 0 {
-                let _ = write!(out, ", written back {}", size::show(pager.written_back_bytes));
-            }
-            let of_waited = bar(pager.faults.total_microseconds, most_waited);
-            let _ = writeln!(out, "\n    {of_waited} {}", faults(&pager.faults));
+        let (mapped, read) = (size::show(file.mapped_bytes), size::show(pager.read_bytes));
+        let of_mapped = bar(file.mapped_bytes as f64, most_mapped);
+        let _ = writeln!(out, "    {of_mapped} served {mapped}, maps {maps}, processes {processes}");
+        let of_read = bar(pager.read_bytes as f64, most_read);
+        let (ahead, fills, evictions) = (size::show(pager.read_ahead_bytes), pager.fills, pager.evictions);
+        let _ =
+            write!(out, "    {of_read} read {read} ({ahead} ahead), fills {fills}, evictions {evictions}");
+        if pager.failed_fills > 0 {
+            let _ = write!(out, ", failed {}", pager.failed_fills);
         }
+        if pager.written_back_bytes > 0 {
+            let _ = write!(out, ", written back {}", size::show(pager.written_back_bytes));
+        }
+        let of_waited = bar(pager.faults.total_microseconds, most_waited);
+        let _ = writeln!(out, "\n    {of_waited} {}", faults(&pager.faults));
         for (why, count) in &file.given_back {
             let _ = writeln!(out, "    given back to the kernel, maps {count}: {}", shown(why));
         }
-        for why in &file.kernel {
-            let _ = writeln!(out, "    the kernel's: {}", shown(why));
-        }
     }
-    if report.files.is_empty() {
-        let _ = writeln!(out, "  no file was mapped by what can be served");
+    if served.len() > FILES {
+        let rest = &served[FILES..];
+        let mapped = size::show(rest.iter().map(|file| file.mapped_bytes).sum());
+        let _ = writeln!(out, "  and {} files more, served {mapped} (--json has all)", rest.len());
+    }
+    kernels(out, report);
+}
+
+/// What was not served, by the reason.
+fn kernels(out: &mut String, report: &Report) {
+    let mut reasons: BTreeMap<&str, Vec<&File>> = BTreeMap::new();
+    for file in &report.files {
+        file.kernel.iter().for_each(|why| reasons.entry(why).or_default().push(file));
+    }
+    for (why, files) in reasons {
+        let _ = writeln!(out, "  the kernel's: {}", shown(why));
+        for file in files.iter().take(NAMED) {
+            let _ = writeln!(out, "    {} ({})", shown(&file.path), size::show(file.length));
+        }
+        if files.len() > NAMED {
+            let _ = writeln!(out, "    and {} files more", files.len() - NAMED);
+        }
     }
 }
 
@@ -147,21 +171,23 @@ fn processes(out: &mut String, report: &Report) {
     let (listed, more) = busiest(report, PROCESSES);
     let most = listed.iter().map(|process| waited(process)).fold(0.0, f64::max);
     for process in listed {
+        let sum = |of: fn(&Share) -> u64| process.files.iter().map(of).sum::<u64>();
+        let (maps, mapped) = (sum(|share| share.maps), size::show(sum(|share| share.mapped_bytes)));
+        let (count, waited) = (sum(|share| share.faults.count), waited(process));
+        let files = process.files.iter().filter(|share| share.maps > 0).count();
         let _ = writeln!(out, "  {}", name(process));
-        for share in process.files.iter().filter(|share| share.maps + share.faults.count > 0) {
-            let (bar, path) =
-                (bar(share.faults.total_microseconds, most), text::show_path(Path::new(&share.path)));
-            let (mapped, maps) = (size::show(share.mapped_bytes), share.maps);
-            let _ =
-                writeln!(out, "    {bar} {}: {path}, served {mapped}, maps {maps}", faults(&share.faults));
-        }
+        let (bar, waited) = (bar(waited, most), time(waited));
+        let _ = writeln!(
+            out,
+            "    {bar} faults {count}, {waited} in all; served {mapped}, files {files}, maps {maps}"
+        );
         if process.cut_short {
             let _ =
                 writeln!(out, "    it had so much to tell that the rest of its maps is not in this report");
         }
     }
     if more > 0 {
-        let _ = writeln!(out, "  and {more} processes more, which waited less");
+        let _ = writeln!(out, "  and {more} processes more, which waited less (--json has all)");
     }
 }
 
@@ -180,8 +206,9 @@ mod tests {
             "faults 100, 2.0 ms in all: mean 20.0 µs, half within 2.0 µs, 99% within 2.0 µs, longest 1.9 ms",
             "maps 1: mprotect(2)",
             "less than 1 MiB",
-            "process 7, /bin/x\n    #################### faults 100",
-            "process 8, /bin/x\n    .................... faults 0: ",
+            "the kernel's: less than 1 MiB mapped\n    /c (10 B)",
+            "process 7, /bin/x\n    #################### faults 100, 2.0 ms in all; served 8 KiB, files 1, maps 1",
+            "process 8, /bin/x\n    .................... faults 0, 0.0 µs in all; served 4 KiB, files 1, maps 1",
             "the rest of its maps is not in this report",
         ] {
             assert!(text.contains(part), "{part}: {text}");
