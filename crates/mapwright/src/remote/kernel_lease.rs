@@ -13,7 +13,8 @@
 //! What was read under a lease is shared under that lease alone ([`Keep::Leased`](crate::engine::file::Keep)): frames of an ended one are never shown again.
 //!
 //! # Locks
-//! Those of `KernelLeases` and `KernelLease` are taken alone, and nothing is done under them but to look, to take note, and once to start a thread.
+//! Those of `KernelLeases` and `KernelLease` are taken alone, and nothing is done under them but to look, to take note, and once to start a thread;
+//! but for `taking`, which comes before all others, and is held over the call that takes a lease, which does not wait.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -45,6 +46,8 @@ pub(super) struct KernelLeases {
     /// The thread that is told of writers who wait, once there was a lease. Held while it is started.
     listener: Mutex<Option<Listener>>,
     held: Mutex<Vec<Weak<KernelLease>>>,
+    /// Held while one is looked for and taken: clients that open a file at the same time share it, and with it the frames.
+    taking: Mutex<()>,
     last: AtomicU64,
     /// There are none, and none is given.
     paused: AtomicBool,
@@ -87,6 +90,7 @@ impl KernelLeases {
         identity: u128,
         file: BorrowedFd<'_>,
     ) -> io::Result<Arc<KernelLease>> {
+        let one_at_a_time = lock(&self.taking);
         if let Some(found) =
             self.all().into_iter().find(|lease| lease.identity == identity && !lease.is_ended())
         {
@@ -104,6 +108,7 @@ impl KernelLeases {
         held.retain(|other| other.strong_count() > 0);
         held.push(Arc::downgrade(&lease));
         drop(held);
+        drop(one_at_a_time);
         // Somebody may have come before the lease was among those that the listener looks at, and that a pause ends.
         if self.paused.load(Ordering::SeqCst) {
             lease.end();

@@ -392,6 +392,34 @@ fn a_lease_ends_without_its_client() {
     scene.settles();
 }
 
+/// Clients that open a file at the same time share one lease, and the frames with it.
+#[test]
+fn clients_that_come_at_once_share_a_lease() {
+    let Some(scene) = Scene::new() else { return };
+    let file = scene.file();
+    let clients: Vec<Raw> = (0..8).map(|_| Raw::greeted(&scene).0).collect();
+    for round in 0..30 {
+        let ready = std::sync::Barrier::new(clients.len());
+        let open = |raw: &Raw| {
+            ready.wait();
+            match raw.ask(&open_as(Access::Leased), Some(file.as_fd())) {
+                Some((Reply::Opened { file, .. }, frames)) => {
+                    (file, rustix::fs::fstat(&frames[0]).unwrap().st_ino)
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        let opened: Vec<(u32, u64)> = std::thread::scope(|scope| {
+            let running: Vec<_> = clients.iter().map(|raw| scope.spawn(|| open(raw))).collect();
+            running.into_iter().map(|client| client.join().unwrap()).collect()
+        });
+        assert!(opened.iter().all(|(_, frames)| *frames == opened[0].1), "round {round}: {opened:?}");
+        for (raw, (file, _)) in clients.iter().zip(&opened) {
+            assert!(matches!(raw.ask(&Request::Close { file: *file }, None), Some((Reply::Done, _))));
+        }
+    }
+}
+
 #[test]
 fn rules_that_are_broken_end_the_connection() {
     let Some(scene) = Scene::new() else { return };
