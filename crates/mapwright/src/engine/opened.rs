@@ -82,3 +82,46 @@ impl Drop for Farewell {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::PAGE;
+    use crate::engine::file::{FileSpec, Keep};
+    use crate::engine::host::Host;
+    use crate::engine::kernel::{FaultMode, FrameKind};
+    use crate::engine::read_ahead::Advice;
+    use crate::error::Error;
+    use crate::stores::MemoryStore;
+
+    #[test]
+    fn a_file_with_a_map_is_not_closed() {
+        let pager = Engine::open(Arc::new(Host::new()), 1 << 20).expect("a pager");
+        let spec = FileSpec {
+            store: Arc::new(MemoryStore::new(vec![1; 1 << 16])),
+            writable: false,
+            mode: FaultMode::InThread,
+            frames: FrameKind::Auto,
+            block_size: PAGE,
+            reserve: 0,
+            deadline: Duration::from_nanos(1),
+            advice: Advice::Normal,
+            keep: Keep::Flushed,
+        };
+        let file = match Engine::open_file(&pager, spec) {
+            Err(Error::Unsupported { .. }) => return eprintln!("######## SKIPPED: no userfaultfd ########"),
+            opened => opened.expect("a file"),
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..200_000 {
+                        let map = Opened::new(Arc::clone(&file));
+                        assert!(!map.is_closed(), "the drop of another map closed it");
+                    }
+                });
+            }
+        });
+        assert!(file.is_closed());
+    }
+}

@@ -273,26 +273,9 @@ impl Session {
         if may_dirty && fault::serve_resident_at(&lease.file, touch, since, lease.times.as_deref()) {
             return;
         }
-        if lease.access == Access::Leased && self.is_of_one_thread() {
-            // Nobody else of the client can wait for this one, nor for anything that this thread should do meanwhile.
-            let served = fault::serve_remote(&lease.file, touch, since, lease.times.as_deref());
-            if let Err(error) = served
-                && !lease.has_ended()
-            {
-                let range = lease.file.bytes_of(&block);
-                self.tell(&Event::Failed {
-                    file: lease.number,
-                    checked: view.checked,
-                    refused: false,
-                    range,
-                    error,
-                });
-            }
-            return;
-        }
-        let Some(session) = self.weak.upgrade() else { return };
-        self.faults.fetch_add(1, Ordering::AcqRel);
-        let work = move |_: &Arc<Engine>| {
+        // Nobody else of the client can wait for this one then, nor for anything that this thread should do meanwhile.
+        let is_alone = lease.access == Access::Leased && self.is_of_one_thread();
+        let serve = move |session: &Self| {
             let way = match touch.writes {
                 true => unwritten::make_way(&lease.file, std::slice::from_ref(&block)),
                 false => Ok(()),
@@ -306,8 +289,14 @@ impl Session {
                 let range = if refused { page..page + PAGE } else { lease.file.bytes_of(&block) };
                 session.tell(&Event::Failed { file, checked, refused, range, error });
             }
-            // The file first: it may be closed by this.
-            drop((view, lease));
+        };
+        if is_alone {
+            return serve(self);
+        }
+        let Some(session) = self.weak.upgrade() else { return };
+        self.faults.fetch_add(1, Ordering::AcqRel);
+        let work = move |_: &Arc<Engine>| {
+            serve(&session); // and lets go of the file first: it may be closed by this
             session.faults.fetch_sub(1, Ordering::AcqRel);
             session.poke();
         };
