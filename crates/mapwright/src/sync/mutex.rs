@@ -22,7 +22,7 @@ use super::segment::{Found, Life, NAME, Object, sealed};
 use crate::error::{Error, Result};
 
 /// Bit of the low half: somebody sleeps, or may.
-const SLEEPERS: u32 = 1 << 31;
+pub(super) const SLEEPERS: u32 = 1 << 31;
 const SOUND: u32 = 0;
 const ABANDONED: u32 = 1;
 const NOT_RECOVERABLE: u32 = 2;
@@ -191,6 +191,13 @@ impl<T: Plain> Mutex<T> {
             };
             let told = join(worth, low | SLEEPERS);
             if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                // The wake that came for this one may have been all that was left of another sleeper: the holder is to wake that one.
+                let owes_a_wake = sleepers != 0 && low & SLEEPERS == 0;
+                if owes_a_wake
+                    && word.compare_exchange(now, told, Ordering::Relaxed, Ordering::Relaxed).is_err()
+                {
+                    continue;
+                }
                 return Ok(None);
             }
             if word.compare_exchange(now, told, Ordering::Relaxed, Ordering::Relaxed).is_ok() {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use mapwright_sys::shared::Words;
 use mapwright_sys::testing::{Fork, in_its_own_process};
 
+use super::mutex::SLEEPERS;
 use super::plan::{PRESENCES, PROCESSES, RING_HEAD};
 use super::{Condition, Locked, Mutex, Plan, Ring, RingOfMany, Segment};
 use crate::error::Error;
@@ -141,6 +142,30 @@ fn a_sleeper_is_woken_by_a_death() {
         let (is_orphaned, after) = sleeper.join().unwrap();
         assert!(is_orphaned && after < SOON / 2, "{after:?}");
     });
+}
+
+/// One is woken for a mutex that another has locked by then, and gives up: that other is to wake whoever sleeps still.
+#[test]
+fn who_gives_up_leaves_nobody_asleep() {
+    if !in_its_own_process() {
+        return;
+    }
+    let all = all();
+    let word = all.words.word(all.mutex.found.at);
+    let knows_of_sleepers = || word.load(Ordering::SeqCst) as u32 & SLEEPERS != 0;
+    let guard = all.mutex.lock().unwrap();
+    std::thread::scope(|scope| {
+        // Less than the time after which sleepers look by themselves.
+        let waiter = scope.spawn(|| all.mutex.lock_timeout(Duration::from_millis(80)).unwrap().is_none());
+        while !knows_of_sleepers() {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        word.fetch_and(!u64::from(SLEEPERS), Ordering::SeqCst); // unlocked, and locked by another
+        assert!(waiter.join().unwrap());
+    });
+    assert!(knows_of_sleepers());
+    drop(guard);
 }
 
 #[test]
