@@ -21,8 +21,8 @@ impl Threads {
 
     /// How many there are: the links of the folder are two more (fs/proc/base.c, `proc_task_getattr`). `None` when it is gone, or where that
     /// is not told.
-    pub(super) fn count(&self) -> Option<u64> {
-        let links = rustix::fs::fstat(self.0.as_ref()?).ok()?.st_nlink;
+    pub(super) fn count(&self) -> Option<usize> {
+        let links = usize::try_from(rustix::fs::fstat(self.0.as_ref()?).ok()?.st_nlink).ok()?;
         links.checked_sub(2).filter(|count| *count > 0)
     }
 }
