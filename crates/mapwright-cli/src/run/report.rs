@@ -321,7 +321,7 @@ pub fn write(report: &Report, to: &Path, as_json: bool) -> Result<()> {
     let text = if as_json || ends("json") {
         text::json(report)?
     } else if ends("svg") {
-        picture::draw(report)
+        picture::draw(report).map_err(|error| Failure::Message(format!("the report: {error}")))?
     } else {
         words::say(report)
     };
