@@ -11,12 +11,12 @@ mod users;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use common::{expect, folder, mapwright, not_root, other_tool, serves, skip, text};
+use common::{compile, expect, folder, mapwright, noise, not_root, other_tool, serves, text};
 use serde_json::Value;
 
 const MIB: usize = 1 << 20;
@@ -24,43 +24,15 @@ const MIB: usize = 1 << 20;
 const LEN: usize = 8 * MIB + 123;
 const LIMIT: &str = "2MiB";
 
-fn compile(name: &str, flags: &[&str]) -> Option<PathBuf> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/maps.c");
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let mut cc = Command::new("cc");
-    cc.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-g", "-D_GNU_SOURCE", "-pthread"])
-        .args(flags);
-    // Each test may be a process of its own, and another one may be running what is there.
-    let new = program.with_extension(std::process::id().to_string());
-    match cc.arg(source).arg("-o").arg(&new).output() {
-        Ok(output) => {
-            assert!(output.status.success(), "{}", text(&output.stderr));
-            std::fs::rename(new, &program).unwrap();
-            Some(program)
-        }
-        Err(error) => {
-            skip(&format!("there is no cc: {error}"));
-            None
-        }
-    }
-}
-
 /// The program in C that maps files.
 fn program() -> Option<&'static Path> {
-    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
-    PROGRAM.get_or_init(|| compile("maps", &[])).as_deref()
+    static PROGRAM: OnceLock<Option<String>> = OnceLock::new();
+    PROGRAM.get_or_init(|| compile("maps", "maps.c", &[])).as_deref().map(Path::new)
 }
 
 /// A file whose bytes are all different from page to page.
 fn write_file(path: &Path) {
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let mut bytes = Vec::with_capacity(LEN + 8);
-    while bytes.len() < LEN {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        bytes.extend((state ^ state >> 29).to_le_bytes());
-    }
-    bytes.truncate(LEN);
-    std::fs::write(path, bytes).unwrap();
+    std::fs::write(path, noise(0, LEN)).unwrap();
 }
 
 struct Ran {
@@ -423,8 +395,8 @@ fn other_preloads_are_kept() {
 
 #[test]
 fn static_programs_run_on_the_kernels_mmap_unless_told_to_be_strict() {
-    let Some(program) = compile("maps-static", &["-static"]) else { return };
-    let program = program.to_str().unwrap();
+    let Some(program) = compile("maps-static", "maps.c", &["-static"]) else { return };
+    let program = program.as_str();
     let dir = folder();
     write_file(&dir.path().join("file"));
     let ran = Ran::with(dir.path(), &[], &[program, "whole", "file"]);

@@ -1,6 +1,8 @@
 //! What the tests of the commands share: running the real binary, and saying loudly what was left out.
 #![allow(dead_code, reason = "not every test file uses every helper")]
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::ErrorKind;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -45,6 +47,54 @@ pub fn text(bytes: &[u8]) -> String {
 /// A folder of the build, on a real file system where the build is on one.
 pub fn folder() -> TempDir {
     TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+/// The source of a program of the tests.
+pub fn source(name: &str) -> String {
+    format!("{}/tests/programs/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Compiles a program in C; says loudly where that can't be. Each test may be a process of its own, and others may be running what is
+/// there: what was compiled of the same text is not replaced.
+#[track_caller]
+pub fn compile(name: &str, from: &str, flags: &[&str]) -> Option<String> {
+    let mut text_of_all = DefaultHasher::new();
+    flags.hash(&mut text_of_all);
+    for part in [from, "file.h", "by_syscall.h"] {
+        std::fs::read(source(part)).unwrap().hash(&mut text_of_all);
+    }
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("c-{:016x}", text_of_all.finish()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let program = folder.join(name);
+    if !program.exists() {
+        let new = program.with_extension(std::process::id().to_string());
+        let mut cc = Command::new("cc");
+        cc.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-g", "-D_GNU_SOURCE", "-pthread"]);
+        match cc.args(flags).arg(source(from)).arg("-o").arg(&new).output() {
+            Ok(output) => assert!(output.status.success(), "{}", text(&output.stderr)),
+            Err(error) => {
+                skip(&format!("there is no cc: {error}"));
+                return None;
+            }
+        }
+        if let Err(error) = std::fs::hard_link(&new, &program) {
+            assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error}");
+        }
+        std::fs::remove_file(new).unwrap();
+    }
+    Some(program.to_str().unwrap().to_owned())
+}
+
+/// Bytes that are all different from page to page, by a seed.
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed ^ 0x9e37_79b9_7f4a_7c15;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        bytes.extend((state ^ state >> 29).to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
 }
 
 /// Whether `mapwright run` can serve anything here.

@@ -23,27 +23,7 @@
 #include "by_syscall.h"
 #endif
 
-#define PAGE 4096
-#define MIB (1 << 20)
-
-static const char *path;
-static size_t len;
-
-static void fail(const char *what) {
-    printf("wrong: %s (errno %d: %s)\n", what, errno, strerror(errno));
-    fflush(stdout);
-    _exit(1);
-}
-
-#define CHECK(holds) do { if (!(holds)) fail(#holds); } while (0)
-
-static int open_file(int flags) {
-    int fd = open(path, flags);
-    struct stat stat;
-    CHECK(fd >= 0 && fstat(fd, &stat) == 0);
-    len = stat.st_size;
-    return fd;
-}
+#include "file.h"
 
 static unsigned char *map_part(int fd, int sharing, size_t from, size_t bytes) {
     unsigned char *map = mmap(NULL, bytes, PROT_READ, sharing, fd, from);

@@ -17,27 +17,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define PAGE 4096
-#define MIB (1 << 20)
+#include "file.h"
 
-static const char *self, *path;
-static size_t len;
-
-static void fail(const char *what) {
-    printf("wrong: %s (errno %d: %s)\n", what, errno, strerror(errno));
-    fflush(stdout);
-    _exit(1);
-}
-
-#define CHECK(holds) do { if (!(holds)) fail(#holds); } while (0)
-
-static int open_file(int flags) {
-    int fd = open(path, flags);
-    struct stat stat;
-    CHECK(fd >= 0 && fstat(fd, &stat) == 0);
-    len = stat.st_size;
-    return fd;
-}
+static const char *self;
 
 static unsigned char *map_file(int fd) {
     unsigned char *map = mmap(NULL, len, PROT_READ, MAP_SHARED, fd, 0);

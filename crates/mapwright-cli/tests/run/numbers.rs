@@ -1,14 +1,17 @@
 //! Calls that do not come by their names in the C library, or that end what others take for granted.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::OnceLock;
 
 use super::{FOR_WRITING, both, both_of, compile, program};
 
 /// The same program, which makes its calls by syscall(2).
 fn program_by_syscall() -> Option<&'static Path> {
-    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
-    PROGRAM.get_or_init(|| compile("maps-by-syscall", &["-DBY_SYSCALL", "-Wno-unused-value"])).as_deref()
+    static PROGRAM: OnceLock<Option<String>> = OnceLock::new();
+    PROGRAM
+        .get_or_init(|| compile("maps-by-syscall", "maps.c", &["-DBY_SYSCALL", "-Wno-unused-value"]))
+        .as_deref()
+        .map(Path::new)
 }
 
 #[test]

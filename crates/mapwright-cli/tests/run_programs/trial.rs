@@ -9,6 +9,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
+pub use crate::common::{compile, noise, source};
 use crate::common::{folder, serves, skip, text};
 
 pub const MIB: usize = 1 << 20;
@@ -47,41 +48,6 @@ pub fn beside_the_build(path: &str) -> Option<String> {
         return None;
     }
     Some(found.to_str().unwrap().to_owned())
-}
-
-/// A file of the tests' that programs are made of.
-pub fn source(name: &str) -> String {
-    format!("{}/tests/programs/{name}", env!("CARGO_MANIFEST_DIR"))
-}
-
-/// Compiles a program in C.
-#[track_caller]
-pub fn compile(name: &str, from: &str, flags: &[&str]) -> Option<String> {
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let mut cc = Command::new("cc");
-    cc.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-g", "-D_GNU_SOURCE", "-pthread"]);
-    match cc.args(flags).arg(source(from)).arg("-o").arg(&program).output() {
-        Ok(output) => {
-            assert!(output.status.success(), "{}", text(&output.stderr));
-            Some(program.to_str().unwrap().to_owned())
-        }
-        Err(error) => {
-            skip(&format!("there is no cc: {error}"));
-            None
-        }
-    }
-}
-
-/// Bytes that are all different from page to page, by a seed.
-pub fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed ^ 0x9e37_79b9_7f4a_7c15;
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        bytes.extend((state ^ state >> 29).to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
 }
 
 /// Copies what is in a folder: files that take long to make are made once.
