@@ -155,12 +155,19 @@ fn who_gives_up_leaves_nobody_asleep() {
     let knows_of_sleepers = || word.load(Ordering::SeqCst) as u32 & SLEEPERS != 0;
     let guard = all.mutex.lock().unwrap();
     std::thread::scope(|scope| {
-        // Less than the time after which sleepers look by themselves.
-        let waiter = scope.spawn(|| all.mutex.lock_timeout(Duration::from_millis(80)).unwrap().is_none());
-        while !knows_of_sleepers() {
+        let (tell, told) = std::sync::mpsc::channel();
+        let mutex = &all.mutex;
+        let wait = move || {
+            tell.send(rustix::thread::gettid().as_raw_nonzero()).unwrap();
+            // Less than the time after which sleepers look by themselves.
+            mutex.lock_timeout(Duration::from_millis(80)).unwrap().is_none()
+        };
+        let waiter = scope.spawn(wait);
+        let stat = format!("/proc/self/task/{}/stat", told.recv_timeout(SOON).unwrap());
+        let sleeps = || std::fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") S "));
+        while !waiter.is_finished() && !(knows_of_sleepers() && sleeps()) {
             std::thread::yield_now();
         }
-        std::thread::sleep(Duration::from_millis(20));
         word.fetch_and(!u64::from(SLEEPERS), Ordering::SeqCst); // unlocked, and locked by another
         assert!(waiter.join().unwrap());
     });
