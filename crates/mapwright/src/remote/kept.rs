@@ -16,7 +16,7 @@ const MOST: usize = 128;
 /// How long: as programs follow each other in a build or a pipeline. Its file system can't be unmounted as long.
 const TIME: Duration = Duration::from_secs(10);
 
-/// Files that are kept. Its lock is taken alone; nothing is let go under it.
+/// Files that are kept. Under its lock leases are looked at, with theirs, and nothing is let go.
 #[derive(Default)]
 pub(super) struct Kept(Mutex<Files>);
 

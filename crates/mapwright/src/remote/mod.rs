@@ -20,7 +20,7 @@
 //! | `guest` | client | a map of a program that knows of no pager |
 //!
 //! # Locks
-//! Each lock here is taken alone, and none is held over a call into the engine, but for that of a view ([`lease::View`]): who
+//! Each lock here is taken alone, but that of files that are kept, under which leases are looked at; and none is held over a call into the engine, but for that of a view ([`lease::View`]): who
 //! shows pages there holds it, so that the client may rely on nothing being shown any more once the view is closed. And files are
 //! opened for writing one at a time.
 

@@ -165,7 +165,7 @@ fn who_gives_up_leaves_nobody_asleep() {
         let waiter = scope.spawn(wait);
         let stat = format!("/proc/self/task/{}/stat", told.recv_timeout(SOON).unwrap());
         let sleeps = || std::fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") S "));
-        while !waiter.is_finished() && !(knows_of_sleepers() && sleeps()) {
+        while !(waiter.is_finished() || knows_of_sleepers() && sleeps()) {
             std::thread::yield_now();
         }
         word.fetch_and(!u64::from(SLEEPERS), Ordering::SeqCst); // unlocked, and locked by another
