@@ -13,7 +13,7 @@ const MAX_LINES: usize = 800;
 const MAY_BE_UNSAFE: [&str; 8] = [
     "crates/mapwright-sys/",
     "crates/mapwright-c/src/pointers.rs",
-    "crates/mapwright-shim/src/beneath.rs",
+    "crates/mapwright-shim/src/beneath", // .rs, and the folder
     "crates/mapwright-measure/src/raw.rs",
     "crates/mapwright/tests/",
     "crates/mapwright-cli/tests/run_programs/memmap2.rs",

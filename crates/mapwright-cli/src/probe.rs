@@ -234,7 +234,7 @@ fn programs(probed: Option<&Probed>) -> Vec<Finding> {
             finding("programs", "run on the kernel's mmap: userfaultfd lacks POISON", State::Missing)
                 .remedy("Linux 6.6 or later has it")
         }
-        Some(Ok(_)) => finding("programs", "what they map for reading is served", State::Good),
+        Some(Ok(_)) => finding("programs", "what they map of files is served", State::Good),
     };
     let mut found = vec![served];
     found.push(match read("/proc/sys/fs/leases-enable").as_deref() {

@@ -1,10 +1,16 @@
 //! `mapwright run` from outside: each program with it and, as the control, without; both must do the same.
 
 mod common;
+#[path = "run/copies.rs"]
+mod copies;
+#[path = "run/descriptors.rs"]
+mod descriptors;
 #[path = "run/numbers.rs"]
 mod numbers;
 #[path = "run/scale.rs"]
 mod scale;
+#[path = "run/shared.rs"]
+mod shared;
 #[path = "run/users.rs"]
 mod users;
 
@@ -495,7 +501,7 @@ print('right', sys.version_info[0])
     let ran = Ran::with(dir.path(), &[], &["python3", "script.py"]);
     assert_eq!(text(&ran.output.stdout), control, "{}", text(&ran.output.stderr));
     assert!(ran.maps() >= 2, "{:#}", ran.report);
-    assert!(ran.file("/file")["kernel"].to_string().contains(BUSY), "{:#}", ran.report);
+    assert_eq!(ran.given_back("write(2)"), 1, "{:#}", ran.report);
 }
 
 #[test]
@@ -536,12 +542,6 @@ fn a_program_outlives_its_server() {
     assert_eq!(line(), "half\n");
     run.kill().unwrap();
     run.wait().unwrap();
-    // What it could not take away itself.
-    let own = format!("mapwright-run-{}-", run.id());
-    for entry in std::fs::read_dir("/tmp").unwrap().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(&own) {
-            std::fs::remove_dir_all(entry.path()).unwrap();
-        }
-    }
+    shared::remove_what_is_left_of(run.id());
     assert_eq!(line(), "right\n");
 }

@@ -1,7 +1,7 @@
 //! What lies beneath the shim: the kernel's calls and those of the C library whose place it takes. All unsafe code of this crate.
 //!
 //! What is passed on is the program's own call with the program's own arguments: whatever it asks for is its to answer for, with
-//! the shim or without it. Each function here is called for that and nothing else, but for those at the end, which look
+//! the shim or without it. Each function here is called for that and nothing else, but for those at the end and in `memory`, which look
 //! at arguments that the call itself would have looked at.
 
 use std::alloc::{GlobalAlloc, Layout};
@@ -22,6 +22,7 @@ extern "C" fn start() {
     if !next.is_null() {
         NEXT_SYSCALL.store(next, Ordering::Relaxed);
     }
+    descriptors::find_all();
     crate::serve::start();
 }
 
@@ -46,12 +47,13 @@ macro_rules! system_calls {
 const ARCHITECTURES_OWN: [c_long; 3] = [libc::SYS_dup2, libc::SYS_fork, libc::SYS_open];
 #[cfg(not(target_arch = "x86_64"))]
 const ARCHITECTURES_OWN: [c_long; 0] = [];
-const LOOKED_AT: [c_long; 18] = [
+const LOOKED_AT: [c_long; 19] = [
     libc::SYS_mmap,
     libc::SYS_munmap,
     libc::SYS_mprotect,
     libc::SYS_mremap,
     libc::SYS_madvise,
+    libc::SYS_msync,
     libc::SYS_mlock,
     libc::SYS_mlock2,
     libc::SYS_munlock,
@@ -80,6 +82,11 @@ static IS_LOOKED_AT: [u8; NUMBERS] = {
             ARCHITECTURES_OWN[index - LOOKED_AT.len()]
         };
         table[number as usize] = 1;
+        index += 1;
+    }
+    index = 0;
+    while index < descriptors::LOOKED_AT.len() {
+        table[descriptors::LOOKED_AT[index] as usize] = 1;
         index += 1;
     }
     table
@@ -334,6 +341,7 @@ macro_rules! next {
 }
 
 next! {
+    msync(address: *mut c_void, len: size_t, flags: c_int) -> c_int, -1;
     close(fd: c_int) -> c_int, -1;
     close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int, -1;
     dup2(from: c_int, to: c_int) -> c_int, -1;
@@ -351,6 +359,16 @@ next! {
     _Fork() -> c_int, -1;
     clone(start: Option<Start>, stack: *mut c_void, flags: c_int, argument: *mut c_void, parent: *mut c_void, tls: *mut c_void, child: *mut c_void) -> c_int, -1;
 }
+
+// Here, where the macros are known.
+mod assembly;
+mod descriptors;
+mod memory;
+mod sharing;
+
+pub(crate) use descriptors::*;
+pub(crate) use memory::*;
+pub(crate) use sharing::*;
 
 /// The next function of a name after this object's own, looked up once.
 fn find(place: &AtomicPtr<c_void>, name: &'static str) -> *mut c_void {
@@ -376,16 +394,24 @@ pub(crate) fn set_errno(value: c_int) {
     unsafe { *place = value }
 }
 
-/// Has a function called in children of fork(2) before they go on.
-pub(crate) fn after_fork_in_child(call: extern "C" fn()) {
-    // SAFETY: the function lives as long as the process: this object is not unloaded.
-    unsafe { libc::pthread_atfork(None, None, Some(call)) };
+/// Has functions called before fork(2), after it, and in its children before they go on.
+pub(crate) fn around_fork(before: extern "C" fn(), after: extern "C" fn(), in_child: extern "C" fn()) {
+    // SAFETY: the functions live as long as the process: this object is not unloaded.
+    unsafe { libc::pthread_atfork(Some(before), Some(after), Some(in_child)) };
 }
 
 /// Closes a descriptor of the shim's own that the child of a fork has a copy of.
 pub(crate) fn close_own(fd: c_int) {
     // SAFETY: the caller's own descriptor, which nothing in this process uses any more.
     unsafe { system_call(libc::SYS_close, &[fd.into()]) };
+}
+
+/// Ends a lease on a file.
+pub(crate) fn end_lease(fd: c_int) {
+    // SAFETY: the arguments are numbers.
+    unsafe {
+        system_call(libc::SYS_fcntl, &[fd.into(), libc::F_SETLEASE.into(), libc::F_UNLCK.into()]);
+    }
 }
 
 /// Ends the process at once.

@@ -5,11 +5,10 @@
 
 use std::ffi::{c_char, c_int, c_long, c_uint, c_void};
 
-use libc::{AT_FDCWD, MAP_FAILED, mode_t, off_t, size_t};
+use libc::{AT_FDCWD, MAP_ANONYMOUS, MAP_FAILED, MS_SYNC, mode_t, off_t, size_t};
 
-use crate::beneath::{self, Start};
-use crate::last;
 use crate::serve::{self, Request, leave};
+use crate::{beneath, descriptors, last, sharing, written};
 
 /// Advice that the server takes. The kernel is not told: it would make one mapping of frames several, across which pages can't be shown.
 const ADVICE: [c_int; 4] = [libc::MADV_NORMAL, libc::MADV_RANDOM, libc::MADV_SEQUENTIAL, libc::MADV_WILLNEED];
@@ -29,14 +28,27 @@ fn map(request: Request) -> *mut c_void {
     if replaces && !leave(hint, len, "something else was mapped there") {
         return MAP_FAILED;
     }
-    serve::map(request).unwrap_or_else(|| beneath::mmap(hint, len, protection, flags, fd, offset))
+    match serve::map(request) {
+        Some(served) => served,
+        None if flags & MAP_ANONYMOUS != 0 => beneath::mmap(hint, len, protection, flags, fd, offset),
+        None => {
+            let noted = written::note(fd); // what the kernel maps is seen by who is about to serve it
+            let may_go_on = serve::about_to_map(fd);
+            let mapped =
+                if may_go_on { beneath::mmap(hint, len, protection, flags, fd, offset) } else { MAP_FAILED };
+            drop(noted);
+            mapped
+        }
+    }
 }
 
 fn advise(address: *mut c_void, len: size_t, advice: c_int) -> c_int {
     if ADVICE.contains(&advice) && serve::advise(address, len, advice) {
         return 0;
     }
-    if advice != libc::MADV_DONTNEED && !leave(address, len, "madvise(2)") {
+    // Of a private map it throws away what the program has changed.
+    let leave = if advice == libc::MADV_DONTNEED { serve::leave_copies } else { leave };
+    if !leave(address, len, "madvise(2)") {
         return -1;
     }
     beneath::madvise(address, len, advice)
@@ -53,7 +65,7 @@ exported! {
     }
     /// munmap(2)
     "C" fn munmap(address: *mut c_void, len: size_t) -> c_int {
-        if leave(address, len, "unmapped") { beneath::munmap(address, len) } else { -1 }
+        if serve::leave_for_good(address, len) { beneath::munmap(address, len) } else { -1 }
     }
     /// mprotect(2)
     "C" fn mprotect(address: *mut c_void, len: size_t, protection: c_int) -> c_int {
@@ -88,6 +100,10 @@ exported! {
         beneath::set_errno(before);
         failed
     }
+    /// msync(2)
+    "C-unwind" fn msync(address: *mut c_void, len: size_t, flags: c_int) -> c_int {
+        if flags & MS_SYNC != 0 && !serve::flush(address, len) { -1 } else { beneath::msync(address, len, flags) }
+    }
     /// mlock(2)
     "C" fn mlock(address: *const c_void, len: size_t) -> c_int {
         if leave(address, len, "mlock(2)") { beneath::mlock(address, len) } else { -1 }
@@ -117,6 +133,9 @@ exported! {
     }
     /// close_range(2), around the shim's own descriptors
     "C-unwind" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
+        if !sharing::may_close(flags) {
+            return -1;
+        }
         close_around(first, last, |first, last| beneath::close_range(first, last, flags))
     }
     /// closefrom(3)
@@ -129,12 +148,18 @@ exported! {
             beneath::set_errno(libc::EBUSY);
             return -1;
         }
+        if !descriptors::spoil(from, "put in the place of another descriptor") {
+            return -1;
+        }
         beneath::dup2(from, to)
     }
     /// dup3(2)
     "C-unwind" fn dup3(from: c_int, to: c_int, flags: c_int) -> c_int {
         if serve::is_own(to) {
             beneath::set_errno(libc::EBUSY);
+            return -1;
+        }
+        if !descriptors::spoil(from, "put in the place of another descriptor") {
             return -1;
         }
         beneath::dup3(from, to, flags)
@@ -180,23 +205,6 @@ exported! {
     "C-unwind" fn thrd_exit(code: c_int) -> () {
         serve::careful((), last::thread_ends);
         beneath::thrd_exit(code);
-    }
-    /// _Fork(3): as fork(2), without calling those who want to be called
-    "C" fn _Fork() -> c_int {
-        let pid = beneath::_Fork();
-        if pid == 0 {
-            serve::in_child();
-        }
-        pid
-    }
-    /// clone(2), whose further arguments are there or not
-    "C" fn clone(start: Option<Start>, stack: *mut c_void, flags: c_int, argument: *mut c_void, parent: *mut c_void, tls: *mut c_void, child: *mut c_void) -> c_int {
-        match start {
-            Some(start) if flags & libc::CLONE_VM == 0 => {
-                beneath::clone_apart(start, stack, flags, argument, [parent, tls, child])
-            }
-            start => beneath::clone(start, stack, flags, argument, parent, tls, child),
-        }
     }
 }
 
@@ -251,6 +259,7 @@ pub(crate) extern "C" fn dispatch(
         libc::SYS_mprotect => mprotect(start, len, c as c_int).into(),
         libc::SYS_mremap => mremap(start, len, c as size_t, d as c_int, e as *mut c_void) as c_long,
         libc::SYS_madvise => madvise(start, len, c as c_int).into(),
+        libc::SYS_msync => msync(start, len, c as c_int).into(),
         libc::SYS_mlock => mlock(start, len).into(),
         libc::SYS_mlock2 => mlock2(start, len, c as c_uint).into(),
         libc::SYS_munlock => munlock(start, len).into(),
@@ -260,8 +269,9 @@ pub(crate) extern "C" fn dispatch(
         }
         libc::SYS_close if serve::is_own(a as c_int) => refused(libc::EBADF),
         #[cfg(target_arch = "x86_64")]
-        libc::SYS_dup2 if serve::is_own(b as c_int) => refused(libc::EBUSY),
-        libc::SYS_dup3 if serve::is_own(b as c_int) => refused(libc::EBUSY),
+        libc::SYS_dup2 => dup2(a as c_int, b as c_int).into(),
+        libc::SYS_dup3 => dup3(a as c_int, b as c_int, c as c_int).into(),
+        libc::SYS_close_range if !sharing::may_close(c as c_int) => -1,
         libc::SYS_close_range => {
             let close = |first, last| {
                 beneath::pass_on(number, [c_long::from(first), c_long::from(last), c, d, e, f]) as c_int
@@ -275,14 +285,6 @@ pub(crate) extern "C" fn dispatch(
             on()
         }
         #[cfg(target_arch = "x86_64")]
-        libc::SYS_fork => as_a_child(on()),
-        // With a stack of its own the child returns to wherever that says, and not here.
-        libc::SYS_clone if a as c_int & libc::CLONE_VM == 0 && b == 0 => as_a_child(on()),
-        libc::SYS_clone3 => match beneath::clone_arguments(a, b) {
-            Some((flags, 0)) if flags & libc::CLONE_VM as u64 == 0 => as_a_child(on()),
-            _ => on(),
-        },
-        #[cfg(target_arch = "x86_64")]
         libc::SYS_open if serve::cuts_unseen(b as c_int) => {
             serve::cutting(|| beneath::find_file(AT_FDCWD, a as *const c_char, b as c_int), on)
         }
@@ -295,14 +297,6 @@ pub(crate) extern "C" fn dispatch(
             }
             _ => on(),
         },
-        _ => on(),
+        _ => descriptors::by_number(number, [a, b, c, d, e, f], on),
     }
-}
-
-/// What a system call like fork(2) has returned.
-fn as_a_child(pid: c_long) -> c_long {
-    if pid == 0 {
-        serve::in_child();
-    }
-    pid
 }

@@ -5,6 +5,16 @@
 //! knows (its *window*), in one step of the kernel's: at no time is anything else there. So whatever can't be served right is given
 //! back first, at any time and without a descriptor; a child of fork(2), which has no views, gets its copies of the twins.
 //!
+//! A view of a file that the program has alone may be written ([`MapKind::Alone`]). Its file may be older than what it shows, so it is given back only when
+//! the server has brought what was written into the file, and if that can't be, nothing is put in its place that could be taken for the file: whoever
+//! touches it gets SIGBUS ([`GuestView::break_off`]), and a child of fork(2) SIGSEGV.
+//!
+//! A map that the program may write privately ([`MapKind::Copies`]) is served like one for reading: the kernel gives it a copy of each page that it stores to
+//! (copy-on-write), and the frames stay as they are. Before the twin takes its place, the program's own pages are copied into the twin
+//! (`copies`), while whoever touches the window waits. Until then the server must not show pages there: who gives such a map back has
+//! had the server close it. Its pages are not taken out of the page tables when the server suggests that, because the program's own ones would
+//! be lost. A child of fork(2) would have none of those, so such maps are given back before ([`find_copies`]).
+//!
 //! The views of the process are in a table that is read without locks, because mmap(2) and its kin are called from everywhere: inside of
 //! allocators, in signal handlers, in children between fork and exec. States of a slot:
 //!
@@ -12,7 +22,7 @@
 //! | --- | --- | --- |
 //! | free | making | [`GuestView::new`] |
 //! | making | served | [`GuestView::serve`]: the program may learn the address |
-//! | served | free | [`GuestView::give_back`]: the twin is in place |
+//! | served | free | [`GuestView::give_back`]: the twin is in place; [`GuestView::break_off`] |
 //! | making | free | drop: the program never learned the address; [`GuestView::give_back`], before it was served |
 //! | any | free | [`after_fork`], in the child |
 //!
@@ -23,13 +33,16 @@
 use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::mm::{MapFlags, MremapFlags, ProtFlags, mmap, mremap_fixed, munmap};
+use rustix::fs::MemfdFlags;
+use rustix::mm::{MapFlags, MremapFlags, ProtFlags, mmap, mmap_anonymous, mremap_fixed, munmap};
 
 use crate::PAGE_SIZE;
+use crate::copies::{Aside, can_copy};
 use crate::mapping::{Reservation, reserve_again, try_a_move};
+use crate::pagemap::Pagemap;
 use crate::signals::print_raw;
 use crate::uffd::Uffd;
 use crate::zap::zap;
@@ -46,6 +59,10 @@ struct Slot {
     start: AtomicUsize,
     len: AtomicUsize,
     twin: AtomicUsize,
+    /// [`MapKind::Alone`]
+    alone: AtomicBool,
+    /// [`MapKind::Copies`]
+    copies: AtomicBool,
 }
 
 static TABLE: [Slot; SLOTS] = [const {
@@ -54,6 +71,8 @@ static TABLE: [Slot; SLOTS] = [const {
         start: AtomicUsize::new(0),
         len: AtomicUsize::new(0),
         twin: AtomicUsize::new(0),
+        alone: AtomicBool::new(false),
+        copies: AtomicBool::new(false),
     }
 }; SLOTS];
 /// Slots that are not free.
@@ -77,18 +96,72 @@ pub struct Wanted {
     pub identity: Identity,
     /// Which bytes of it, whole pages.
     pub window: Range<u64>,
-    /// MAP_SHARED, or MAP_PRIVATE.
-    pub shared: bool,
+    /// How it is mapped.
+    pub kind: MapKind,
+    /// For [`MapKind::Copies`]: how the pages are found that the program has written to.
+    pub pagemap: Option<Arc<Pagemap>>,
 }
 
-/// A mapping of a file for reading that a server serves, until it is given back to the kernel.
+/// How a program has mapped a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapKind {
+    /// MAP_SHARED, for reading, beside others who read.
+    Shared,
+    /// MAP_PRIVATE, for reading.
+    Private,
+    /// MAP_PRIVATE, for reading and writing: of what it writes to, the program has copies.
+    Copies {
+        /// Without MAP_NORESERVE: the kernel counts memory for all pages that may be written.
+        counted: bool,
+    },
+    /// MAP_SHARED, by a descriptor for reading and writing of the only open file description that there is; for reading alone, or also for writing.
+    Alone {
+        /// PROT_WRITE
+        writes: bool,
+    },
+}
+
+impl MapKind {
+    /// Whether what it shows may be newer than the file.
+    pub fn is_alone(self) -> bool {
+        matches!(self, Self::Alone { .. })
+    }
+
+    /// Whether it may have pages of the program's own.
+    pub fn has_copies(self) -> bool {
+        matches!(self, Self::Copies { .. })
+    }
+
+    fn of_twin(self) -> (MapFlags, ProtFlags) {
+        match self {
+            Self::Shared | Self::Alone { writes: false } => {
+                (MapFlags::SHARED | MapFlags::NORESERVE, ProtFlags::READ)
+            }
+            Self::Private => (MapFlags::PRIVATE | MapFlags::NORESERVE, ProtFlags::READ),
+            Self::Copies { counted } => {
+                let counted = if counted { MapFlags::empty() } else { MapFlags::NORESERVE };
+                (MapFlags::PRIVATE | counted, ProtFlags::READ | ProtFlags::WRITE)
+            }
+            Self::Alone { writes: true } => {
+                (MapFlags::SHARED | MapFlags::NORESERVE, ProtFlags::READ | ProtFlags::WRITE)
+            }
+        }
+    }
+}
+
+/// A mapping of a file that a server serves, until it is given back to the kernel.
 pub struct GuestView {
     whole: Option<Reservation>,
     window: Range<u64>,
+    kind: MapKind,
     slot: &'static Slot,
     uffd: Arc<Uffd>,
+    pagemap: Option<Arc<Pagemap>>,
     given: Mutex<bool>,
 }
+
+/// What giving a view back takes: see [`GuestView::prepare`].
+pub struct Prepared(Option<Aside>);
 
 impl GuestView {
     /// Maps `capacity` bytes of frames, a multiple of the page size, and the twin of `file`. Touches are not served yet.
@@ -113,17 +186,30 @@ impl GuestView {
         }
         let short = |_| io::Error::from(io::ErrorKind::OutOfMemory);
         let whole = Reservation::new(usize::try_from(capacity).map_err(short)?)?;
-        whole.map_privately(frames)?;
-        whole.keep_private(0..capacity)?;
+        match wanted.kind {
+            MapKind::Alone { writes } => whole.map_file(frames, 0..capacity, writes)?,
+            MapKind::Shared | MapKind::Private | MapKind::Copies { .. } => {
+                whole.map_privately(frames, wanted.kind.has_copies())?;
+            }
+        }
+        match wanted.kind {
+            // What the program has changed belongs into a core dump, as it would of the kernel's mapping.
+            MapKind::Copies { .. } => whole.keep_from_children(0..capacity)?,
+            MapKind::Shared | MapKind::Private | MapKind::Alone { .. } => whole.keep_private(0..capacity)?,
+        }
         let slot = take_slot()?;
-        let view = Self { whole: Some(whole), window: start..end, slot, uffd, given: Mutex::new(false) };
-        let sharing = if wanted.shared { MapFlags::SHARED } else { MapFlags::PRIVATE };
-        let (len, flags) = ((end - start) as usize, sharing | MapFlags::NORESERVE);
+        slot.alone.store(wanted.kind.is_alone(), Ordering::Relaxed);
+        slot.copies.store(wanted.kind.has_copies(), Ordering::Relaxed);
+        let (kind, given, pagemap) =
+            (wanted.kind, Mutex::new(false), wanted.pagemap.as_ref().map(Arc::clone));
+        let view = Self { whole: Some(whole), window: start..end, kind, slot, uffd, pagemap, given };
+        let (flags, protection) = kind.of_twin();
+        let len = (end - start) as usize;
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
-        let twin = unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ, flags, file, start) }?;
-        slot.twin.store(twin as usize, Ordering::Relaxed);
+        let twin = unsafe { mmap(std::ptr::null_mut(), len, protection, flags, file, start) }?;
         slot.start.store(view.address(), Ordering::Relaxed);
         slot.len.store(len, Ordering::Relaxed);
+        slot.twin.store(twin as usize, Ordering::Release); // last: see `are_twins`
         Ok(view)
     }
 
@@ -137,7 +223,7 @@ impl GuestView {
         if *given {
             return Ok(());
         }
-        self.uffd.register(self.whole().addresses(&(0..self.capacity())), false)?;
+        self.uffd.register(self.whole().addresses(&(0..self.capacity())), self.kind.is_alone())?;
         self.slot.state.store(SERVED, Ordering::Release);
         Ok(())
     }
@@ -176,7 +262,8 @@ impl GuestView {
         self.given.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes ranges out of the view, if it still is one; the frames stay.
+    /// Takes ranges out of the view, if it still is one; the frames stay. Not of one that may have pages of the program's own: the
+    /// server can take the frames out of that too, which leaves those.
     ///
     /// # Errors
     /// Whatever madvise(2) says.
@@ -184,11 +271,20 @@ impl GuestView {
     /// # Panics
     /// If a range is not inside.
     pub fn unmap(&self, ranges: &[Range<u64>]) -> io::Result<()> {
+        if self.kind.has_copies() {
+            return Ok(());
+        }
         let given = self.lock();
         if *given {
             return Ok(()); // what lies there now is the kernel's, and may hold bytes of the program's own
         }
         zap(ranges.iter().map(|range| self.whole().addresses(range)))
+    }
+
+    /// Whether the program may have learned where it is, and it is not given back.
+    pub fn is_served(&self) -> bool {
+        let given = self.lock();
+        !*given && self.slot.state.load(Ordering::Acquire) == SERVED
     }
 
     /// Whether it was given back.
@@ -201,15 +297,71 @@ impl GuestView {
         self.uffd.wake(self.whole().addresses(&(0..self.capacity())));
     }
 
+    /// Puts something in the place of the window that raises SIGBUS when it is touched, because what it showed is lost and not in the file. In one
+    /// step; whether it was this call that did it.
+    ///
+    /// Ends the process if that can't be done.
+    pub fn break_off(&self) -> bool {
+        let mut given = self.lock();
+        if *given {
+            return false;
+        }
+        let (len, at) = (self.slot.len.load(Ordering::Relaxed), self.address() as *mut _);
+        // Past the end of a file that has no bytes; or, where there is no descriptor to be had, what raises SIGSEGV.
+        let empty = rustix::fs::memfd_create("mapwright-lost", MemfdFlags::CLOEXEC);
+        let put = match &empty {
+            // SAFETY: the window is this view's own; who holds references into it gets a signal when it touches them.
+            Ok(empty) => unsafe {
+                mmap(at, len, ProtFlags::READ, MapFlags::SHARED | MapFlags::FIXED, empty, 0)
+            },
+            // SAFETY: as above.
+            Err(_) => unsafe {
+                let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+                mmap_anonymous(at, len, ProtFlags::empty(), flags)
+            },
+        };
+        if let Err(error) = put {
+            print_raw(&format!(
+                "mapwright: a map whose contents are lost could not be taken away: {error}\n"
+            ));
+            std::process::abort();
+        }
+        *given = true;
+        // SAFETY: the twin is this view's own and never touched.
+        let _ = unsafe { munmap(self.slot.twin.load(Ordering::Relaxed) as *mut _, len) };
+        release(self.slot);
+        self.wake();
+        true
+    }
+
+    /// Looks whether the view can be given back, and keeps what that takes; with the program's own pages, or without, which is right for
+    /// one that the program unmaps as a whole.
+    ///
+    /// # Errors
+    /// `ENOMEM` when the process has as many mappings as it may have (`vm.max_map_count`), or a limit of its own leaves no room for pages to
+    /// be put aside.
+    pub fn prepare(&self, with_copies: bool) -> io::Result<Prepared> {
+        if !with_copies || !self.kind.has_copies() {
+            return Ok(Prepared(None)); // the rest is looked at by the step itself
+        }
+        let aside = Aside::reserve(self.slot.len.load(Ordering::Relaxed))?;
+        try_a_move()?;
+        Ok(Prepared(Some(aside)))
+    }
+
     /// Puts the kernel's own mapping of the file in the place of the window, in one step; `farewell` is called when nothing can keep it from
     /// that, before it is done. Whether it was this call that did it: when it returns, it is done.
     ///
-    /// # Errors
-    /// `ENOMEM` when the process has as many mappings as it may have (`vm.max_map_count`): then all is as before.
+    /// If the program's own pages are to be kept, the server shows nothing in the view any more. While they are copied, which reads the same
+    /// pages of the file, whoever touches the window waits.
     ///
-    /// Ends the process if the kernel took the view away and did not put the twin there, so that there is a hole in the program's memory. It
-    /// looks for every reason to refuse before it does so, but for being out of memory for itself.
-    pub fn give_back(&self, farewell: impl FnOnce()) -> io::Result<bool> {
+    /// # Errors
+    /// `ENOMEM` as for [`prepare`](Self::prepare): then all is as before.
+    ///
+    /// Ends the process if the kernel took the view away and did not put the twin there, so that there is a hole in the program's memory, or
+    /// if the program's own pages could not be copied. It looks for every reason to refuse before it does so, but for being out of memory for
+    /// itself.
+    pub fn give_back(&self, prepared: Prepared, farewell: impl FnOnce()) -> io::Result<bool> {
         let mut given = self.lock();
         if *given {
             return Ok(false);
@@ -218,18 +370,35 @@ impl GuestView {
         farewell();
         let (twin, len) = (self.slot.twin.load(Ordering::Relaxed), self.slot.len.load(Ordering::Relaxed));
         let to = self.address() as *mut _;
-        // SAFETY: the twin is this view's own and never touched; the window shows the same file, and the program, which may hold
-        // references into it, sees the same bytes after the move as it would have seen by mmap(2).
-        let moved = unsafe { mremap_fixed(twin as *mut _, len, len, MremapFlags::MAYMOVE, to) };
-        if let Err(error) = moved {
+        let kept = self.copy_to_the_twin(prepared);
+        let moved = kept.and_then(|aside| {
+            // SAFETY: the twin is this view's own and never touched; the window shows the same file, and the program, which may hold
+            // references into it, sees the same bytes after the move as it would have seen by mmap(2): those that it has written
+            // itself are in the twin.
+            unsafe { mremap_fixed(twin as *mut _, len, len, MremapFlags::MAYMOVE, to) }?;
+            Ok(aside)
+        });
+        let aside = moved.unwrap_or_else(|error| {
             print_raw(&format!("mapwright: a map could not be given back to the kernel: {error}\n"));
             std::process::abort();
-        }
+        });
         *given = true;
         release(self.slot);
         // Those who wait for the server touch the kernel's mapping now.
         self.wake();
+        drop(given);
+        drop(aside); // large ones take some time
         Ok(true)
+    }
+
+    /// Copies the program's own pages of the window to the twin, if there may be some. They are gone from the window then.
+    fn copy_to_the_twin(&self, prepared: Prepared) -> io::Result<Option<Aside>> {
+        let (Prepared(Some(mut aside)), Some(pagemap)) = (prepared, &self.pagemap) else { return Ok(None) };
+        // SAFETY: the window is registered, nobody shows pages there, and the twin will be there with the same bytes.
+        unsafe { aside.take(self.address()) }?;
+        // SAFETY: the twin is this view's own and never touched.
+        unsafe { aside.copy_to(self.slot.twin.load(Ordering::Relaxed), pagemap) }?;
+        Ok(Some(aside))
     }
 }
 
@@ -269,6 +438,7 @@ fn take_slot() -> io::Result<&'static Slot> {
 }
 
 fn release(slot: &Slot) {
+    slot.twin.store(0, Ordering::Relaxed);
     slot.state.store(FREE, Ordering::Release);
     TAKEN.fetch_sub(1, Ordering::AcqRel);
 }
@@ -286,16 +456,48 @@ fn served() -> impl Iterator<Item = &'static Slot> {
 
 /// The start of a served window that has bytes in a range of addresses.
 pub fn find(range: Range<usize>) -> Option<usize> {
+    find_of(range, |_| true)
+}
+
+fn find_of(range: Range<usize>, is_it: impl Fn(&Slot) -> bool) -> Option<usize> {
     served().find_map(|slot| {
         let start = slot.start.load(Ordering::Relaxed);
         let end = start + slot.len.load(Ordering::Relaxed);
-        (start < range.end && range.start < end).then_some(start)
+        (start < range.end && range.start < end && is_it(slot)).then_some(start)
     })
+}
+
+/// The same, of one that may have pages of the program's own.
+pub fn find_copies(range: Range<usize>) -> Option<usize> {
+    find_of(range, |slot| slot.copies.load(Ordering::Relaxed))
+}
+
+/// Whether pages of the program's own can be kept when a map is given back: by a page map that can be asked for them (Linux 6.7), and
+/// process_vm_writev(2), which a filter of system calls may forbid.
+pub fn can_keep_copies(pagemap: &Pagemap) -> bool {
+    pagemap.probe().is_ok() && can_copy()
 }
 
 /// The start of any served window.
 pub fn find_any() -> Option<usize> {
     served().next().map(|slot| slot.start.load(Ordering::Relaxed))
+}
+
+/// Whether the kernel's mappings of a file that are views' own, untouched and out of sight, cover a range of addresses.
+pub fn are_twins(range: Range<usize>) -> bool {
+    let mut at = range.start;
+    while at < range.end {
+        let end_of_twin = |slot: &Slot| {
+            let start = slot.twin.load(Ordering::Acquire);
+            let end = start + slot.len.load(Ordering::Relaxed);
+            (start != 0 && (start..end).contains(&at)).then_some(end)
+        };
+        let taken = TABLE[..END.load(Ordering::Acquire)].iter();
+        let taken = taken.filter(|slot| slot.state.load(Ordering::Acquire) != FREE);
+        let Some(end) = taken.filter_map(end_of_twin).max() else { return false };
+        at = end;
+    }
+    true
 }
 
 /// Puts the kernel's mappings where the parent's served windows were. Called in a child of fork(2), before anything else runs there;
@@ -306,6 +508,9 @@ pub fn after_fork() -> bool {
         let state = slot.state.swap(FREE, Ordering::Relaxed);
         let (twin, start) = (slot.twin.load(Ordering::Relaxed), slot.start.load(Ordering::Relaxed));
         let len = slot.len.load(Ordering::Relaxed);
+        if state == SERVED && slot.alone.load(Ordering::Relaxed) {
+            continue; // it could not be given back before: the file is older than what the parent knows
+        }
         // Another thread may have been giving it back: then the kernel's is there already, and nothing is done.
         if state == SERVED && reserve_again(start..start + len) {
             let flags = MremapFlags::MAYMOVE;

@@ -1,10 +1,11 @@
 //! The kernel's leases on files (fcntl(2), F_SETLEASE): who opens a file for writing waits until those who read it by a lease have let
 //! go of it.
 //!
-//! A [`ReadLease`] is given only while nobody has the file open for writing, a shared writable mapping included. From then on open(2) for
-//! writing and truncate(2) wait in the kernel until it is dropped, or until `/proc/sys/fs/lease-break-time` seconds are over: then the kernel
-//! takes it away. That somebody waits is told by SIGIO to one thread, the one of a [`Breaks`], which keeps that signal blocked and reads
-//! it from a descriptor; which lease it is about is asked of each ([`ReadLease::is_wanted`]), so that no queue of signals can overflow.
+//! A lease [for reading](FileLease::take) is given only while nobody has the file open for writing, a shared writable mapping included. From then on
+//! open(2) for writing and truncate(2) wait in the kernel until it is dropped, or until `/proc/sys/fs/lease-break-time` seconds are over: then the kernel
+//! takes it away. One [for writing](FileLease::take_alone) is given only while nobody else has the file open at all, and every other open(2) waits. That
+//! somebody waits is told by SIGIO to one thread, the one of a [`Breaks`], which keeps that signal blocked and reads
+//! it from a descriptor; which lease it is about is asked of each ([`FileLease::is_wanted`]), so that no queue of signals can overflow.
 //!
 //! An open with O_RDONLY and O_TRUNC, which POSIX leaves undefined, cuts a file in spite of a lease.
 
@@ -82,12 +83,15 @@ impl AsFd for Breaks {
     }
 }
 
-/// A lease for reading, by an open file description of its own. Dropping it lets in who waits.
+/// A lease on a file. Dropping it lets in who waits.
 #[derive(Debug)]
-pub struct ReadLease(OwnedFd);
+pub struct FileLease {
+    file: OwnedFd,
+    kind: libc::c_int,
+}
 
-impl ReadLease {
-    /// Takes a lease on an open regular file, of which `listener` is told if somebody waits for it.
+impl FileLease {
+    /// Takes a lease for reading on an open regular file, by an open file description of its own, of which `listener` is told if somebody waits for it.
     ///
     /// # Errors
     /// `EAGAIN` if anybody has it open for writing; `EACCES` if it is another user's and this process lacks CAP_LEASE, or can't be opened anew;
@@ -96,36 +100,48 @@ impl ReadLease {
         let link = format!("/proc/self/fd/{}", file.as_raw_fd());
         // Not to wait for a lease of somebody else's.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-        let own = Self(rustix::fs::open(link, flags, Mode::empty())?);
-        let owner = Owner { kind: F_OWNER_TID, pid: listener.0 };
-        // SAFETY: the descriptor is open, and `owner` has the kernel's layout and lives across the call, which reads it.
-        check(unsafe { libc::fcntl(own.0.as_raw_fd(), F_SETOWN_EX, &raw const owner) }.into())?;
-        own.set(libc::F_RDLCK)?;
-        Ok(own)
+        Self::set_on(rustix::fs::open(link, flags, Mode::empty())?, libc::F_RDLCK, listener)
     }
 
-    fn set(&self, kind: libc::c_int) -> io::Result<()> {
-        // SAFETY: the descriptor is open; the argument is a number.
-        check(unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_SETLEASE, kind) }.into()).map(drop)
+    /// Takes a lease for writing on the very open file description of `file`, a regular file that is open for reading and writing, and by it alone:
+    /// whoever shares it (dup(2), fork(2), mappings) is not kept out. From here on every other open(2) waits.
+    ///
+    /// # Errors
+    /// As for [`take`](Self::take), but `EAGAIN` if there is any other open file description of it.
+    pub fn take_alone(file: BorrowedFd<'_>, listener: Listener) -> io::Result<Self> {
+        Self::set_on(rustix::io::fcntl_dupfd_cloexec(file, 3)?, libc::F_WRLCK, listener)
+    }
+
+    fn set_on(file: OwnedFd, kind: libc::c_int, listener: Listener) -> io::Result<Self> {
+        let owner = Owner { kind: F_OWNER_TID, pid: listener.0 };
+        // SAFETY: the descriptor is open, and `owner` has the kernel's layout and lives across the call, which reads it.
+        check(unsafe { libc::fcntl(file.as_raw_fd(), F_SETOWN_EX, &raw const owner) }.into())?;
+        set(file.as_fd(), kind)?;
+        Ok(Self { file, kind })
     }
 
     /// Whether the file has no name any more.
     pub fn is_removed(&self) -> bool {
-        rustix::fs::fstat(&self.0).is_ok_and(|stat| stat.st_nlink == 0)
+        rustix::fs::fstat(&self.file).is_ok_and(|stat| stat.st_nlink == 0)
     }
 
     /// Whether somebody waits for its end, or the kernel has ended it.
     pub fn is_wanted(&self) -> bool {
         // SAFETY: the descriptor is open; there is no argument.
-        unsafe { libc::fcntl(self.0.as_raw_fd(), F_GETLEASE) != libc::F_RDLCK }
+        unsafe { libc::fcntl(self.file.as_raw_fd(), F_GETLEASE) != self.kind }
     }
 }
 
-impl Drop for ReadLease {
+impl Drop for FileLease {
     fn drop(&mut self) {
-        // Closing would do, were it not for children that have inherited the descriptor.
-        let _ = self.set(libc::F_UNLCK);
+        // Closing would do, were it not for others who have the open file description.
+        let _ = set(self.file.as_fd(), libc::F_UNLCK);
     }
+}
+
+fn set(file: BorrowedFd<'_>, kind: libc::c_int) -> io::Result<()> {
+    // SAFETY: the descriptor is open; the argument is a number.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) }.into()).map(drop)
 }
 
 #[cfg(test)]
@@ -149,8 +165,8 @@ mod tests {
             Self(path)
         }
 
-        fn lease(&self, breaks: &Breaks) -> io::Result<ReadLease> {
-            ReadLease::take(File::open(&self.0).unwrap().as_fd(), breaks.listener())
+        fn lease(&self, breaks: &Breaks) -> io::Result<FileLease> {
+            FileLease::take(File::open(&self.0).unwrap().as_fd(), breaks.listener())
         }
 
         fn writer(&self) -> io::Result<File> {
@@ -212,5 +228,39 @@ mod tests {
         // SAFETY: the mapping made above, to which there are no references.
         assert_eq!(unsafe { libc::munmap(map, 4096) }, 0);
         drop(sample.lease(&breaks).unwrap());
+    }
+
+    #[test]
+    fn who_has_a_file_alone_keeps_readers_out_too() {
+        let sample = Sample::new("alone");
+        let breaks = Breaks::of_this_thread().unwrap();
+        let open = || OpenOptions::new().read(true).write(true).open(&sample.0).unwrap();
+        let file = open();
+        let reader = File::open(&sample.0).unwrap();
+        let refused = FileLease::take_alone(file.as_fd(), breaks.listener()).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::WouldBlock, "it is open twice");
+        drop(reader);
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let map = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                4096,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        let again = file.try_clone().unwrap();
+        let lease = FileLease::take_alone(file.as_fd(), breaks.listener()).unwrap();
+        assert!(!lease.is_wanted(), "a mapping and a duplicate are of the same open file description");
+        drop((file, again));
+        let reader = || OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&sample.0);
+        assert_eq!(reader().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert!(is_told(&breaks, 5) && lease.is_wanted());
+        // SAFETY: the mapping made above, to which there are no references.
+        assert_eq!(unsafe { libc::munmap(map, 4096) }, 0);
+        drop(lease);
+        reader().unwrap();
     }
 }

@@ -14,6 +14,7 @@ compile_error!("mapwright runs on 64-bit Linux only");
 pub mod alloc;
 pub mod bare;
 pub mod buffer;
+mod copies;
 mod copy;
 pub mod file;
 pub mod forward;

@@ -178,14 +178,14 @@ impl Reservation {
         unsafe { self.place(at.clone(), map) }
     }
 
-    /// As [`map_file`](Self::map_file), private and for reading, from offset 0 on over all of it. A userfaultfd takes shared
-    /// mappings only of what this process may write; private ones of what it may read, and shows the file's own pages there.
-    pub(crate) fn map_privately(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+    /// As [`map_file`](Self::map_file), private, from offset 0 on over all of it. A userfaultfd takes shared mappings only of what this
+    /// process may write; private ones of what it may read, and shows the file's own pages there. Of those that are written the kernel
+    /// makes copies, if it may be written.
+    pub(crate) fn map_privately(&self, fd: BorrowedFd<'_>, writable: bool) -> io::Result<()> {
         let at = self.start..self.start + self.len;
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        let (protection, flags) = (protection(writable), MapFlags::PRIVATE | MapFlags::NORESERVE);
         // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
-        let map =
-            || unsafe { Ok(mmap(std::ptr::null_mut(), at.len(), ProtFlags::READ, flags, fd, 0)? as usize) };
+        let map = || unsafe { Ok(mmap(std::ptr::null_mut(), at.len(), protection, flags, fd, 0)? as usize) };
         // SAFETY: all of this reservation, of which nobody has a slice yet.
         unsafe { self.place(at.clone(), map) }
     }
@@ -243,9 +243,14 @@ impl Reservation {
 
     /// Keeps a range from children and from core dumps.
     pub(crate) fn keep_private(&self, range: Range<u64>) -> io::Result<()> {
-        self.owner.keep();
-        self.advise(&range, Advice::LinuxDontFork)?;
+        self.keep_from_children(range.clone())?;
         self.advise(&range, Advice::LinuxDontDump)
+    }
+
+    /// Keeps a range from children.
+    pub(crate) fn keep_from_children(&self, range: Range<u64>) -> io::Result<()> {
+        self.owner.keep();
+        self.advise(&range, Advice::LinuxDontFork)
     }
 
     /// madvise(2) on a range. Callers pass advice that keeps contents.

@@ -68,6 +68,19 @@ impl Pagemap {
         Ok(Self(File::open("/proc/self/pagemap")?))
     }
 
+    /// The same with a descriptor that is not below `lowest`: out of the way of those that a program counts on.
+    ///
+    /// # Errors
+    /// `EMFILE` if there is no room; `EINVAL` if the process may not have such descriptors.
+    pub fn lifted(self, lowest: i32) -> io::Result<Self> {
+        Ok(Self(rustix::io::fcntl_dupfd_cloexec(&self.0, lowest)?.into()))
+    }
+
+    /// Its descriptor.
+    pub fn descriptor(&self) -> i32 {
+        self.0.as_raw_fd()
+    }
+
     /// Whether this kernel has PAGEMAP_SCAN.
     ///
     /// # Errors

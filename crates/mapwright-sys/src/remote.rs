@@ -215,7 +215,7 @@ fn make_view(fd: &OwnedFd, capacity: u64, writable: bool, uffd: &Uffd) -> io::Re
     let view = Reservation::new(usize::try_from(capacity).map_err(|_| io::ErrorKind::OutOfMemory)?)?;
     match writable {
         true => view.map_file(fd.as_fd(), 0..capacity, true)?,
-        false => view.map_privately(fd.as_fd())?,
+        false => view.map_privately(fd.as_fd(), false)?,
     }
     view.keep_private(0..capacity)?;
     uffd.register(view.addresses(&(0..capacity)), writable)?;

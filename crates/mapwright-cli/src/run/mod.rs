@@ -44,8 +44,8 @@ Examples:
   mapwright run --report=report.svg -- ./program argument
                                    a picture of it, for a browser
 
-What is mapped for reading from regular files of local disks, 1 MiB or more, is served by a pager with its own limit; all else is
-the kernel's, as without. Static programs and set-user-id programs run on the kernel's mmap, or not at all with --strict.
+What is mapped of regular files on local disks, 1 MiB or more, for reading, or to be written by a program that has the file alone, is served by a pager
+with its own limit; all else is the kernel's, as without. Static programs and set-user-id programs run on the kernel's mmap, or not at all with --strict.
 
 Exit codes: those of the program; if a signal ends it, this one ends by the same; 127 there is no such program, 126 it could not be
 run, 1 it was not run, 2 bad usage.";

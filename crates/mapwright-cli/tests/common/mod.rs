@@ -54,14 +54,28 @@ pub fn source(name: &str) -> String {
     format!("{}/tests/programs/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
+/// The files of a program in C, which is one of them or all in a folder, and their headers.
+fn parts(from: &str) -> (Vec<String>, Vec<String>) {
+    let path = source(from);
+    if !Path::new(&path).is_dir() {
+        return (vec![path], ["file.h", "by_syscall.h", "descriptors_by_syscall.h"].map(source).to_vec());
+    }
+    let entries = std::fs::read_dir(path).unwrap();
+    let mut all: Vec<String> =
+        entries.map(|entry| entry.unwrap().path().to_str().unwrap().to_owned()).collect();
+    all.sort();
+    all.into_iter().partition(|part| part.ends_with(".c"))
+}
+
 /// Compiles a program in C; says loudly where that can't be. Each test may be a process of its own, and others may be running what is
 /// there: what was compiled of the same text is not replaced.
 #[track_caller]
 pub fn compile(name: &str, from: &str, flags: &[&str]) -> Option<String> {
     let mut text_of_all = DefaultHasher::new();
     flags.hash(&mut text_of_all);
-    for part in [from, "file.h", "by_syscall.h"] {
-        std::fs::read(source(part)).unwrap().hash(&mut text_of_all);
+    let (sources, headers) = parts(from);
+    for part in sources.iter().chain(&headers) {
+        std::fs::read(part).unwrap().hash(&mut text_of_all);
     }
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("c-{:016x}", text_of_all.finish()));
     std::fs::create_dir_all(&folder).unwrap();
@@ -70,7 +84,7 @@ pub fn compile(name: &str, from: &str, flags: &[&str]) -> Option<String> {
         let new = program.with_extension(std::process::id().to_string());
         let mut cc = Command::new("cc");
         cc.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-g", "-D_GNU_SOURCE", "-pthread"]);
-        match cc.args(flags).arg(source(from)).arg("-o").arg(&new).output() {
+        match cc.args(flags).args(&sources).arg("-o").arg(&new).output() {
             Ok(output) => assert!(output.status.success(), "{}", text(&output.stderr)),
             Err(error) => {
                 skip(&format!("there is no cc: {error}"));

@@ -45,6 +45,16 @@ def read():
     copied = np.memmap("file", dtype="<u8", mode="c", shape=(WORDS,))
     copied[WORDS // 2] ^= 1
     assert copied[WORDS // 2] != truth[WORDS // 2] == SHARED[WORDS // 2]
+    copied[::3000] += np.uint64(1)
+    changed = truth.copy()
+    changed[WORDS // 2] ^= 1
+    changed[::3000] += np.uint64(1)
+    assert np.array_equal(copied, changed)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(copied.__getitem__, [0, 3000, 3001, WORDS // 2]) == [changed[at] for at in (0, 3000, 3001, WORDS // 2)]
+    copied[1::3000] -= np.uint64(1)
+    changed[1::3000] -= np.uint64(1)
+    assert np.array_equal(copied, changed) and np.array_equal(SHARED, truth)
     print(int(np.bitwise_xor.reduce(SHARED)), int(np.bitwise_xor.reduce(copied)))
 
 

@@ -109,7 +109,7 @@ fn users_without_rights_are_served_what_they_may_be() {
     assert!(file["maps"] == 0 && file["kernel"].to_string().contains("F_SETLEASE"), "{:#}", ran.report);
     let doctor = text(&as_nobody(dir.path(), true, &[], &["doctor"]).unwrap().stdout);
     assert!(
-        doctor.contains("what they map for reading is served") && doctor.contains("no CAP_LEASE"),
+        doctor.contains("what they map of files is served") && doctor.contains("no CAP_LEASE"),
         "{doctor}"
     );
     // And with the right to leases.

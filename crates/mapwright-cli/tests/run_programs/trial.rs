@@ -16,9 +16,9 @@ pub const MIB: usize = 1 << 20;
 /// More than what programs map here, about as much, and much less.
 const LIMITS: [&str; 3] = ["1GiB", "64MiB", "4MiB"];
 /// Seconds that a program may take: several times what it takes on two busy cores.
-const SECONDS: &str = "150";
+const SECONDS: u64 = 150;
 
-pub const MORE_THAN_READING: &str = "mapped for more than reading";
+pub const MORE_THAN_ONCE: &str = "open more than once";
 pub const OPEN_FOR_WRITING: &str = "open for writing";
 pub const PAST_ITS_END: &str = "mapped past its end";
 pub const SMALL: &str = "less than 1 MiB";
@@ -71,6 +71,7 @@ pub struct Trial<'a> {
     said: fn(&Output) -> String,
     is_compared: fn(&str) -> bool,
     limits: &'a [&'a str],
+    seconds: u64,
 }
 
 impl<'a> Trial<'a> {
@@ -82,6 +83,7 @@ impl<'a> Trial<'a> {
             said: |output| text(&output.stdout),
             is_compared: |_| true,
             limits: &LIMITS,
+            seconds: SECONDS,
         }
     }
 
@@ -100,6 +102,18 @@ impl<'a> Trial<'a> {
     /// Which files are compared afterwards; not those in which what is written first comes first.
     pub fn leaving(mut self, is_compared: fn(&str) -> bool) -> Self {
         self.is_compared = is_compared;
+        self
+    }
+
+    /// At all limits but the largest.
+    pub fn short(mut self) -> Self {
+        self.limits = &LIMITS[1..];
+        self
+    }
+
+    /// How long it may take, in seconds, where that is more than others may.
+    pub fn within(mut self, seconds: u64) -> Self {
+        self.seconds = self.seconds.max(seconds);
         self
     }
 
@@ -144,7 +158,8 @@ impl<'a> Trial<'a> {
         (self.prepare)(&dir);
         let (report, option) =
             (root.path().join("report"), format!("--report={}/report", root.path().display()));
-        let mut run = vec!["--kill-after=5", SECONDS];
+        let seconds = self.seconds.to_string();
+        let mut run = vec!["--kill-after=5", &seconds];
         if let Some(limit) = limit {
             run.extend([env!("CARGO_BIN_EXE_mapwright"), "run", "--limit", limit, "--json", &option, "--"]);
         }
@@ -220,6 +235,13 @@ impl Report {
         self.of(name).iter().map(|file| file["maps"].as_u64().unwrap()).sum()
     }
 
+    /// Maps of files with such a name that were given back, for some reason.
+    #[track_caller]
+    pub fn given_back(&self, name: &str, why: &str) -> u64 {
+        let counts = self.of(name).into_iter().flat_map(|file| file["given_back"].as_object().unwrap());
+        counts.filter(|(reason, _)| reason.contains(why)).map(|(_, count)| count.as_u64().unwrap()).sum()
+    }
+
     /// That maps of a file were the kernel's, and why.
     #[track_caller]
     pub fn is_the_kernels(&self, name: &str, why: &str) {
@@ -234,6 +256,11 @@ impl Report {
         let tight = self.0["limit_bytes"].as_u64().unwrap() <= 4 << 20;
         assert!(totals("faults") > 0 && totals("fills") > 0, "{:#}", self.0);
         assert!(!tight || totals("evictions") > 0, "{:#}", self.0);
+    }
+
+    /// Bytes of files that were written from what programs have stored.
+    pub fn written_back(&self) -> u64 {
+        self.0["totals"]["written_back_bytes"].as_u64().unwrap()
     }
 
     /// Programs that were started with the shim and are called so.

@@ -113,7 +113,11 @@ fn show(file: &File, touch: Touch) -> Result<()> {
     let Touch { view, offset, writes, ahead } = touch;
     let block = offset >> file.block_shift;
     if writes {
-        return file.grant(view, offset / PAGE..offset / PAGE + 1);
+        let page = offset / PAGE;
+        // Who writes in order will write the rest of the block too. Others pay for what is granted and not written: it is written back.
+        let in_order = ahead > SHOWN_AHEAD;
+        let end = if in_order { file.pages_of(block).end } else { page + 1 };
+        return file.grant(view, page..end);
     }
     if !matches!(view, View::Remote(_)) {
         return file.map(view, block..block + 1);

@@ -119,7 +119,7 @@ pub struct File {
 
 fn lease_of(keep: &Keep) -> Option<u64> {
     match keep {
-        Keep::Leased(number) => Some(*number),
+        Keep::Leased(number) | Keep::Alone(number) => Some(*number),
         _ => None,
     }
 }
@@ -167,12 +167,12 @@ impl File {
         })?;
         let sink: Weak<dyn FaultSink> = Weak::<Engine>::clone(&pager.weak);
         let FileSpec { writable, mode, frames: kind, .. } = spec;
-        let is_scratch = matches!(spec.keep, Keep::Scratch);
-        let is_shared = matches!(spec.keep, Keep::Shared);
+        let is_scratch = matches!(spec.keep, Keep::Scratch | Keep::Alone(_));
+        let is_shared = matches!(spec.keep, Keep::Shared | Keep::Alone(_));
         let lease = lease_of(&spec.keep);
         let commits = match spec.keep {
             Keep::Atomic { atomic, in_parts } => Some(Commits::new(atomic, in_parts)),
-            Keep::Flushed | Keep::Scratch | Keep::Shared | Keep::Leased(_) => None,
+            Keep::Flushed | Keep::Scratch | Keep::Shared | Keep::Leased(_) | Keep::Alone(_) => None,
         };
         // A small budget has no buffers for regions, and no room to spare for the copies that the checked view of moved frames has.
         let small = kind == FrameKind::Auto && pager.budget.total() < MOVED_BUDGET;
@@ -256,7 +256,9 @@ impl File {
 
     /// Whether both are for many who write.
     pub(crate) fn is_shared_by(&self, spec: &FileSpec) -> bool {
-        self.is_shared && matches!(spec.keep, Keep::Shared)
+        self.is_shared
+            && matches!(spec.keep, Keep::Shared | Keep::Alone(_))
+            && self.lease == lease_of(&spec.keep)
     }
 
     /// Which object this is.

@@ -43,6 +43,9 @@ pub enum Keep {
     Shared,
     /// There are none as long as this lease of the kernel's lasts; whoever opens the same file under the same one shares it, and nobody else.
     Leased(u64),
+    /// They reach the store by flushes, which do not sync: a program that has the file alone makes them, as long as this lease of the kernel's lasts. It shares
+    /// the file with itself, and with nobody else.
+    Alone(u64),
     /// They reach the journal of this file by commits, and the store by checkpoints.
     Atomic {
         /// The file and its journal.

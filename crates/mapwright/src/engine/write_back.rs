@@ -70,6 +70,19 @@ pub(crate) fn flush_anew(file: &Arc<File>, bytes: Range<u64>) -> Result<()> {
     })
 }
 
+/// Writes all that is dirty back, also after a failure that nobody has acknowledged, and however long others keep it waiting.
+///
+/// # Errors
+/// As for [`flush_anew`], but for `TimedOut` of a store that is local.
+pub(crate) fn write_however_long(file: &Arc<File>) -> Result<()> {
+    loop {
+        match flush_anew(file, 0..file.len()) {
+            Err(Error::TimedOut { .. }) if file.local => {}
+            flushed => return flushed,
+        }
+    }
+}
+
 /// Writes blocks back because room is needed; `false` if somebody else has the file's turn. The caller may have claimed
 /// blocks that the other waits for, so it must not wait for the other; it will see what the other makes evictable.
 ///

@@ -65,6 +65,8 @@ pub(super) trait Hears: Send + Sync {
     fn failed(&self, checked: bool, range: Range<u64>, error: &Error, why: Failing);
     /// Its lease has ended: the server shows nothing of it any more, and serves no touch.
     fn ended(&self);
+    /// The same, and what was written is not in the file.
+    fn unwritten(&self, error: &Error);
     /// The server is gone, and may have taken note of touches that nobody will serve now.
     fn lost(&self, error: &Error);
 }
@@ -354,6 +356,9 @@ impl Inner {
             }
             Heard::Event(Event::Ended { file }) => {
                 self.served(file).into_iter().for_each(|served| served.ended());
+            }
+            Heard::Event(Event::Unwritten { file, error }) => {
+                self.served(file).into_iter().for_each(|served| served.unwritten(&error));
             }
         }
         Ok(())

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use mapwright_sys::remote::RemoteView;
 
@@ -25,14 +25,23 @@ pub(super) struct View {
     pub(super) checked: bool,
     /// What the frames call it.
     number: OnceLock<u32>,
-    /// Held for reading by whoever shows pages: once it is false, nothing is shown there any more, and the client may use its
-    /// addresses for something else.
-    open: RwLock<bool>,
+    /// Held for reading by whoever shows or protects pages.
+    stage: RwLock<Stage>,
     shown: Shown,
     session: Weak<Session>,
     /// The page that was touched last, and how many were to be shown from there on. Hints, which need not fit each other.
     touched: AtomicU64,
     ahead: AtomicU64,
+}
+
+/// What may be done to a view. It gets on and never back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Open,
+    /// Nothing more is shown; what is shown can be protected.
+    Ending,
+    /// Nothing: the client may use its addresses for something else.
+    Closed,
 }
 
 /// Where a view may show pages: a bit for each part of it. Who shows nothing of what is to be unmapped need not be asked to do so: of thousands of
@@ -82,9 +91,10 @@ impl Shown {
 
 impl View {
     pub(super) fn new(remote: RemoteView, file: u32, checked: bool, session: Weak<Session>) -> Self {
-        let (number, open, shown) = (OnceLock::new(), RwLock::new(true), Shown::new(remote.capacity()));
+        let (number, stage) = (OnceLock::new(), RwLock::new(Stage::Open));
+        let shown = Shown::new(remote.capacity());
         let (touched, ahead) = (AtomicU64::new(0), AtomicU64::new(SHOWN_AHEAD));
-        Self { remote, file, checked, number, open, shown, session, touched, ahead }
+        Self { remote, file, checked, number, stage, shown, session, touched, ahead }
     }
 
     /// What the engine calls it.
@@ -106,8 +116,13 @@ impl View {
         pages
     }
 
-    fn close(&self) {
-        *self.open.write().unwrap_or_else(PoisonError::into_inner) = false;
+    /// When this returns it is at that stage, and whatever was done to it before is done.
+    fn get_to(&self, stage: Stage) {
+        *self.stage.write().unwrap_or_else(PoisonError::into_inner) = stage;
+    }
+
+    fn stage(&self) -> RwLockReadGuard<'_, Stage> {
+        self.stage.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -119,26 +134,26 @@ fn pages_after(before: u64, ahead: u64, page: u64) -> u64 {
 
 impl kernel::RemoteView for View {
     fn map(&self, range: Range<u64>) -> io::Result<()> {
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let stage = self.stage();
         self.shown.note(&range);
-        if *open { self.remote.map(range) } else { Ok(()) }
+        if *stage == Stage::Open { self.remote.map(range) } else { Ok(()) }
     }
 
     fn map_ahead(&self, range: Range<u64>, needed: u64) -> io::Result<()> {
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let stage = self.stage();
         self.shown.note(&range);
-        if *open { self.remote.map_ahead(range, needed) } else { Ok(()) }
+        if *stage == Stage::Open { self.remote.map_ahead(range, needed) } else { Ok(()) }
     }
 
     fn map_writable(&self, range: Range<u64>) -> io::Result<()> {
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let stage = self.stage();
         self.shown.note(&range);
-        if *open { self.remote.map_writable(range) } else { Ok(()) }
+        if *stage == Stage::Open { self.remote.map_writable(range) } else { Ok(()) }
     }
 
     fn protect(&self, range: Range<u64>) {
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
-        if *open && self.remote.protect(range).is_err() {
+        let stage = self.stage();
+        if *stage != Stage::Closed && self.remote.protect(range).is_err() {
             // What it writes from now on is nobody's to keep.
             self.session.upgrade().into_iter().for_each(|session| session.cut_off());
         }
@@ -305,7 +320,7 @@ impl Lease {
             admitted
         };
         if admitted.is_err() {
-            view.close();
+            view.get_to(Stage::Closed);
             self.file.frames().dismiss(number);
         }
         Ok(admitted)
@@ -354,6 +369,12 @@ impl Lease {
         lock(&self.pins).blocks.range(first..).count()
     }
 
+    /// Shows nothing more in its views. What is shown stays, and can be protected.
+    pub(super) fn stop(&self) {
+        let views: Vec<_> = lock(&self.views).both.iter().flatten().map(Arc::clone).collect();
+        views.iter().for_each(|view| view.get_to(Stage::Ending));
+    }
+
     /// Ends it: nothing is shown in its views any more, and nothing pinned. How many blocks were.
     pub(super) fn close(&self) -> u64 {
         let views = {
@@ -362,7 +383,7 @@ impl Lease {
             std::mem::take(&mut views.both)
         };
         for view in views.into_iter().flatten() {
-            view.close();
+            view.get_to(Stage::Closed);
             view.number.get().into_iter().for_each(|&number| self.file.frames().dismiss(number));
         }
         let blocks = {

@@ -17,10 +17,12 @@
 //! | `kept` | server | files that programs have left, for the next ones |
 //! | `connection` | client | the socket, calls, and what to do when the server is gone |
 //! | `served` | client | a mapped file |
+//! | `opening` | server | how a file is opened for a client |
+//! | `own_file` | server | the file of a program that has it alone, as a store |
 //! | `guest` | client | a map of a program that knows of no pager |
 //!
 //! # Locks
-//! Each lock here is taken alone, but that of files that are kept, under which leases are looked at; and none is held over a call into the engine, but for that of a view ([`lease::View`]): who
+//! Each lock here is taken alone, but that of files that are kept, under which leases are looked at; and none is held over a call into the engine, but for `ending` of a lease of the kernel's, and that of a view ([`lease::View`]): who
 //! shows pages there holds it, so that the client may rely on nothing being shown any more once the view is closed. And files are
 //! opened for writing one at a time.
 
@@ -30,6 +32,8 @@ pub mod guest;
 mod kept;
 mod kernel_lease;
 mod lease;
+mod opening;
+mod own_file;
 pub(crate) mod protocol;
 pub(crate) mod served;
 pub(crate) mod server;

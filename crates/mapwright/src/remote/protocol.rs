@@ -14,7 +14,7 @@ use crate::error::{Change, Error};
 /// The first word of a connection.
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"mapwrite");
 /// Raised when a message changes. Client and server must have the same.
-pub(crate) const VERSION: u32 = 3;
+pub(crate) const VERSION: u32 = 4;
 /// Bytes of the longest message.
 pub(crate) const MAX_MESSAGE: usize = 32 << 10;
 /// Ranges in one message.
@@ -33,12 +33,15 @@ pub(crate) enum Access {
     Share,
     /// For reading, for as long as nobody writes the file: the server holds a lease of the kernel's on it.
     Leased,
+    /// For writing, for as long as nobody else has the file open: the server holds a lease of the kernel's on the client's own open file
+    /// description.
+    Alone,
 }
 
 impl Access {
     /// Whether it may be written.
     pub(crate) fn writes(self) -> bool {
-        matches!(self, Self::Write | Self::Share)
+        matches!(self, Self::Write | Self::Share | Self::Alone)
     }
 }
 
@@ -115,6 +118,10 @@ pub(crate) enum Request {
     Acknowledge {
         file: u32,
     },
+    /// Ends the lease under which it was opened, as if somebody had opened the file. Has no answer: [`Event::Ended`] tells every client that has it open.
+    End {
+        file: u32,
+    },
 }
 
 /// What a server says.
@@ -151,6 +158,8 @@ pub(crate) enum Event {
     Failed { file: u32, checked: bool, refused: bool, range: Range<u64>, error: Error },
     /// Somebody is about to write a file that was opened under a lease: it is closed, and nothing of it is shown any more.
     Ended { file: u32 },
+    /// The lease has ended, and the file is closed, but what was written could not be brought into it: it must not be taken for what the client knows.
+    Unwritten { file: u32, error: Error },
 }
 
 /// Why bytes are no message.
@@ -307,6 +316,7 @@ impl<'a> Decoder<'a> {
             1 => Ok(Access::Write),
             2 => Ok(Access::Share),
             3 => Ok(Access::Leased),
+            4 => Ok(Access::Alone),
             _ => Err(Malformed("access of no known kind")),
         }
     }
@@ -428,6 +438,7 @@ impl Request {
             Self::Flush { file, range } => out(13).u32(*file).range(range),
             Self::Resize { file, len } => out(14).u32(*file).u64(*len),
             Self::Acknowledge { file } => out(15).u32(*file),
+            Self::End { file } => out(16).u32(*file),
         };
         out.0
     }
@@ -465,6 +476,7 @@ impl Request {
             13 => Self::Flush { file: from.u32()?, range: from.range()? },
             14 => Self::Resize { file: from.u32()?, len: from.u64()? },
             15 => Self::Acknowledge { file: from.u32()? },
+            16 => Self::End { file: from.u32()? },
             _ => return Err(Malformed("a request of no known kind")),
         };
         from.end((number, request))
@@ -499,6 +511,7 @@ impl Event {
                 out(121).u32(*file).u8((*checked).into()).u8((*refused).into()).range(range).error(error)
             }
             Self::Ended { file } => out(122).u32(*file),
+            Self::Unwritten { file, error } => out(123).u32(*file).error(error),
         };
         out.0
     }
@@ -546,6 +559,10 @@ impl Heard {
                 Self::Event(Event::Failed { file, checked, refused, range, error })
             }
             122 => Self::Event(Event::Ended { file: from.u32()? }),
+            123 => {
+                let file = from.u32()?;
+                Self::Event(Event::Unwritten { file, error: from.error(&path(About::File(file)))? })
+            }
             _ => return Err(Malformed("a message of no known kind")),
         };
         from.end(heard)

@@ -422,6 +422,8 @@ impl Hears for Views {
 
     fn ended(&self) {} // it was not opened under a lease
 
+    fn unwritten(&self, _: &Error) {} // nor this
+
     fn lost(&self, _: &Error) {
         // They touch their pages again, and get the signal.
         self.frames.wake(0..self.frames.capacity());

@@ -1,7 +1,7 @@
 //! The server: listens on a socket and gives every client a session.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, Weak};
@@ -17,9 +17,10 @@ use rustix::net::{
 
 use super::book::{Book, Record};
 use super::kept::KeptFile;
-use super::kernel_lease::KernelLeases;
+use super::kernel_lease::{KernelLease, KernelLeases};
 use super::lease::{Lease, Quota, lock};
-use super::protocol::Reply;
+use super::own_file::check_room;
+use super::protocol::{Access, Reply};
 use super::session::Session;
 use super::wire;
 use crate::api::Pager;
@@ -194,6 +195,8 @@ impl Drop for Server {
         if ours {
             let _ = std::fs::remove_file(&self.path);
         }
+        // What programs have mapped goes back to the kernel, with what they wrote, before nobody serves it.
+        self.shared.kernel_leases.pause();
         let _ = rustix::io::write(&self.shared.stop, &1u64.to_ne_bytes());
         let sessions = lock(&self.shared.sessions);
         drop(self.shared.ended.wait_timeout_while(sessions, FAREWELL, |sessions| *sessions > 0));
@@ -218,6 +221,31 @@ impl Shared {
                     drop(self.left.wait_timeout(lock(&self.leaving), MOMENT));
                 }
                 opened => return opened,
+            }
+        }
+    }
+
+    /// A lease of the kernel's on a file, or the one that there is.
+    ///
+    /// # Errors
+    /// As for [`KernelLeases::take`](super::kernel_lease::KernelLeases::take).
+    pub(super) fn lease(
+        self: &Arc<Self>,
+        wanted: (u128, Access),
+        file: BorrowedFd<'_>,
+    ) -> io::Result<Arc<KernelLease>> {
+        let (identity, access) = wanted;
+        loop {
+            let look = || if access == Access::Alone { check_room(file) } else { Ok(()) };
+            match self.kernel_leases.take(self, wanted, file, look) {
+                // It may be this server itself that has the file open.
+                Err(error)
+                    if error.kind() == io::ErrorKind::WouldBlock
+                        && self.kernel_leases.has_just_ended(identity) =>
+                {
+                    drop(self.left.wait_timeout(lock(&self.leaving), MOMENT));
+                }
+                taken => return taken,
             }
         }
     }
@@ -258,7 +286,7 @@ impl Shared {
     /// Closes a file for a client that is done with it, once what it wrote is in the file; one under a lease of the kernel's after some
     /// time.
     pub(super) fn leave(self: &Arc<Self>, lease: Arc<Lease>) {
-        if let Some(kernel) = &lease.kernel {
+        if let Some(kernel) = lease.kernel.as_ref().filter(|_| !lease.access.writes()) {
             let file = Opened::new(Arc::clone(&*lease.file));
             self.let_go(self.kernel_leases.kept.keep(file, Arc::clone(kernel)));
         }
@@ -267,7 +295,8 @@ impl Shared {
         let _ = lease.leaving.set(Leaving { shared: Arc::clone(self), identity });
         // The service of a fault may hold it longer. Whoever drops the last map of a file waits for work on it that is under way.
         let close = move |_: &Arc<Engine>| {
-            if lease.access.writes() {
+            // Under a lease that has ended it is written already, or is about to be, and what is noted as written since was not shown.
+            if lease.access.writes() && !lease.has_ended() {
                 write_what_is_left(&lease.file);
             }
         };
@@ -295,7 +324,7 @@ impl Drop for Leaving {
 /// Flushes a file whose client is gone: nobody else would hear of a failure.
 fn write_what_is_left(file: &Arc<File>) {
     // An earlier failure may be for others to acknowledge, who share the file.
-    if let Err(error) = write_back::flush_anew(file, 0..file.len()) {
+    if let Err(error) = write_back::write_however_long(file) {
         print_raw(&format!("mapwright: what a client wrote before it left was lost: {error}\n"));
     }
 }

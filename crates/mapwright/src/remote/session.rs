@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use mapwright_sys::page_cache::cachestat;
 use mapwright_sys::remote::RemoteView;
 use mapwright_sys::uffd::{Touch, Uffd};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -20,17 +19,17 @@ use rustix::net::sockopt;
 use rustix::process::{PidfdFlags, pidfd_open};
 
 use super::lease::{Lease, NotAdmitted, Quota, Room, View, lock};
+use super::opening::{OpenSpec, Prepared};
 use super::protocol::{Access, Event, LEASE, MAGIC, Reply, Request, VERSION};
-use super::server::{DEADLINE, Shared};
+use super::server::Shared;
 use super::threads::Threads;
 use super::unread::{Message, Unread};
 use super::wire::{self, Received};
-use crate::engine::file::{File, FileSpec, Keep};
-use crate::engine::kernel::{self, FaultMode, FrameKind};
+use crate::engine::file::File;
+use crate::engine::kernel;
 use crate::engine::pool::Kind;
 use crate::engine::{Engine, PAGE, evict, fault, request, unwritten, vanished, write_back};
 use crate::error::{Error, Result};
-use crate::stores::{FileOptions, FileStore, Store as _};
 
 /// How long a new connection may take to say what it is, in seconds.
 const GREETING_SECONDS: i64 = 10;
@@ -44,8 +43,6 @@ const MAX_REQUESTS: u32 = 16;
 const MAX_FILES: usize = 4096;
 /// Pins that one client may hold, each on any number of blocks.
 const MAX_PINS: usize = 1 << 16;
-/// Address space of all files that one client has open, in bytes.
-const MAX_CAPACITY: u64 = 8 << 40;
 
 /// One client.
 pub(super) struct Session {
@@ -63,7 +60,7 @@ pub(super) struct Session {
     views: Mutex<Views>,
     leases: Mutex<Leases>,
     /// Files whose leases of the kernel's have ended, to be closed.
-    recalled: Mutex<Vec<u32>>,
+    recalled: Mutex<Vec<(u32, Option<Error>)>>,
     pins: Mutex<Pins>,
     pinned: Quota,
     faults: AtomicU32,
@@ -213,6 +210,9 @@ impl Session {
                 self.tell_progress();
             }
             let [of_socket, poked, stop, of_uffd, gone] = [0, 1, 2, 3, 4].map(|index| fds[index].revents());
+            if !stop.is_empty() {
+                self.close_recalled(); // who stops the server has ended the leases first
+            }
             if !stop.is_empty() || gone.contains(PollFlags::IN) || of_socket.intersects(PollFlags::ERR) {
                 return End::Closed;
             }
@@ -287,6 +287,8 @@ impl Session {
             {
                 let page = offset / PAGE * PAGE;
                 let range = if refused { page..page + PAGE } else { lease.file.bytes_of(&block) };
+                // Such a client gives it back to the kernel for that: nothing may be shown there meanwhile.
+                let _ = (lease.access == Access::Leased).then(|| session.close_lease(&lease));
                 session.tell(&Event::Failed { file, checked, refused, range, error });
             }
         };
@@ -382,14 +384,22 @@ impl Session {
                 let lease = found.as_ref().ok().map(|(lease, _)| Arc::clone(lease));
                 self.elsewhere_for_long(number, lease, move |_| {
                     let (lease, range) = found?;
-                    write_back::flush_to_the_end(&lease.file, range).map(|()| (Reply::Done, None))
+                    if lease.access != Access::Alone {
+                        return write_back::flush_to_the_end(&lease.file, range)
+                            .map(|()| (Reply::Done, None));
+                    }
+                    // An earlier failure has lost nothing: what was not written then is now, or this fails too.
+                    let _ = write_back::acknowledge(&lease.file);
+                    write_back::flush_to_the_end(&lease.file, range)?;
+                    sync(&lease.file)?;
+                    Ok((Reply::Done, None))
                 });
             }
             Request::Resize { file, len } => {
                 let lease = self.writable(file);
                 self.elsewhere_for_long(number, lease.as_ref().ok().map(Arc::clone), move |_| {
                     let lease = lease?;
-                    if lease.access == Access::Share {
+                    if lease.access != Access::Write {
                         let what = "a change of length of a file that others may have mapped too";
                         return Err(Error::invalid(what, "open it with MapOptions::open_mut for that"));
                     }
@@ -401,6 +411,13 @@ impl Session {
                         )),
                         0 => lease.file.resize(len).map(|()| (Reply::Done, None)),
                     }
+                });
+            }
+            Request::End { file } => {
+                let lease = self.lease(file);
+                self.elsewhere_for_long(number, lease.as_ref().ok().map(Arc::clone), move |_| {
+                    lease?.kernel.iter().for_each(|kernel| kernel.end());
+                    Ok((Reply::Done, None))
                 });
             }
             Request::Acknowledge { file } => {
@@ -517,49 +534,9 @@ impl Session {
     }
 
     fn open_lease(&self, spec: OpenSpec) -> Result<(Reply, Option<OwnedFd>)> {
-        let OpenSpec { fd, block_size, direct, advice, access, reserve, name } = spec;
-        // What others may have mapped too does not grow.
-        let reserve = if access == Access::Write { reserve } else { 0 };
-        let handle = &self.shared.handle;
-        let stat = rustix::fs::fstat(&fd).map_err(|e| Error::io("open", name.clone(), 0, 0, e.into()))?;
-        let large = u64::try_from(stat.st_size).is_ok_and(|len| len > handle.budget.total());
-        // What such a program has mapped would be in the kernel's cache too, outside of the limit that was set for it.
-        // What is cached already is taken from there, if the kernel tells.
-        let around_cache = access == Access::Leased && cachestat(fd.as_fd(), 0..PAGE).is_ok();
-        let options = FileOptions { write: access.writes(), direct: direct.unwrap_or(large || around_cache) };
-        let mut store = FileStore::from_file(fd.into(), &name, &options)?;
-        if around_cache {
-            store.take_cached();
-        }
-        let version = || store.version().map_err(|e| Error::io("open", name.clone(), 0, 0, e));
-        let identity = version()?.identity;
-        let kernel = match access {
-            Access::Leased => {
-                let taken = self.shared.kernel_leases.take(&self.shared, identity, store.as_fd());
-                Some(taken.map_err(|e| Error::io(LEASE, name.clone(), 0, 0, e))?)
-            }
-            Access::Read | Access::Write | Access::Share => None,
-        };
-        let version = version()?; // under the lease
+        let (access, name) = (spec.access, spec.name.clone());
         let held: u64 = lock(&self.leases).by_number.values().map(|lease| lease.file.capacity()).sum();
-        if held.saturating_add(version.len.max(reserve)) > MAX_CAPACITY {
-            return Err(Error::invalid(format!("more than {MAX_CAPACITY} bytes mapped by one client"), ""));
-        }
-        let spec = FileSpec {
-            store: Arc::new(store),
-            writable: access.writes(),
-            mode: FaultMode::Thread,
-            frames: FrameKind::Shared,
-            block_size: block_size.into(),
-            reserve,
-            deadline: DEADLINE,
-            advice,
-            keep: match (&kernel, access) {
-                (Some(kernel), _) => Keep::Leased(kernel.number),
-                (None, Access::Share) => Keep::Shared,
-                (None, _) => Keep::Flushed,
-            },
-        };
+        let Prepared { spec, identity, kernel } = spec.prepare(&self.shared, held)?;
         let file = self.shared.open(&spec, identity)?;
         let frames = file.frames().lend().map_err(|e| Error::io("lend", name, 0, 0, e))?;
         let (len, capacity) = (file.len(), file.capacity());
@@ -688,15 +665,18 @@ impl Session {
         drop(Room::kept([&self.pinned, &self.shared.pinned], freed * lease.file.block_charge()));
     }
 
-    /// Has a file closed whose lease of the kernel's has ended, and the client told.
-    pub(super) fn recall(&self, number: u32) {
-        lock(&self.recalled).push(number);
+    /// Has a file closed whose lease of the kernel's has ended, and the client told; also if what it wrote was `lost`.
+    pub(super) fn recall(&self, number: u32, lost: Option<Error>) {
+        lock(&self.recalled).push((number, lost));
         self.poke();
     }
 
     fn close_recalled(&self) {
-        for file in std::mem::take(&mut *lock(&self.recalled)) {
-            self.tell(&Event::Ended { file });
+        for (file, lost) in std::mem::take(&mut *lock(&self.recalled)) {
+            self.tell(&match lost {
+                Some(error) => Event::Unwritten { file, error },
+                None => Event::Ended { file },
+            });
             let _ = self.close(file); // the client may have been faster
         }
     }
@@ -761,6 +741,11 @@ fn lease_ended(path: String) -> Error {
     Error::io(LEASE, path, 0, 0, io::Error::from(rustix::io::Errno::AGAIN))
 }
 
+/// Makes what is in a file durable.
+fn sync(file: &File) -> Result<()> {
+    file.store.sync().map_err(|e| Error::io("sync", file.name.clone(), 0, file.len(), e))
+}
+
 /// Pins blocks, shown in a client's view, parts of them to be written.
 fn hold(
     file: &Arc<File>,
@@ -783,15 +768,4 @@ struct Long {
     lease: Arc<Lease>,
     /// The file's progress that the client was told of last.
     seen: u64,
-}
-
-/// What a client says of a file that it opens.
-struct OpenSpec {
-    fd: OwnedFd,
-    block_size: u32,
-    direct: Option<bool>,
-    advice: crate::Advice,
-    access: Access,
-    reserve: u64,
-    name: String,
 }

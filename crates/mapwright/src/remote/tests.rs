@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::{Advice, MapOptions, Pager, Strategy};
 use messages_tests::{heard, random};
 
+mod alone_tests;
 mod messages_tests;
 mod rubbish_tests;
 mod stalled_tests;
@@ -682,6 +683,7 @@ fn a_client_of_random_requests_harms_nobody() {
                     8 => Request::Flush { file, range },
                     9 if draw(4) == 0 => Request::Resize { file, len: draw(2 * MIB) },
                     10 => Request::Acknowledge { file },
+                    11 if draw(8) == 0 => Request::End { file },
                     _ if draw(20) == 0 => Request::Close { file },
                     _ => Request::Resident { file },
                 };

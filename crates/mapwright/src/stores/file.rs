@@ -32,7 +32,7 @@ use crate::Result;
 
 mod batch;
 mod open;
-pub(crate) use open::is_made_up_size;
+pub(crate) use open::{identity as identity_of, is_made_up_size};
 
 /// What direct reads need of offset, length and address: what the contract of [`Read`] promises.
 const DIRECT_ALIGNMENT: u64 = 4096;

@@ -12,8 +12,8 @@ pub mod conformance;
 mod file;
 mod memory;
 
-pub(crate) use file::is_made_up_size;
 pub use file::{FileOptions, FileStore};
+pub(crate) use file::{identity_of, is_made_up_size};
 pub use memory::MemoryStore;
 
 /// What a store's contents were when it was looked at. Two equal versions mean: not one byte differs, as far as the store

@@ -37,6 +37,14 @@ pub(super) fn requests() -> Vec<Request> {
             reserve: 0,
             name: "leased".to_owned(),
         },
+        Request::Open {
+            block_size: 1 << 14,
+            direct: None,
+            advice: Advice::Random,
+            access: Access::Alone,
+            reserve: 0,
+            name: "alone".to_owned(),
+        },
         Request::Show { file: 7, checked: true, address: 1 << 40 },
         Request::Pin { file: 7, in_order: false, writes: true, ranges: vec![0..1, 5..5, 9..1 << 60] },
         Request::Unpin { pin: u64::MAX },
@@ -50,6 +58,7 @@ pub(super) fn requests() -> Vec<Request> {
         Request::Flush { file: 1, range: 0..1 << 50 },
         Request::Resize { file: 2, len: u64::MAX },
         Request::Acknowledge { file: 3 },
+        Request::End { file: 4 },
     ]
 }
 
@@ -103,6 +112,8 @@ fn messages_are_what_they_were() {
             other => panic!("{other:?}"),
         }
     }
+    let unwritten = Event::Unwritten { file: 3, error: Error::ReadOnly { path: "here".to_owned() } };
+    assert!(matches!(heard(&unwritten.encode()), Ok(Heard::Event(Event::Unwritten { file: 3, .. }))));
     let mut stats = no_stats();
     (stats.faults, stats.budget_bytes, stats.fault_latency[39]) = (1, 2, 3);
     let told = heard(&Reply::Stats(Box::new(stats.clone())).encode(1));

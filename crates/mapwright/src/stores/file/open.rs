@@ -75,7 +75,7 @@ fn finish(buffered: OwnedFd, path: &Path, kind: Kind, options: &FileOptions) -> 
 }
 
 /// Device and inode. A block device is the same through every node that names it.
-pub(super) fn identity(stat: &Stat) -> u128 {
+pub(crate) fn identity(stat: &Stat) -> u128 {
     let (device, inode) = match FileType::from_raw_mode(stat.st_mode) {
         FileType::BlockDevice => (stat.st_rdev, u64::MAX),
         _ => (stat.st_dev, stat.st_ino),
