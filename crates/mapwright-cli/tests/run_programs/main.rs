@@ -9,6 +9,7 @@
 mod common;
 
 mod databases;
+mod exerciser;
 mod memmap2;
 mod odd;
 mod python;
