@@ -166,6 +166,11 @@ fn steps(scratch: &Scratch) -> Vec<Step> {
             "AArch64, the library",
             "build -p mapwright --lib --features allocator-api2 --target aarch64-unknown-linux-gnu",
         ),
+        // As no shared object, for which there may be no linker.
+        cargo(
+            "AArch64, the shim",
+            "rustc -p mapwright-shim --lib --crate-type lib --target aarch64-unknown-linux-gnu",
+        ),
     ];
     for name in ["count_lines", "sort_in_place", "index_lookup", "async_server"] {
         steps.push(example("example: its usage", &format!("{name} -- --help")));
