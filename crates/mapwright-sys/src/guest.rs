@@ -44,6 +44,7 @@ use crate::copies::{Aside, can_copy};
 use crate::mapping::{Reservation, reserve_again, try_a_move};
 use crate::pagemap::Pagemap;
 use crate::signals::print_raw;
+use crate::sleepers::Sleepers;
 use crate::uffd::Uffd;
 use crate::zap::zap;
 
@@ -157,6 +158,8 @@ pub struct GuestView {
     slot: &'static Slot,
     uffd: Arc<Uffd>,
     pagemap: Option<Arc<Pagemap>>,
+    /// Who may sleep in what a program shares with others.
+    sleepers: Option<Sleepers>,
     given: Mutex<bool>,
 }
 
@@ -197,12 +200,14 @@ impl GuestView {
             MapKind::Copies { .. } => whole.keep_from_children(0..capacity)?,
             MapKind::Shared | MapKind::Private | MapKind::Alone { .. } => whole.keep_private(0..capacity)?,
         }
+        let sleepers = wanted.kind.is_alone().then(|| Sleepers::of(frames, capacity)).transpose()?;
         let slot = take_slot()?;
         slot.alone.store(wanted.kind.is_alone(), Ordering::Relaxed);
         slot.copies.store(wanted.kind.has_copies(), Ordering::Relaxed);
         let (kind, given, pagemap) =
             (wanted.kind, Mutex::new(false), wanted.pagemap.as_ref().map(Arc::clone));
-        let view = Self { whole: Some(whole), window: start..end, kind, slot, uffd, pagemap, given };
+        let view =
+            Self { whole: Some(whole), window: start..end, kind, slot, uffd, pagemap, sleepers, given };
         let (flags, protection) = kind.of_twin();
         let len = (end - start) as usize;
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
@@ -387,6 +392,8 @@ impl GuestView {
         // Those who wait for the server touch the kernel's mapping now.
         self.wake();
         drop(given);
+        let window = self.whole().addresses(&self.window);
+        self.sleepers.iter().for_each(|sleepers| sleepers.wake(self.base(), &window));
         drop(aside); // large ones take some time
         Ok(true)
     }

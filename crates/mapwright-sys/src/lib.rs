@@ -33,6 +33,7 @@ pub mod remote;
 pub mod ring;
 pub mod shared;
 pub mod signals;
+mod sleepers;
 pub mod table;
 #[doc(hidden)]
 pub mod testing;

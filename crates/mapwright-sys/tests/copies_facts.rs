@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use mapwright_sys::frames::SharedFrames;
-use mapwright_sys::guest::{GuestView, Identity, Kind, Wanted, can_keep_copies, find, find_copies};
+use mapwright_sys::guest::{GuestView, Identity, MapKind, Wanted, can_keep_copies, find, find_copies};
 use mapwright_sys::pagemap::Pagemap;
 use mapwright_sys::remote::RemoteView;
 use mapwright_sys::uffd::{Features, Uffd};
@@ -271,7 +271,7 @@ fn view(server: &mut Server, window: Range<u64>) -> (GuestView, File) {
     let pagemap = Arc::new(Pagemap::open().unwrap());
     assert!(can_keep_copies(&pagemap));
     let identity = Identity { device: 0, inode: 0 };
-    let wanted = Wanted { identity, window, kind: Kind::Copies { counted: true }, pagemap: Some(pagemap) };
+    let wanted = Wanted { identity, window, kind: MapKind::Copies { counted: true }, pagemap: Some(pagemap) };
     let uffd = Arc::clone(&server.uffd);
     let view = GuestView::new(lent.as_fd(), LEN as u64, file.as_fd(), &wanted, uffd).unwrap();
     server.serve(view.base());

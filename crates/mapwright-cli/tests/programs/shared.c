@@ -1,6 +1,7 @@
 /* A program that writes files by shared mappings, with one descriptor of each, and knows of no pager: the tests run it with `mapwright run` and
  * without. Prints nothing that depends on addresses, and ends with 0 if all is as it should be. */
 #include <pthread.h>
+#include <semaphore.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdint.h>
@@ -286,6 +287,58 @@ static void streamed(void) {
     check_file(2 * MIB + PAGE - 8 - 2 * MIB % (PAGE - 8), len, 0);
 }
 
+struct shared {
+    sem_t asked, answered;
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+    unsigned number;
+};
+
+/* Answers, by what is in the map. */
+static void *answer(void *in) {
+    struct shared *shared = in;
+    CHECK(sem_wait(&shared->asked) == 0 && sem_post(&shared->answered) == 0);
+    CHECK(pthread_mutex_lock(&shared->mutex) == 0);
+    while (shared->number == 0)
+        CHECK(pthread_cond_wait(&shared->changed, &shared->mutex) == 0);
+    CHECK(pthread_mutex_unlock(&shared->mutex) == 0 && sem_post(&shared->answered) == 0);
+    return NULL;
+}
+
+/* A thread sleeps in the map when that is given back, in a semaphore or a condition, and is woken all the same. */
+static void slept(void) {
+    pthread_mutexattr_t of_mutex;
+    pthread_condattr_t of_condition;
+    alarm(60);
+    int fd = open_file(O_RDWR);
+    CHECK(pthread_mutexattr_init(&of_mutex) == 0 && pthread_condattr_init(&of_condition) == 0);
+    CHECK(pthread_mutexattr_setpshared(&of_mutex, PTHREAD_PROCESS_SHARED) == 0);
+    CHECK(pthread_condattr_setpshared(&of_condition, PTHREAD_PROCESS_SHARED) == 0);
+    for (int round = 0; round < 10; round++) {
+        unsigned char *map = map_all(fd);
+        struct shared *shared = (struct shared *)(map + 3 * MIB);
+        memset(shared, 0, sizeof *shared);
+        CHECK(sem_init(&shared->asked, 1, 0) == 0 && sem_init(&shared->answered, 1, 0) == 0);
+        CHECK(pthread_mutex_init(&shared->mutex, &of_mutex) == 0);
+        CHECK(pthread_cond_init(&shared->changed, &of_condition) == 0);
+        pthread_t thread;
+        CHECK(pthread_create(&thread, NULL, answer, shared) == 0);
+        usleep(20000);
+        if (round % 2)
+            close(open_file(O_RDONLY)); /* while it waits for a question */
+        CHECK(sem_post(&shared->asked) == 0 && sem_wait(&shared->answered) == 0);
+        usleep(20000);
+        if (round % 2 == 0)
+            close(open_file(O_RDONLY)); /* while it waits for the number */
+        CHECK(pthread_mutex_lock(&shared->mutex) == 0);
+        shared->number = 1;
+        CHECK(pthread_cond_signal(&shared->changed) == 0 && pthread_mutex_unlock(&shared->mutex) == 0);
+        CHECK(sem_wait(&shared->answered) == 0 && pthread_join(thread, NULL) == 0);
+        memset(shared, 0, sizeof *shared);
+        CHECK(munmap(map, len) == 0);
+    }
+}
+
 /* A map for reading is not written, whatever its descriptor could. */
 static void reading(void) {
     int fd = open_file(O_RDWR);
@@ -330,7 +383,7 @@ int main(int count, char **arguments) {
     const struct { const char *name; void (*run)(void); } all[] = {
         {"whole", whole}, {"left", left}, {"windows", windows}, {"twice", twice}, {"synced", synced}, {"tail", tail},
         {"others", others}, {"threads", threads}, {"fork", forked}, {"killed", killed}, {"changed", changed},
-        {"reading", reading}, {"stream", streamed}, {"hold", hold},
+        {"reading", reading}, {"stream", streamed}, {"sleep", slept}, {"hold", hold},
     };
     for (size_t index = 0; index < sizeof all / sizeof *all; index++)
         if (strcmp(all[index].name, arguments[1]) == 0) {

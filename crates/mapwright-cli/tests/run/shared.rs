@@ -38,6 +38,8 @@ fn who_opens_the_file_waits_until_it_has_what_was_stored() {
     let Some(ran) = both("others") else { return };
     let ended = (ran.given_back("opened"), ran.given_back("popen(3)"));
     assert_eq!((ran.maps(), ended), (3, (2, 1)), "{:#}", ran.report);
+    let Some(ran) = both("sleep") else { return };
+    assert_eq!((ran.maps(), ran.given_back("opened")), (10, 10), "{:#}", ran.report);
     let Some(ran) = both("threads") else { return };
     assert_eq!((ran.maps(), ran.given_back("")), (6, 6), "{:#}", ran.report);
 }
