@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering, f
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use mapwright::guest::{self, Given, Guest, GuestMap, Hooks, Identity, LEASE, MapKind, Pagemap, Wanted};
+use mapwright::guest::{self, Guest, GuestMap, Hooks, Identity, LEASE, MapKind, Pagemap, Wanted};
 use mapwright::{Advice, Error};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -448,7 +448,7 @@ fn remove(map: &GuestMap) {
 }
 
 /// Gives the map that begins at an address back, as `how` does it. `false` if the kernel had no room for that.
-fn give_back(start: usize, how: impl Fn(&GuestMap) -> std::io::Result<Given>) -> bool {
+fn give_back(start: usize, how: impl Fn(&GuestMap) -> std::io::Result<()>) -> bool {
     let state = state();
     let found = lock(&state.maps).get(&start).map(Arc::clone);
     let Some(map) = found else {
@@ -647,7 +647,7 @@ fn give_all_back(why: &str, find: impl Fn() -> Option<usize>) -> bool {
     give_back_by(find, |map| map.give_back(why))
 }
 
-fn give_back_by(find: impl Fn() -> Option<usize>, how: impl Fn(&GuestMap) -> std::io::Result<Given>) -> bool {
+fn give_back_by(find: impl Fn() -> Option<usize>, how: impl Fn(&GuestMap) -> std::io::Result<()>) -> bool {
     if find().is_none() {
         return true;
     }

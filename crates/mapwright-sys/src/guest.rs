@@ -247,6 +247,11 @@ impl GuestView {
         self.base() + self.window.start as usize
     }
 
+    /// How it is mapped.
+    pub fn kind(&self) -> MapKind {
+        self.kind
+    }
+
     /// The bytes of the file that the program has mapped.
     pub fn window(&self) -> Range<u64> {
         self.window.clone()

@@ -72,17 +72,6 @@ pub struct Hooks {
     pub after: fn(&GuestMap),
 }
 
-/// What has become of a map.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Given {
-    /// It is the kernel's.
-    Back,
-    /// It was the kernel's before.
-    Before,
-    /// What was written there could not be brought into the file, and the map raises SIGBUS.
-    Lost,
-}
-
 /// The operation of [`Error::Io`] when a file can't be served because no lease can be had on it.
 pub use super::protocol::LEASE;
 
@@ -98,7 +87,6 @@ pub struct GuestMap {
     /// Bytes of the file when it was opened, which it has for as long as it is served.
     len: u64,
     view: GuestView,
-    kind: MapKind,
     /// What has become of it.
     settled: AtomicU32,
     /// Why the program wants it given back, if it does.
@@ -192,7 +180,6 @@ impl Guest {
             block_size: block.into(),
             len,
             view,
-            kind: wanted.kind,
             settled: SERVED.into(),
             why: OnceLock::new(),
             connection: Arc::clone(connection),
@@ -266,7 +253,7 @@ impl GuestMap {
 
     /// How it is mapped.
     pub fn kind(&self) -> MapKind {
-        self.kind
+        self.view.kind()
     }
 
     /// Makes it the kernel's own mapping, at the same addresses. When this returns it is that, whoever did it, or lost. One of a file that the program has
@@ -274,30 +261,29 @@ impl GuestMap {
     ///
     /// # Errors
     /// `ENOMEM` when the process has as many mappings as it may have; then it is served still.
-    pub fn give_back(&self, why: &str) -> io::Result<Given> {
-        if self.kind.is_alone() {
-            return Ok(self.wait_for_its_end(why));
-        }
-        let given = if self.kind.has_copies() && !self.view.is_given() {
+    pub fn give_back(&self, why: &str) -> io::Result<()> {
+        if self.kind().is_alone() {
+            self.wait_for_its_end(why);
+        } else if self.kind().has_copies() && !self.view.is_given() {
             // What can refuse does so before the server is told, after which there is no way back.
             drop(self.view.prepare(true)?);
             self.close();
-            self.give_back_here(why, true).unwrap_or_else(|cause| self.fail(why, &cause))
+            let _ = self.give_back_here(why, true).unwrap_or_else(|cause| self.fail(why, &cause));
         } else {
-            self.give_back_here(why, true)?
-        };
-        Ok(if given { Given::Back } else { Given::Before })
+            self.give_back_here(why, true)?;
+        }
+        Ok(())
     }
 
     /// As [`give_back`](Self::give_back), of one that the program is about to unmap as a whole: what it has changed of a private map is not kept.
     ///
     /// # Errors
     /// As there.
-    pub fn give_up(&self, why: &str) -> io::Result<Given> {
-        if !self.kind.has_copies() {
+    pub fn give_up(&self, why: &str) -> io::Result<()> {
+        if !self.kind().has_copies() {
             return self.give_back(why);
         }
-        Ok(if self.give_back_here(why, false)? { Given::Back } else { Given::Before })
+        self.give_back_here(why, false).map(drop)
     }
 
     /// Has the server show nothing in the view any more, however long that takes; or learns that there is no server.
@@ -314,22 +300,18 @@ impl GuestMap {
         }
     }
 
-    fn wait_for_its_end(&self, why: &str) -> Given {
+    fn wait_for_its_end(&self, why: &str) {
         if self.settled.load(Ordering::Acquire) == SERVED {
             let _ = self.why.set(why.to_owned());
             self.connection.tell(&Request::End { file: self.number });
         }
-        self.wait_settled()
+        self.wait_settled();
     }
 
-    fn wait_settled(&self) -> Given {
-        loop {
-            match self.settled.load(Ordering::Acquire) {
-                GIVEN => return Given::Back,
-                BROKEN => return Given::Lost,
-                // The connection's thread ends it too when the server is gone.
-                served => futex::wait(&self.settled, served, None),
-            }
+    /// The connection's thread settles it, also when the server is gone.
+    fn wait_settled(&self) {
+        while self.settled.load(Ordering::Acquire) == SERVED {
+            futex::wait(&self.settled, SERVED, None);
         }
     }
 
@@ -374,7 +356,7 @@ impl GuestMap {
     pub fn flush(&self, addresses: Range<usize>) -> Result<()> {
         let Range { start, end } = self.inside(addresses);
         let range = start..end.min(self.len);
-        if !self.kind.is_alone() || range.is_empty() {
+        if !self.kind().is_alone() || range.is_empty() {
             return Ok(());
         }
         let lost = || {
@@ -390,10 +372,10 @@ impl GuestMap {
         // As long as that takes: fsync(2) has no limit either.
         match self.connection.call(&request, &self.name).and_then(|call| call.wait(Duration::MAX)) {
             // It is not open any more, and the word of its end is on its way.
-            Err(Error::Invalid { .. } | Error::ServerLost { .. }) => match self.wait_settled() {
-                Given::Lost => lost(),
-                Given::Back | Given::Before => Ok(()),
-            },
+            Err(Error::Invalid { .. } | Error::ServerLost { .. }) => {
+                self.wait_settled();
+                if self.is_lost() { lost() } else { Ok(()) }
+            }
             flushed => flushed.map(drop),
         }
     }
@@ -469,7 +451,7 @@ impl Hears for GuestMap {
     }
 
     fn failed(&self, _: bool, _: Range<u64>, error: &Error, why: Failing) {
-        if !self.kind.is_alone() {
+        if !self.kind().is_alone() {
             // The server has closed its view before it told.
             return self.must_give_back(&error.to_string());
         }
@@ -490,7 +472,7 @@ impl Hears for GuestMap {
 
     fn lost(&self, error: &Error) {
         // What is not served yet nobody has written.
-        if self.kind.is_alone() && self.view.is_served() {
+        if self.kind().is_alone() && self.view.is_served() {
             self.break_off(error);
         } else {
             self.must_give_back(&error.to_string());
