@@ -65,7 +65,6 @@ fn begin_anew() {
 ///
 /// # Errors
 /// Why it can't be.
-#[allow(dead_code, reason = "called by what maps for writing")]
 pub(crate) fn begin(identity: Identity, fd: c_int) -> Result<(), &'static str> {
     refusal(identity).map_or(Ok(()), Err)?;
     if !SERVED.insert(identity) {
