@@ -96,7 +96,7 @@ pub struct File {
     pub(crate) latch: Mutex<Option<Arc<Error>>>,
     pub(super) relief: Relief,
     /// Flushes do not sync.
-    pub(crate) is_scratch: bool,
+    pub(crate) skips_sync: bool,
     /// It may be written, and opened again for that.
     is_shared: bool,
     /// The lease under which alone it is shared: what was read without it, or before it, may be older than the file.
@@ -167,7 +167,7 @@ impl File {
         })?;
         let sink: Weak<dyn FaultSink> = Weak::<Engine>::clone(&pager.weak);
         let FileSpec { writable, mode, frames: kind, .. } = spec;
-        let is_scratch = matches!(spec.keep, Keep::Scratch | Keep::Alone(_));
+        let skips_sync = matches!(spec.keep, Keep::Scratch | Keep::Alone(_));
         let is_shared = matches!(spec.keep, Keep::Shared | Keep::Alone(_));
         let lease = lease_of(&spec.keep);
         let commits = match spec.keep {
@@ -221,7 +221,7 @@ impl File {
             wakers: Mutex::default(),
             latch: Mutex::default(),
             relief: Relief::default(),
-            is_scratch,
+            skips_sync,
             is_shared,
             lease,
             commits,

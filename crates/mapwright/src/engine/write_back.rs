@@ -458,7 +458,7 @@ fn write_and_sync(file: &File, pages: &[Range<u64>]) -> Result<()> {
         if outcome.is_err() {
             return Ok(());
         }
-        let skips = file.is_scratch || sabotage::is(Sabotage::NoSync);
+        let skips = file.skips_sync || sabotage::is(Sabotage::NoSync);
         let mut synced = if skips { Ok(()) } else { file.store.sync() };
         if synced.is_err() && sabotage::is(Sabotage::SyncAgainOnly) {
             synced = file.store.sync();
