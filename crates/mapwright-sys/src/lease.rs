@@ -154,6 +154,7 @@ mod tests {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
     use super::*;
+    use crate::PAGE_SIZE;
 
     /// A file that is taken away again, on a file system that gives leases.
     struct Sample(PathBuf);
@@ -177,6 +178,28 @@ mod tests {
     impl Drop for Sample {
         fn drop(&mut self) {
             let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    /// A shared writable mapping of a file's first page.
+    struct Map(*mut libc::c_void);
+
+    impl Map {
+        fn of(file: &File) -> Self {
+            let (protection, sharing) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+            // SAFETY: a new mapping at an address of the kernel's choice.
+            let start = unsafe {
+                libc::mmap(std::ptr::null_mut(), PAGE_SIZE, protection, sharing, file.as_raw_fd(), 0)
+            };
+            assert_ne!(start, libc::MAP_FAILED);
+            Self(start)
+        }
+    }
+
+    impl Drop for Map {
+        fn drop(&mut self) {
+            // SAFETY: the mapping made above, to which there are no references.
+            assert_eq!(unsafe { libc::munmap(self.0, PAGE_SIZE) }, 0);
         }
     }
 
@@ -212,21 +235,10 @@ mod tests {
         let sample = Sample::new("mapped");
         let breaks = Breaks::of_this_thread().unwrap();
         let file = OpenOptions::new().read(true).write(true).open(&sample.0).unwrap();
-        // SAFETY: a new mapping at an address of the kernel's choice.
-        let map = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                4096,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )
-        };
+        let map = Map::of(&file);
         drop(file);
         assert_eq!(sample.lease(&breaks).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        // SAFETY: the mapping made above, to which there are no references.
-        assert_eq!(unsafe { libc::munmap(map, 4096) }, 0);
+        drop(map);
         drop(sample.lease(&breaks).unwrap());
     }
 
@@ -240,17 +252,7 @@ mod tests {
         let refused = FileLease::take_alone(file.as_fd(), breaks.listener()).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::WouldBlock, "it is open twice");
         drop(reader);
-        // SAFETY: a new mapping at an address of the kernel's choice.
-        let map = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                4096,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )
-        };
+        let map = Map::of(&file);
         let again = file.try_clone().unwrap();
         let lease = FileLease::take_alone(file.as_fd(), breaks.listener()).unwrap();
         assert!(!lease.is_wanted(), "a mapping and a duplicate are of the same open file description");
@@ -258,8 +260,7 @@ mod tests {
         let reader = || OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&sample.0);
         assert_eq!(reader().unwrap_err().kind(), io::ErrorKind::WouldBlock);
         assert!(is_told(&breaks, 5) && lease.is_wanted());
-        // SAFETY: the mapping made above, to which there are no references.
-        assert_eq!(unsafe { libc::munmap(map, 4096) }, 0);
+        drop(map);
         drop(lease);
         reader().unwrap();
     }

@@ -10,7 +10,6 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use mapwright_sys::frames::SharedFrames;
 use mapwright_sys::guest::{GuestView, Identity, MapKind, Wanted, can_keep_copies, find, find_copies};
@@ -366,7 +365,7 @@ fn no_store_is_lost_when_a_view_is_given_back() {
                 while counted.load(Ordering::Relaxed) < until
                     && !threads.iter().any(|thread| thread.is_finished())
                 {
-                    std::thread::sleep(Duration::from_micros(100));
+                    std::thread::yield_now();
                 }
             };
             wait(50 * (round + 1));
