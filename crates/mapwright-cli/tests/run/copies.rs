@@ -1,12 +1,9 @@
 //! Private maps that are written: the program has copies of the pages that it changes, which nothing may lose, and the file stays as it is.
 
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Stdio;
 use std::sync::OnceLock;
 
-use super::common::{folder, mapwright, serves};
-use super::{BUSY, FOR_WRITING, Ran, both_of, compile, shared, write_file};
+use super::{BUSY, FOR_WRITING, Ran, both_of, compile, outlives_its_server};
 
 fn program() -> Option<&'static Path> {
     static PROGRAM: OnceLock<Option<String>> = OnceLock::new();
@@ -94,25 +91,7 @@ fn private_maps_that_can_not_be_served_are_told_apart() {
 
 #[test]
 fn what_was_stored_outlives_the_server() {
-    let Some(program) = program().and_then(Path::to_str) else { return };
-    if !serves() {
-        return;
+    if let Some(program) = program() {
+        outlives_its_server(program);
     }
-    let dir = folder();
-    write_file(&dir.path().join("file"));
-    let mut run = mapwright(dir.path(), &["run", "--limit", "2M", "--", program, "hold", "file"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut from = BufReader::new(run.stdout.take().unwrap());
-    let mut line = || {
-        let mut line = String::new();
-        from.read_line(&mut line).unwrap();
-        line
-    };
-    assert_eq!(line(), "half\n");
-    run.kill().unwrap();
-    run.wait().unwrap();
-    shared::remove_what_is_left_of(run.id());
-    assert_eq!(line(), "right\n");
 }

@@ -4,8 +4,7 @@ use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
 
-use super::shared::remove_what_is_left_of;
-use super::{Ran, compile, folder, mapwright, noise, serves, text};
+use super::{Ran, compile, folder, mapwright, noise, remove_what_is_left_of, serves, text};
 
 const LEN: usize = 2 << 20;
 /// Calls that write what was stored to the file, and leave the map served.

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::sync::OnceLock;
 
 use super::common::{compile, folder, mapwright, serves, text};
-use super::{Ran, both_of, write_file};
+use super::{Ran, both_of, remove_what_is_left_of, write_file};
 
 fn program() -> Option<&'static Path> {
     static PROGRAM: OnceLock<Option<String>> = OnceLock::new();
@@ -91,16 +91,6 @@ fn a_server_that_is_killed_is_no_silent_loss() {
             assert!(line == "signal\n" && said.contains("is lost") && said.contains("file"), "{line}{said}");
         } else {
             assert_eq!((line.as_str(), status.code()), ("right\n", Some(0)));
-        }
-    }
-}
-
-/// What a server that was killed could not take away itself.
-pub(super) fn remove_what_is_left_of(server: u32) {
-    let own = format!("mapwright-run-{server}-");
-    for entry in std::fs::read_dir("/tmp").unwrap().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(&own) {
-            std::fs::remove_dir_all(entry.path()).unwrap();
         }
     }
 }
