@@ -10,6 +10,7 @@ use super::file::File;
 use super::fill::{self, Patience, Purpose};
 use super::kernel::{Fault, FaultMode, FaultOutcome, View};
 use super::pool::Kind;
+use super::read_ahead::Miss;
 use super::request;
 use super::stats::Times;
 use super::{Engine, PAGE, lock, vanished};
@@ -170,6 +171,7 @@ fn serve(file: &Arc<File>, touch: Touch, since: Duration) -> Result<()> {
     let block = offset >> file.block_shift;
     let deadline = since + file.deadline;
     let mut filled_here = false;
+    let mut alone = false;
     loop {
         // The touch that fills a block is not a second one.
         let word = file.word(block);
@@ -199,8 +201,13 @@ fn serve(file: &Arc<File>, touch: Touch, since: Duration) -> Result<()> {
             }
             Pin::Absent if file.word(block).claim() => {
                 file.missed(block..block + 1);
-                read_ahead(file, block..block + 1);
-                fill_block(file, block, since, deadline)?;
+                let run = if alone { block..block + 1 } else { cluster(file, block) };
+                // What was read with it is nobody's yet: if that can't be had, it is to be read by itself.
+                alone = run.end - run.start > 1;
+                match fill_run(file, run, since, deadline) {
+                    Err(_) if alone => continue,
+                    filled => filled?,
+                }
                 filled_here = true;
             }
             Pin::Absent => {} // another thread was faster
@@ -216,19 +223,47 @@ fn serve(file: &Arc<File>, touch: Touch, since: Duration) -> Result<()> {
     }
 }
 
-/// Fills one claimed block: here if the store is local, else on a thread that can be spared.
-fn fill_block(file: &Arc<File>, block: u64, since: Duration, deadline: Duration) -> Result<()> {
-    let run = block..block + 1;
+/// What to read for a block that was missed and is claimed: that, and what is asked for together with it, as far as it is absent, claimed too.
+/// Read-ahead is told, and what it plans is started.
+fn cluster(file: &Arc<File>, block: u64) -> Range<u64> {
+    let mut run = block..block + 1;
+    if file.pager.recorder.get().is_some() {
+        return run; // it would hide misses
+    }
+    let plan = {
+        let mut read_ahead = lock(&file.read_ahead);
+        let tell = match read_ahead.missed(block) {
+            Miss::Continues { probe } => !probe,
+            Miss::Lone(len) => {
+                let most = block.saturating_add(len).min(file.block_count()).min(file.region_of(block).end);
+                while run.end < most && file.word(run.end).claim() {
+                    run.end += 1;
+                }
+                if run.end == block + len {
+                    read_ahead.read(run.end);
+                }
+                true
+            }
+        };
+        tell.then(|| read_ahead.touched_run(run.clone(), file.block_count())).flatten()
+    };
+    plan.into_iter().for_each(|plan| read_soon(file, plan.blocks, plan.trigger));
+    run
+}
+
+/// Fills a claimed run: here if the store is local, else on a thread that can be spared.
+fn fill_run(file: &Arc<File>, run: Range<u64>, since: Duration, deadline: Duration) -> Result<()> {
     if file.local {
         let purpose = Purpose { room: Patience::Until(deadline), deadline, pin: None, read_ahead: None };
         return fill::fill(file, &[run], purpose);
     }
+    let (block, bytes) = (run.start, file.bytes_of(&run));
     let outcome = request::fill_elsewhere(file, vec![run], deadline, deadline);
     file.wait_settled(block, since, deadline)?;
-    outcome.wait(file, file.bytes_of(&(block..block + 1)), since, deadline)
+    outcome.wait(file, bytes, since, deadline)
 }
 
-/// Tells read-ahead of a miss or of a touched trigger, and starts what it plans.
+/// Tells read-ahead of a touched trigger, or of a miss of explicit access, and starts what it plans.
 pub(crate) fn read_ahead(file: &Arc<File>, run: Range<u64>) {
     if file.pager.recorder.get().is_some() {
         return; // it would hide misses

@@ -35,6 +35,8 @@ const MAX_BLOCK: u64 = 2 << 20;
 pub(crate) const MOVED_BUDGET: u64 = 16 << 20;
 /// The furthest that one stream is read ahead, in bytes.
 const MAX_READ_AHEAD: u64 = 4 << 20;
+/// The most that is read for one miss because it turned out to be asked for together, in bytes.
+const MAX_CLUSTER: u64 = 64 << 10;
 /// The part of the budget by which all streams of a file are read ahead together: one of so many. The policy keeps a tenth for
 /// newcomers; of a window, up to one and a half are there at a time, and explicit access brings each block back once.
 const READ_AHEAD_SHARE: u64 = 32;
@@ -190,7 +192,8 @@ impl File {
         let in_regions = frames.regions().is_some() && pager.buffers.lends_regions(region_size);
         let mut read_ahead =
             ReadAhead::new(ahead_max.min(MAX_READ_AHEAD).max(spec.block_size) / spec.block_size)
-                .within(ahead_max / spec.block_size);
+                .within(ahead_max / spec.block_size)
+                .in_clusters_of(ahead_max.min(MAX_CLUSTER) / spec.block_size);
         if in_regions {
             read_ahead = read_ahead.in_regions_of(region_size / spec.block_size);
         }

@@ -20,6 +20,11 @@
 
 use std::ops::Range;
 
+mod clusters;
+
+use clusters::Clusters;
+pub use clusters::Miss;
+
 /// How the program says it will read a file or a part of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Advice {
@@ -56,6 +61,7 @@ pub struct ReadAhead {
     touches: u64,
     streams: Vec<Stream>,
     history: History,
+    clusters: Clusters,
 }
 
 /// Streams followed at a time; then the one idle longest is given up. Some more than the 16 that must work, for those that
@@ -87,7 +93,15 @@ impl ReadAhead {
             touches: 0,
             streams: Vec::new(),
             history: History::default(),
+            clusters: Clusters::new(1),
         }
+    }
+
+    /// Lets so many blocks at most be read for a miss that belongs to no stream, where they turn out to be asked for together: a record.
+    #[must_use]
+    pub fn in_clusters_of(mut self, most: u64) -> Self {
+        self.clusters = Clusters::new(most);
+        self
     }
 
     /// Lets long sequential plans end at multiples of so many blocks, which then are read as one.
@@ -112,6 +126,21 @@ impl ReadAhead {
             self.history = History::default();
         }
         self.advice = advice;
+    }
+
+    /// `block` was missed, by one who goes through a mapping; what kind of a miss that is. Of a lone one [`read`](Self::read) is told what is read. Comes
+    /// before [`touched`](Self::touched), which need not be told of one that continues a probe.
+    pub fn missed(&mut self, block: u64) -> Miss {
+        let run = block..block + 1;
+        if self.advice == Advice::Sequential || self.advice == Advice::Normal && self.stream_of(&run).is_some() {
+            return Miss::Continues { probe: false };
+        }
+        self.clusters.missed(block)
+    }
+
+    /// For the miss that was the last one to be told all blocks up to `end` are read, as many as it was said to be worth.
+    pub fn read(&mut self, end: u64) {
+        self.clusters.read_to(end);
     }
 
     /// `block` of a file of `file_blocks` was missed, or was a trigger and was touched. Returns what to read now besides it.
