@@ -5,6 +5,8 @@ mod common;
 mod copies;
 #[path = "run/descriptors.rs"]
 mod descriptors;
+#[path = "run/large.rs"]
+mod large;
 #[path = "run/numbers.rs"]
 mod numbers;
 #[path = "run/scale.rs"]

@@ -27,7 +27,7 @@ impl FaultSink for Sink {
 
 fn frames(sim: &SimHandle, writable: bool, mode: FaultMode, sink: Weak<dyn FaultSink>) -> Arc<dyn Frames> {
     sim.kernel()
-        .frames(FrameSpec { capacity: 16 * PAGE, writable, kind: FrameKind::Shared, mode, sink })
+        .frames(FrameSpec { capacity: 16 * PAGE, writable, kind: FrameKind::Shared, lent: false, mode, sink })
         .unwrap()
 }
 
@@ -245,6 +245,7 @@ fn moved(sim: &SimHandle) -> Arc<dyn Frames> {
         capacity: 16 * PAGE,
         writable: false,
         kind: FrameKind::Auto,
+        lent: false,
         mode: FaultMode::Thread,
         sink: Weak::<Sink>::new(),
     };

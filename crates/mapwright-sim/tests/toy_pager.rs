@@ -153,6 +153,7 @@ fn program(sim: &SimHandle, bug: Bug) {
         capacity: PAGES * PAGE,
         writable: true,
         kind: FrameKind::Shared,
+        lent: false,
         mode: FaultMode::Thread,
         sink,
     };

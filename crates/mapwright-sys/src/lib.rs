@@ -17,6 +17,7 @@ pub mod buffer;
 mod copies;
 mod copy;
 pub mod file;
+mod folios;
 pub mod forward;
 pub mod frames;
 pub mod futex;

@@ -230,12 +230,13 @@ fn cluster(file: &Arc<File>, block: u64) -> Range<u64> {
     if file.pager.recorder.get().is_some() {
         return run; // it would hide misses
     }
+    let count = file.block_count();
     let plan = {
         let mut read_ahead = lock(&file.read_ahead);
         let tell = match read_ahead.missed(block) {
             Miss::Continues { probe } => !probe,
             Miss::Lone(len) => {
-                let most = block.saturating_add(len).min(file.block_count()).min(file.region_of(block).end);
+                let most = block.saturating_add(len).min(count).min(file.region_of(block).end);
                 while run.end < most && file.word(run.end).claim() {
                     run.end += 1;
                 }
@@ -245,7 +246,7 @@ fn cluster(file: &Arc<File>, block: u64) -> Range<u64> {
                 true
             }
         };
-        tell.then(|| read_ahead.touched_run(run.clone(), file.block_count())).flatten()
+        tell.then(|| read_ahead.touched_run(run.clone(), count)).flatten()
     };
     plan.into_iter().for_each(|plan| read_soon(file, plan.blocks, plan.trigger));
     run

@@ -172,6 +172,7 @@ impl File {
         let skips_sync = matches!(spec.keep, Keep::Scratch | Keep::Alone(_));
         let is_shared = matches!(spec.keep, Keep::Shared | Keep::Alone(_));
         let lease = lease_of(&spec.keep);
+        let lent = matches!(spec.keep, Keep::Leased(_));
         let commits = match spec.keep {
             Keep::Atomic { atomic, in_parts } => Some(Commits::new(atomic, in_parts)),
             Keep::Flushed | Keep::Scratch | Keep::Shared | Keep::Leased(_) | Keep::Alone(_) => None,
@@ -179,7 +180,7 @@ impl File {
         // A small budget has no buffers for regions, and no room to spare for the copies that the checked view of moved frames has.
         let small = kind == FrameKind::Auto && pager.budget.total() < MOVED_BUDGET;
         let chosen = if small { FrameKind::Shared } else { kind };
-        let frames = pager.kernel.frames(FrameSpec { capacity, writable, kind: chosen, mode, sink })?;
+        let frames = pager.kernel.frames(FrameSpec { capacity, writable, kind: chosen, lent, mode, sink })?;
         let blocks = capacity / spec.block_size;
         let no_memory = |e| Error::io("reserve the block table", name.clone(), 0, capacity, e);
         let table = Table::new(blocks as usize).map_err(no_memory)?;
@@ -430,10 +431,10 @@ impl File {
         if late {
             announce();
         }
-        if view == View::Plain {
-            for block in blocks {
-                self.word(block).set(SHOWN);
-            }
+        match view {
+            View::Plain => blocks.for_each(|block| _ = self.word(block).set(SHOWN)),
+            View::Remote(_) => self.shown_elsewhere(&blocks),
+            View::Checked => {}
         }
         Ok(())
     }

@@ -277,7 +277,7 @@ fn read(file: &Arc<File>, mut batch: Vec<Piece>, purpose: &mut Purpose<'_>) -> R
         let offset = piece.blocks.start << file.block_shift;
         let got = got.and_then(|()| file.lay_over(overlays.first(), offset, &mut piece.buffer));
         let finished = finish(file, piece.blocks.clone(), &mut piece.buffer, got, purpose);
-        piece.buffer.set_hollow(file.is_whole(piece.blocks.start));
+        piece.buffer.set_hollow(file.has_taken_pages(piece.blocks.start));
         return finished;
     }
     let mut outcome = Ok(());
@@ -320,7 +320,7 @@ fn read(file: &Arc<File>, mut batch: Vec<Piece>, purpose: &mut Purpose<'_>) -> R
     });
     drop(reads);
     for piece in &mut batch {
-        piece.buffer.set_hollow(file.is_whole(piece.blocks.start));
+        piece.buffer.set_hollow(file.has_taken_pages(piece.blocks.start));
     }
     for (index, _) in ended.iter().enumerate().filter(|(_, ended)| !**ended) {
         let bytes = file.bytes_of(&places[index]);
@@ -448,7 +448,9 @@ fn show(file: &File, blocks: &Range<u64>, bytes: &mut [u8], trigger: Option<u64>
         && file.may_be_whole(blocks)
         && trigger.is_none_or(|trigger| trigger == blocks.start)
     {
-        return file.fill_region(regions, blocks, bytes, trigger.is_none()).map(|()| trigger.is_none());
+        // Lent, each process has what it touches shown in its own view.
+        let shown = trigger.is_none() && !file.frames.is_lent();
+        return file.fill_region(regions, blocks, bytes, shown).map(|()| shown);
     }
     let bytes = &*bytes;
     let of = |run: &Range<u64>| {

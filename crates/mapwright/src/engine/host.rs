@@ -197,7 +197,14 @@ impl Kernel for Host {
             }
         }
         let pagemap = self.pagemap(spec.writable)?;
-        let frames = SharedFrames::new(spec.capacity, spec.writable, uffd, pagemap).map_err(|e| Error::Unsupported {
+        let large = (spec.lent && !spec.writable)
+            .then(|| SharedFrames::new_large(spec.capacity, Arc::clone(&uffd), Arc::clone(&pagemap)));
+        let frames = match large {
+            Some(Ok(frames)) => Ok(frames),
+            // What they ask for is not everybody's to have.
+            Some(Err(_)) | None => SharedFrames::new(spec.capacity, spec.writable, uffd, pagemap),
+        };
+        let frames = frames.map_err(|e| Error::Unsupported {
             feature: "address space and a memfd for the mapping",
             remedy: "raise RLIMIT_AS, RLIMIT_NOFILE or vm.max_map_count, or reserve less (MapOptions::reserve)",
             source: Arc::new(e),

@@ -146,6 +146,10 @@ impl Shared {
 impl Frames for Shared {
     frames_of_inner!();
 
+    fn regions(&self) -> Option<&dyn Regions> {
+        self.inner.is_large().then_some(self)
+    }
+
     fn is_lent(&self) -> bool {
         self.lent.load(Ordering::Acquire)
     }
@@ -173,7 +177,7 @@ impl Frames for Shared {
             // A reader in another process has put zeros there.
             Err(error) if self.is_lent() && error.kind() == io::ErrorKind::AlreadyExists => {
                 self.store(at, bytes)?;
-                self.map(View::Plain, at..at + bytes.len() as u64)
+                Frames::map(self, View::Plain, at..at + bytes.len() as u64)
             }
             filled => filled,
         }
@@ -185,7 +189,7 @@ impl Frames for Shared {
     }
 
     fn map_ahead(&self, view: View, range: Range<u64>, needed: u64) -> io::Result<()> {
-        let View::Remote(number) = view else { return self.map(view, range) };
+        let View::Remote(number) = view else { return Frames::map(self, view, range) };
         self.remote_view(number).map_or(Ok(()), |remote| remote.map_ahead(range, needed))
     }
 
@@ -238,6 +242,35 @@ impl Frames for Shared {
 
     fn copy_in(&self, at: u64, bytes: &[u8]) {
         self.inner.copy_in(at, bytes);
+    }
+}
+
+/// Of large frames.
+impl Regions for Shared {
+    fn moves(&self) -> bool {
+        false
+    }
+
+    fn fill(&self, at: u64, buffer: &mut [u8], shown: bool) -> io::Result<()> {
+        self.inner.store(at, buffer)?;
+        if shown { Regions::map(self, at) } else { Ok(()) }
+    }
+
+    fn map(&self, at: u64) -> io::Result<()> {
+        self.inner.map(false, at..at + self.size())
+    }
+
+    fn unmap(&self, at: u64) -> io::Result<()> {
+        Frames::unmap(self, &[at..at + self.size()])
+    }
+
+    fn take(&self, _at: u64, _shown: bool, _buffer: &mut Buffer) -> io::Result<()> {
+        unreachable!("no buffer has its pages")
+    }
+
+    /// The kernel does so when a part is released.
+    fn split(&self, _at: u64, _shown: bool) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -367,7 +400,7 @@ mod tests {
     fn a_view_that_comes_during_a_revocation_is_revoked_too() {
         let sink: Weak<dyn FaultSink> = Weak::<Deaf>::new();
         let (kind, mode) = (FrameKind::Shared, FaultMode::Thread);
-        let spec = FrameSpec { capacity: PAGE, writable: true, kind, mode, sink };
+        let spec = FrameSpec { capacity: PAGE, writable: true, kind, lent: false, mode, sink };
         let frames = match Host::new().frames(spec) {
             Err(Error::Unsupported { .. }) => return eprintln!("######## SKIPPED: no userfaultfd ########"),
             frames => frames.unwrap(),

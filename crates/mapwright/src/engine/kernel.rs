@@ -126,6 +126,8 @@ pub struct FrameSpec {
     pub writable: bool,
     /// Which of the kinds that suit the rest.
     pub kind: FrameKind,
+    /// Whether they are to be lent for reading: then whole regions are on huge pages, where the machine allows that.
+    pub lent: bool,
     /// Who serves faults.
     pub mode: FaultMode,
     /// The engine, for `FaultMode::InThread`.
@@ -357,7 +359,7 @@ pub trait Frames: Send + Sync {
 }
 
 /// Frames of whole *regions*, [`size`](Self::size) bytes at a multiple of that: filled from a buffer, shown and taken back as one, by
-/// moving them. A page of such a region is stored or mapped as the region is; a region that was split is made of ordinary pages.
+/// moving them, or where frames are shared by what is done to huge pages. A page of such a region is stored or mapped as the region is; a region that was split is made of ordinary pages.
 ///
 /// | from → to | by |
 /// | --- | --- |
@@ -371,7 +373,12 @@ pub trait Regions {
         REGION
     }
 
-    /// Makes the pages of a buffer of that size those of an absent region; the buffer's contents are undefined then.
+    /// Whether its pages are a buffer's before and after.
+    fn moves(&self) -> bool {
+        true
+    }
+
+    /// Makes the pages of a buffer of that size, or their contents, those of an absent region; the buffer's contents are undefined then.
     ///
     /// # Errors
     /// When memory is short; the region may be there in part then.
@@ -389,7 +396,7 @@ pub trait Regions {
     /// Whatever the kernel says; it is mapped still.
     fn unmap(&self, at: u64) -> io::Result<()>;
 
-    /// Makes a region absent, and its pages those of a buffer that has none.
+    /// Makes a region absent, and its pages those of a buffer that has none. Only of frames that [move](Self::moves).
     ///
     /// # Errors
     /// Whatever the kernel says. The region is absent all the same, its memory returned.

@@ -132,7 +132,9 @@ impl ReadAhead {
     /// before [`touched`](Self::touched), which need not be told of one that continues a probe.
     pub fn missed(&mut self, block: u64) -> Miss {
         let run = block..block + 1;
-        if self.advice == Advice::Sequential || self.advice == Advice::Normal && self.stream_of(&run).is_some() {
+        if self.advice == Advice::Sequential
+            || self.advice == Advice::Normal && self.stream_of(&run).is_some()
+        {
             return Miss::Continues { probe: false };
         }
         self.clusters.missed(block)

@@ -15,6 +15,7 @@
 //! | 0 | WHOLE, or WHOLE and ASIDE | [`File::fill_region`] | who has claimed all blocks, to fill or to collapse them |
 //! | WHOLE, ASIDE | and BUSY | [`File::show_region`] | who has a pin on a block |
 //! | WHOLE, ASIDE, BUSY | WHOLE | `show_region`, done | the same |
+//! | WHOLE, ASIDE | WHOLE | [`File::shown_elsewhere`], where frames are lent | who has a pin on a block |
 //! | WHOLE | WHOLE, ASIDE | [`File::unmap_region`] | who has claimed all blocks |
 //! | WHOLE | 0 | [`File::take_region`] | who has claimed all blocks |
 //! | WHOLE | SPLIT | [`File::split_region`] | who has claimed a block, if not BUSY |
@@ -104,6 +105,15 @@ impl File {
         self.regions[self.region_index(block)].load(Ordering::Acquire) & (WHOLE | SPLIT) != 0
     }
 
+    /// Whether the region of a block has become whole by taking the pages of a buffer.
+    pub(super) fn has_taken_pages(&self, block: u64) -> bool {
+        self.moves() && self.is_whole(block)
+    }
+
+    fn moves(&self) -> bool {
+        self.frames.regions().is_some_and(|regions| regions.moves())
+    }
+
     /// Blocks of a region, where regions may become whole: not with the buffers of a small budget.
     pub(super) fn region_blocks(&self) -> Option<u64> {
         let may = self.frames.regions().is_some() && self.pager.buffers.lends_regions(self.region_size);
@@ -160,7 +170,8 @@ impl File {
                 // One that is being split may stay whole after all, and must not be mapped in part then.
                 now if now & in_work != 0 => kernel.wait(word, now, Some(MOMENT)),
                 now if now & WHOLE == 0 => return Ok(false),
-                now if now & ASIDE == 0 => {
+                // Where others show it, it may be stored and shown there.
+                now if now & ASIDE == 0 && !self.frames.is_lent() => {
                     // The caller may have met an unmapped page just before: it is to be touched again.
                     self.frames.wake(self.bytes_of(held));
                     self.mark(held, MAPPED | SHOWN);
@@ -186,11 +197,24 @@ impl File {
         Ok(true)
     }
 
-    /// Counts a claimed block that becomes resident, and is not in a whole region; whether all of its region are now.
+    /// Notes that pinned blocks are shown in a view of another process.
+    pub(super) fn shown_elsewhere(&self, held: &Range<u64>) {
+        if self.frames.regions().is_none() || held.is_empty() {
+            return;
+        }
+        for region in self.region_index(held.start)..=self.region_index(held.end - 1) {
+            let word = &self.regions[region];
+            if word.load(Ordering::Acquire) & ASIDE != 0 {
+                word.fetch_and(!ASIDE, Ordering::AcqRel);
+            }
+        }
+    }
+
+    /// Counts a claimed block that becomes resident, and is not in a whole region; whether all of its region are now, and it is to be collapsed.
     pub(super) fn count_in(&self, block: u64) -> bool {
         let Some(blocks) = self.region_blocks().filter(|&blocks| blocks > 1) else { return false };
         let before = self.regions[self.region_index(block)].fetch_add(ONE_BLOCK, Ordering::AcqRel);
-        u64::from(before / ONE_BLOCK) + 1 == blocks
+        u64::from(before / ONE_BLOCK) + 1 == blocks && self.moves()
     }
 
     /// Takes back a count: the block, claimed and not in a whole region, is about to be absent.
@@ -291,7 +315,10 @@ impl File {
         let word = &self.regions[self.region_index(region.start)];
         let shown = word.load(Ordering::Acquire) & ASIDE == 0;
         let bytes = self.bytes_of(region);
-        let hollow = self.pager.buffers.try_take_hollow(&self.pager.kernel, self.region_size);
+        let hollow = self
+            .moves()
+            .then(|| self.pager.buffers.try_take_hollow(&self.pager.kernel, self.region_size))
+            .flatten();
         let released = match (self.frames.regions(), hollow) {
             (Some(regions), Some(mut lent)) => {
                 let taken = regions.take(bytes.start, shown, lent.buffer());
