@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use mapwright_measure::child::{self, Enforcement};
 use mapwright_measure::failure::{Failure, Result};
 use mapwright_measure::{sample, signals};
+use memmap2::{Advice, MmapOptions};
 use serde::Serialize;
 
 use crate::case::{Case, Entry, Goal};
@@ -93,6 +94,9 @@ fn build(entry: &Entry, enforcement: &Enforcement) -> Result<()> {
 fn run_one(entry: &Entry, enforcement: &Enforcement) -> Result<Measured> {
     signals::check()?;
     let task = &entry.task;
+    if matches!(task.how, How::Program(..)) {
+        warm_memory(task.budget);
+    }
     let count = match (&task.work, task.how) {
         // The words are in a database.
         (_, How::Peer(_)) => None,
@@ -113,6 +117,15 @@ fn run_one(entry: &Entry, enforcement: &Enforcement) -> Result<Measured> {
     }
     measured.checksum = Some(written);
     Ok(measured)
+}
+
+/// Has the host of a virtual machine give it so much memory, of which it may have taken back what is free: each contender pays for that otherwise that makes larger
+/// pages than the one before it.
+fn warm_memory(bytes: u64) {
+    let map = usize::try_from(bytes).ok().and_then(|len| MmapOptions::new().len(len).map_anon().ok());
+    for advice in [Advice::HugePage, Advice::PopulateWrite] {
+        let _ = map.as_ref().map(|map| map.advise(advice)); // where it can't be had, it is as cold for all
+    }
 }
 
 /// The sum of the task's file as it is on the disk.

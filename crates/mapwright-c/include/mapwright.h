@@ -116,7 +116,7 @@
 #define MAPWRIGHT_ADVICE_SEQUENTIAL 1
 
 /**
- * In no order: no read-ahead.
+ * In no order: nothing is read ahead but what turns out to be asked for together.
  */
 #define MAPWRIGHT_ADVICE_RANDOM 2
 

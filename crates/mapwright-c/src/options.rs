@@ -25,7 +25,7 @@ pub const MAPWRIGHT_STRATEGY_PAGER: c_int = 3;
 pub const MAPWRIGHT_ADVICE_NORMAL: c_int = 0;
 /// From lower to higher offsets: full read-ahead.
 pub const MAPWRIGHT_ADVICE_SEQUENTIAL: c_int = 1;
-/// In no order: no read-ahead.
+/// In no order: nothing is read ahead but what turns out to be asked for together.
 pub const MAPWRIGHT_ADVICE_RANDOM: c_int = 2;
 
 /// Faults are served by a thread of the pager.

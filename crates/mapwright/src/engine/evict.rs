@@ -168,10 +168,10 @@ pub(crate) fn make_room(engine: &Engine, bytes: u64, what: Dirty) -> Made {
 
 /// Evicts in the background until a reasonable part of the budget is free.
 pub(crate) fn run_evictor(engine: &Arc<Engine>) {
-    // Not many more than there are buffers for the pages of regions.
+    // Where regions take the pages of buffers, not many more than there are of those.
     let enough = (engine.budget.limit() / 32).min(engine.budget.limit() / 64 + 2 * REGION);
     while engine.budget.free() < enough && !engine.pool.is_closing() {
-        if !engine.buffers.may_take_pages(REGION) {
+        if engine.has_moved.load(Ordering::Relaxed) && !engine.buffers.may_take_pages(REGION) {
             break; // the fills that hold the buffers make room themselves
         }
         if !make_room(engine, PAGE, Dirty::WriteBack).progress {

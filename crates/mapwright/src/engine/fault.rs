@@ -21,6 +21,8 @@ use crate::error::{Error, Result};
 pub(crate) const SHOWN_AHEAD: u64 = 16;
 /// The same at most for a process that goes through its view in order. Showing so many takes about as long as two faults.
 pub(crate) const SHOWN_AHEAD_IN_ORDER: u64 = 256;
+/// Groups of blocks that are claimed when they are planned, not when they are read.
+const CLAIMED_EARLY: usize = 4;
 /// Between two tries to wait for faults, when the kernel is short of something.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -254,12 +256,16 @@ fn cluster(file: &Arc<File>, block: u64) -> Range<u64> {
 
 /// Fills a claimed run: here if the store is local, else on a thread that can be spared.
 fn fill_run(file: &Arc<File>, run: Range<u64>, since: Duration, deadline: Duration) -> Result<()> {
+    // For what nobody has asked for yet nothing is waited for, nor tried again.
+    let is_lone = run.end - run.start == 1;
+    let patient_until = if is_lone { deadline } else { file.pager.now() };
     if file.local {
-        let purpose = Purpose { room: Patience::Until(deadline), deadline, pin: None, read_ahead: None };
+        let room = if is_lone { Patience::Until(deadline) } else { Patience::Never };
+        let purpose = Purpose { room, deadline: patient_until, pin: None, read_ahead: None };
         return fill::fill(file, &[run], purpose);
     }
     let (block, bytes) = (run.start, file.bytes_of(&run));
-    let outcome = request::fill_elsewhere(file, vec![run], deadline, deadline);
+    let outcome = request::fill_elsewhere(file, vec![run], patient_until, patient_until);
     file.wait_settled(block, since, deadline)?;
     outcome.wait(file, bytes, since, deadline)
 }
@@ -277,10 +283,12 @@ pub(crate) fn read_ahead(file: &Arc<File>, run: Range<u64>) {
 /// Fills what is absent of some runs, on other threads, so that one part is read while another is stored, and as far as there
 /// is room. Failures are left to whoever touches the block.
 pub(crate) fn read_soon(file: &Arc<File>, runs: Vec<Range<u64>>, trigger: Option<u64>) {
-    for group in split(file, runs) {
+    for (index, group) in split(file, runs).enumerate() {
         let own = Arc::clone(file);
-        // A region is claimed before anybody comes for one page of it, and by that makes it many pages.
-        let early = file.region_blocks().is_some().then(|| ClaimedRuns::new(file, &group));
+        // A region is claimed before anybody comes for one page of it, and by that makes it many pages. Not those that are far down the queue:
+        // who touches one of them would wait for all before it.
+        let soon = index < CLAIMED_EARLY && file.region_blocks().is_some();
+        let early = soon.then(|| ClaimedRuns::new(file, &group));
         let read = move |_: &Arc<Engine>| {
             if own.is_closed() {
                 return;

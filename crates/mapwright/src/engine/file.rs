@@ -195,6 +195,9 @@ impl File {
             ReadAhead::new(ahead_max.min(MAX_READ_AHEAD).max(spec.block_size) / spec.block_size)
                 .within(ahead_max / spec.block_size)
                 .in_clusters_of(ahead_max.min(MAX_CLUSTER) / spec.block_size);
+        if frames.regions().is_some_and(|regions| regions.moves()) {
+            pager.has_moved.store(true, Ordering::Relaxed);
+        }
         if in_regions {
             read_ahead = read_ahead.in_regions_of(region_size / spec.block_size);
         }

@@ -109,7 +109,7 @@ pub enum FrameKind {
     /// The default.
     #[default]
     Auto,
-    /// Shared memory (a memfd). A write through a stray pointer to a file that is opened for reading is SIGSEGV.
+    /// Shared memory (a memfd; for programs under `mapwright run` with huge pages, where that can be had). A write through a stray pointer to a file that is opened for reading is SIGSEGV.
     Shared,
     /// Private memory whose pages the kernel moves between buffers and their place (Linux 6.8), cheaper to fill and to evict,
     /// on huge pages where whole 2 MiB are read; for files opened for reading. The kernel asks that such memory is mapped

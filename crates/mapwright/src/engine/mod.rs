@@ -84,6 +84,8 @@ pub struct Engine {
     /// Bytes of blocks that are dirty or being written, of all files that are lent.
     pub(crate) unwritten: AtomicU64,
     evictor_runs: AtomicBool,
+    /// There is, or was, a file whose regions take the pages of buffers.
+    has_moved: AtomicBool,
     serving: AtomicBool,
     /// Regions whose blocks are all resident, to be put on one frame each. Not empty while `region::run_collapses` runs.
     to_collapse: Mutex<Collapses>,
@@ -169,6 +171,7 @@ impl Engine {
             dropped: AtomicU32::new(0),
             unwritten: AtomicU64::new(0),
             evictor_runs: AtomicBool::new(false),
+            has_moved: AtomicBool::new(false),
             serving: AtomicBool::new(false),
             to_collapse: Mutex::default(),
             hungry: gate::Gate::default(),

@@ -4,7 +4,7 @@
 //! *trigger*). From these it finds *streams*: sequential, reverse and strided ones, several interleaved. Each stream's plans
 //! start small and double while it goes on, as in Linux's on-demand read-ahead (Wu, Xi, Xu: "On the design of a new Linux
 //! readahead framework", ACM SIGOPS Operating Systems Review 42(5), 2008), whose mark page is our trigger. Unlike there,
-//! nothing is read around a lone miss: that is what ruins random access; and the streams share what may be ahead at a time, since
+//! nothing is read around a lone miss, unless it was learned to be asked for: that is what ruins random access; and the streams share what may be ahead at a time, since
 //! what the cache has no room for is evicted before it is used.
 //!
 //! A touch is settled so:
@@ -14,6 +14,8 @@
 //! 2. Otherwise the last touches that belonged to no stream are searched for its predecessors. One is enough for a sequential
 //!    stream, as this is so common; two for a reverse one; three, equally spaced, for a stride. Random touches rarely line
 //!    up like that, and a stream that came about by chance is soon idle and then believed less.
+//!
+//! A third thing is learned from misses in a mapping that belong to no stream: how many blocks are asked for together (`clusters`).
 //!
 //! Left to the caller: what is resident or being read already, whether memory allows the plan, and the reading. No locks: the
 //! caller keeps one `ReadAhead` an open file, under a lock of its own.
@@ -33,7 +35,7 @@ pub enum Advice {
     Normal,
     /// From lower to higher offsets: full read-ahead from the first touch on.
     Sequential,
-    /// In no order: nothing is read before it is asked for.
+    /// In no order: nothing is read before it is asked for, but for what turns out to be asked for together: records of several blocks, up to 64 KiB.
     Random,
 }
 

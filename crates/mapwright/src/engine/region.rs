@@ -1,6 +1,6 @@
 //! Regions: runs of blocks that have one frame between them.
 //!
-//! A region that is filled at once becomes *whole*: its frame moves as one, and the policy has one entry for it. A whole region
+//! A region that is filled at once becomes *whole*: its frame moves as one, or where frames are shared is one huge page, and the policy has one entry for it. A whole region
 //! is shown, unmapped and dropped as one: who shows it holds a pin on one of its blocks, who unmaps or drops it has claimed all
 //! of them. So while a block is pinned its region stays where it is. Where that is in the way, because nothing else can be
 //! dropped, the region is *split*: its blocks go on as ordinary ones.
@@ -170,8 +170,7 @@ impl File {
                 // One that is being split may stay whole after all, and must not be mapped in part then.
                 now if now & in_work != 0 => kernel.wait(word, now, Some(MOMENT)),
                 now if now & WHOLE == 0 => return Ok(false),
-                // Where others show it, it may be stored and shown there.
-                now if now & ASIDE == 0 && !self.frames.is_lent() => {
+                _ if self.is_shown_here(now, held.start) => {
                     // The caller may have met an unmapped page just before: it is to be touched again.
                     self.frames.wake(self.bytes_of(held));
                     self.mark(held, MAPPED | SHOWN);
@@ -197,6 +196,14 @@ impl File {
         Ok(true)
     }
 
+    /// Whether a whole region is shown in the plain view, by its word and one of its blocks. If it is lent the word tells of all views.
+    fn is_shown_here(&self, word: u32, block: u64) -> bool {
+        match self.frames.is_lent() {
+            true => self.word(block).bits() & SHOWN != 0,
+            false => word & ASIDE == 0,
+        }
+    }
+
     /// Notes that pinned blocks are shown in a view of another process.
     pub(super) fn shown_elsewhere(&self, held: &Range<u64>) {
         if self.frames.regions().is_none() || held.is_empty() {
@@ -210,11 +217,11 @@ impl File {
         }
     }
 
-    /// Counts a claimed block that becomes resident, and is not in a whole region; whether all of its region are now, and it is to be collapsed.
+    /// Counts a claimed block that becomes resident, and is not in a whole region; whether all of its region are now.
     pub(super) fn count_in(&self, block: u64) -> bool {
         let Some(blocks) = self.region_blocks().filter(|&blocks| blocks > 1) else { return false };
         let before = self.regions[self.region_index(block)].fetch_add(ONE_BLOCK, Ordering::AcqRel);
-        u64::from(before / ONE_BLOCK) + 1 == blocks && self.moves()
+        u64::from(before / ONE_BLOCK) + 1 == blocks
     }
 
     /// Takes back a count: the block, claimed and not in a whole region, is about to be absent.
@@ -247,25 +254,29 @@ impl File {
         let give_back =
             |clear| region.clone().for_each(|block| self.settle(block, State::Resident, 0, 0, clear));
         let Some(regions) = self.frames.regions() else { return give_back(0) };
-        if self.is_whole(region.start) || self.show_singly(region).is_err() {
+        let (bytes, shown) = (self.bytes_of(region), !self.frames.is_lent());
+        let copied = match shown {
+            _ if self.is_whole(region.start) => false,
+            true => self.show_singly(region).map(|()| self.frames.copy_out(bytes.start, &mut buffer)).is_ok(),
+            false => self.frames.load(bytes.start, &mut buffer).is_ok(),
+        };
+        if !copied {
             return give_back(0);
         }
-        let bytes = self.bytes_of(region);
-        self.frames.copy_out(bytes.start, &mut buffer);
         // From here on a touch is a fault, which waits for the claim to end.
         let released = self.frames.release(std::slice::from_ref(&bytes));
         debug_assert!(released.is_ok(), "release: {released:?}");
         self.regions[self.region_index(region.start)].store(0, Ordering::Release);
-        match self.fill_region(regions, region, &mut buffer, true) {
+        match self.fill_region(regions, region, &mut buffer, shown) {
             Ok(()) => {
-                buffer.set_hollow(true);
+                buffer.set_hollow(regions.moves());
                 self.pager.counters.collapses.add(1);
                 let mut policy = lock_policy(&self.pager.policy);
                 if self.word(region.start).set(QUEUED_WHOLE) & QUEUED_WHOLE == 0 {
                     policy.insert_whole(self.region_key(region));
                 }
                 drop(policy);
-                give_back(MAPPED_CHECKED);
+                give_back(if shown { MAPPED_CHECKED } else { MAPPED | MAPPED_CHECKED | SHOWN });
             }
             Err(_) => {
                 let _ = self.frames.release(std::slice::from_ref(&bytes));

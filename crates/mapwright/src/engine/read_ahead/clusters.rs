@@ -3,8 +3,7 @@
 //! Records of a file may be in no order and yet be longer than a block: whoever asks for their first block asks for the rest a moment later. Each
 //! such miss costs a wait for the disk, which reads two neighbours as fast as one. So what follows a lone miss is looked at: where the block behind
 //! what was read is missed soon after, nearly always, as many again are read from then on, up to a limit. Now and then half as many are read, as
-//! a probe: where what was left out is not missed in most cases, less is read again. Nothing is read that was not missed this way before, so
-//! accesses that are random in truth read single blocks.
+//! a probe: where what was left out is not missed in most cases, less is read again. So accesses that are random in truth read single blocks.
 
 /// Lone misses whose continuations are waited for.
 const TRIALS: usize = 16;
@@ -37,7 +36,8 @@ pub(super) struct Clusters {
 struct Trial {
     /// The block that would continue it.
     end: u64,
-    is_probe: bool,
+    /// For a probe, the end of what would have been read without it.
+    left_out: Option<u64>,
     is_continued: bool,
 }
 
@@ -48,7 +48,7 @@ pub enum Miss {
     Lone(u64),
     /// It continues one before it.
     Continues {
-        /// Which was read in part to see that.
+        /// Which was read in part to see that, and this is of the rest.
         probe: bool,
     },
 }
@@ -66,7 +66,7 @@ impl Clusters {
         if let Some(trial) = continued {
             trial.is_continued = true;
             trial.end += 1; // for one that goes on
-            return Miss::Continues { probe: trial.is_probe };
+            return Miss::Continues { probe: trial.left_out.is_some_and(|end| block < end) };
         }
         self.misses = self.misses.wrapping_add(1);
         Miss::Lone(if self.is_probe() { self.len / 2 } else { self.len })
@@ -78,7 +78,8 @@ impl Clusters {
 
     /// For the lone miss of which was told last, all blocks up to `end` are read, and none of them was there before.
     pub(super) fn read_to(&mut self, end: u64) {
-        let trial = Trial { end, is_probe: self.is_probe(), is_continued: false };
+        let left_out = self.is_probe().then(|| end + self.len / 2);
+        let trial = Trial { end, left_out, is_continued: false };
         let ended = self.trials[self.next].replace(trial);
         self.next = (self.next + 1) % TRIALS;
         if let Some(ended) = ended {
@@ -87,9 +88,10 @@ impl Clusters {
     }
 
     fn learn(&mut self, trial: Trial) {
-        let score = if trial.is_probe { &mut self.probed } else { &mut self.continued };
+        let is_probe = trial.left_out.is_some();
+        let score = if is_probe { &mut self.probed } else { &mut self.continued };
         *score = *score - *score / WEIGHT + if trial.is_continued { WHOLE / WEIGHT } else { 0 };
-        let len = match trial.is_probe {
+        let len = match is_probe {
             false if *score >= GROW => (self.len * 2).min(self.max),
             true if *score < SHRINK => self.len / 2,
             _ => return,
@@ -160,6 +162,22 @@ mod tests {
         let (misses, spare) = records(&mut clusters, |_| 1);
         assert_eq!((misses, spare), (1000, 0), "a thousand records later");
         assert_eq!(clusters.len, 1);
+    }
+
+    /// Whoever goes on behind a record is told of, so that it is found to be a stream.
+    #[test]
+    fn what_goes_on_behind_a_probe_is_not_taken_for_a_record() {
+        for phase in 0..u64::from(PROBE_EVERY) {
+            let mut clusters = Clusters::new(16);
+            records(&mut clusters, |_| 8);
+            (0..phase).for_each(|record| assert!(matches!(clusters.missed(record * 1000), Miss::Lone(_))));
+            let start = 1 << 30;
+            let Miss::Lone(read) = clusters.missed(start) else { panic!("in phase {phase}") };
+            clusters.read_to(start + read);
+            let of_probe = (start + read..start + 100)
+                .filter(|&at| clusters.missed(at) == Miss::Continues { probe: true });
+            assert_eq!(of_probe.count() as u64, 8 - read, "in phase {phase}");
+        }
     }
 
     #[test]
