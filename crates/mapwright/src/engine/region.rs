@@ -217,11 +217,11 @@ impl File {
         }
     }
 
-    /// Counts a claimed block that becomes resident, and is not in a whole region; whether all of its region are now.
+    /// Counts a claimed block that becomes resident, and is not in a whole region; whether all of its region are now, and it is to be collapsed.
     pub(super) fn count_in(&self, block: u64) -> bool {
         let Some(blocks) = self.region_blocks().filter(|&blocks| blocks > 1) else { return false };
         let before = self.regions[self.region_index(block)].fetch_add(ONE_BLOCK, Ordering::AcqRel);
-        u64::from(before / ONE_BLOCK) + 1 == blocks
+        u64::from(before / ONE_BLOCK) + 1 == blocks && self.moves()
     }
 
     /// Takes back a count: the block, claimed and not in a whole region, is about to be absent.
@@ -254,29 +254,25 @@ impl File {
         let give_back =
             |clear| region.clone().for_each(|block| self.settle(block, State::Resident, 0, 0, clear));
         let Some(regions) = self.frames.regions() else { return give_back(0) };
-        let (bytes, shown) = (self.bytes_of(region), !self.frames.is_lent());
-        let copied = match shown {
-            _ if self.is_whole(region.start) => false,
-            true => self.show_singly(region).map(|()| self.frames.copy_out(bytes.start, &mut buffer)).is_ok(),
-            false => self.frames.load(bytes.start, &mut buffer).is_ok(),
-        };
-        if !copied {
+        if self.is_whole(region.start) || self.show_singly(region).is_err() {
             return give_back(0);
         }
+        let bytes = self.bytes_of(region);
+        self.frames.copy_out(bytes.start, &mut buffer);
         // From here on a touch is a fault, which waits for the claim to end.
         let released = self.frames.release(std::slice::from_ref(&bytes));
         debug_assert!(released.is_ok(), "release: {released:?}");
         self.regions[self.region_index(region.start)].store(0, Ordering::Release);
-        match self.fill_region(regions, region, &mut buffer, shown) {
+        match self.fill_region(regions, region, &mut buffer, true) {
             Ok(()) => {
-                buffer.set_hollow(regions.moves());
+                buffer.set_hollow(true);
                 self.pager.counters.collapses.add(1);
                 let mut policy = lock_policy(&self.pager.policy);
                 if self.word(region.start).set(QUEUED_WHOLE) & QUEUED_WHOLE == 0 {
                     policy.insert_whole(self.region_key(region));
                 }
                 drop(policy);
-                give_back(if shown { MAPPED_CHECKED } else { MAPPED | MAPPED_CHECKED | SHOWN });
+                give_back(MAPPED_CHECKED);
             }
             Err(_) => {
                 let _ = self.frames.release(std::slice::from_ref(&bytes));

@@ -128,8 +128,11 @@ impl View {
 
 /// How many pages to show from `page` on, when `ahead` were to be shown from `before` on.
 fn pages_after(before: u64, ahead: u64, page: u64) -> u64 {
-    let in_order = before < page && page <= before.saturating_add(ahead);
-    if in_order { (ahead * 2).min(SHOWN_AHEAD_IN_ORDER) } else { SHOWN_AHEAD }
+    match page {
+        _ if page == before => ahead, // it was being filled, and is touched again
+        _ if before < page && page <= before.saturating_add(ahead) => (ahead * 2).min(SHOWN_AHEAD_IN_ORDER),
+        _ => SHOWN_AHEAD,
+    }
 }
 
 impl kernel::RemoteView for View {
@@ -433,5 +436,6 @@ mod tests {
         assert_eq!(touches(&[16, 20, 21]), [32, 64, 128], "what follows was not there yet");
         assert_eq!(touches(&[16, 48, 500, 400, 400]), [32, 64, 16, 16, 16]);
         assert_eq!(pages_after(u64::MAX, SHOWN_AHEAD, 0), SHOWN_AHEAD);
+        assert_eq!(pages_after(7, 2 * SHOWN_AHEAD, 7), 2 * SHOWN_AHEAD, "what waits for a fill comes twice");
     }
 }
