@@ -430,6 +430,10 @@ mod tests {
         into
     }
 
+    fn only(range: Range<u64>) -> Vec<Range<u64>> {
+        std::iter::once(range).collect()
+    }
+
     /// Bytes that are mapped as huge pages in the mapping that begins at an address.
     fn mapped_huge(start: usize) -> u64 {
         let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
@@ -446,7 +450,7 @@ mod tests {
         let stored = bytes(1, capacity - 5 * PAGE);
         frames.store(5 * PAGE, &stored).unwrap();
         assert_eq!(loaded(&frames, 5 * PAGE..capacity), stored);
-        assert_eq!(frames.holes(0..capacity).unwrap(), [0..5 * PAGE]);
+        assert_eq!(frames.holes(0..capacity).unwrap(), only(0..5 * PAGE));
         let lent = frames.lend().unwrap();
         let view = Reservation::aligned(capacity as usize, HUGE as usize).unwrap();
         view.map_file(lent.as_fd(), 0..capacity, false).unwrap();
@@ -457,8 +461,8 @@ mod tests {
         }
         assert_eq!(mapped_huge(view.start()), 3 * HUGE);
         // A part can go by itself.
-        frames.release(&[HUGE + 7 * PAGE..HUGE + 9 * PAGE]).unwrap();
-        assert_eq!(frames.holes(HUGE..capacity).unwrap(), [HUGE + 7 * PAGE..HUGE + 9 * PAGE]);
+        frames.release(&only(HUGE + 7 * PAGE..HUGE + 9 * PAGE)).unwrap();
+        assert_eq!(frames.holes(HUGE..capacity).unwrap(), only(HUGE + 7 * PAGE..HUGE + 9 * PAGE));
         assert_eq!(
             loaded(&frames, HUGE..HUGE + 7 * PAGE),
             stored[(HUGE - 5 * PAGE) as usize..][..7 * PAGE as usize]
@@ -469,8 +473,8 @@ mod tests {
         let new = bytes(2, 2 * HUGE);
         frames.store(HUGE, &new).unwrap();
         assert_eq!(loaded(&frames, HUGE..3 * HUGE), new);
-        frames.release(&[0..capacity]).unwrap();
-        assert_eq!(frames.holes(0..capacity).unwrap(), [0..capacity]);
+        frames.release(&only(0..capacity)).unwrap();
+        assert_eq!(frames.holes(0..capacity).unwrap(), only(0..capacity));
     }
 
     #[test]

@@ -261,7 +261,8 @@ impl Regions for Shared {
     }
 
     fn unmap(&self, at: u64) -> io::Result<()> {
-        Frames::unmap(self, &[at..at + self.size()])
+        let range = at..at + self.size();
+        Frames::unmap(self, std::slice::from_ref(&range))
     }
 
     fn take(&self, _at: u64, _shown: bool, _buffer: &mut Buffer) -> io::Result<()> {
