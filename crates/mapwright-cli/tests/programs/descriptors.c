@@ -311,7 +311,8 @@ static void into_by_splice(void) {
 static void by_lseek(void) {
     begin_with_holes();
     CHECK(lseek(fd, 0, SEEK_DATA) == MIB);
-    CHECK(lseek(fd, MIB, SEEK_HOLE) == MIB + PAGE && lseek(fd, 0, SEEK_END) == LEN);
+    /* What shares a folio of the page cache with data counts as such, and how large those are is the disk's read-ahead's. */
+    CHECK(lseek(fd, MIB, SEEK_HOLE) >= MIB + PAGE && lseek(fd, 0, SEEK_END) == LEN);
     finish();
 }
 
