@@ -1,6 +1,6 @@
 //! Shared frames: a memfd whose offset is the file's offset, and the views that show it.
 //!
-//! Frames that are made to be lent for reading are in a file of a tmpfs of their own where that can be had ([`folios`](crate::folios)): 2 MiB that are stored at once are
+//! Frames that are made to be lent for reading are in a file of a tmpfs of their own where that can be had (`folios`): 2 MiB that are stored at once are
 //! on one huge page then, which costs a tenth of what 512 pages do, to make and to give back.
 //!
 //! Every page is absent (a hole), stored (in the memfd), or stored and mapped. All facts used here are measured by the
