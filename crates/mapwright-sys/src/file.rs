@@ -1,7 +1,18 @@
-//! What rustix lacks for files: locks that belong to an open file, the size of a block device, and writing back without syncing.
+//! What rustix lacks for files: opening one anew, locks that belong to an open file, the size of a block device, and writing back without syncing.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+
+/// Opens what `fd` is of once more, close-on-exec, with flags and a position of its own, through `/proc`.
+///
+/// # Errors
+/// `ENOENT` without `/proc`; whatever open(2) says.
+pub fn open_again(fd: BorrowedFd<'_>, flags: OFlags) -> io::Result<OwnedFd> {
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    Ok(rustix::fs::open(link, flags | OFlags::CLOEXEC, Mode::empty())?)
+}
 
 /// Takes an exclusive lock on the whole file, without waiting.
 ///

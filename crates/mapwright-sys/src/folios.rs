@@ -95,9 +95,3 @@ fn make_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
     };
     check(answer).map(drop)
 }
-
-/// A second descriptor of what one is of, with flags of its own.
-pub(crate) fn open_again(fd: BorrowedFd<'_>, flags: OFlags) -> io::Result<OwnedFd> {
-    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    Ok(rustix::fs::open(link, flags | OFlags::CLOEXEC, Mode::empty())?)
-}

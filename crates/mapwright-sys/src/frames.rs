@@ -18,15 +18,17 @@ use rustix::fs::{
 };
 
 use crate::PAGE_SIZE;
-use crate::folios::{Folios, open_again};
+use crate::file::open_again;
+use crate::folios::Folios;
 use crate::mapping::Reservation;
+use crate::moved::REGION;
 use crate::pagemap::Pagemap;
 use crate::uffd::Uffd;
 use crate::window::{AddressRange, Claims};
 use crate::zap::zap;
 
 /// Bytes of a huge page.
-const HUGE: u64 = 2 << 20;
+const HUGE: u64 = REGION as u64;
 
 /// The frames of one file.
 pub struct SharedFrames {
@@ -146,9 +148,9 @@ impl SharedFrames {
     /// `ENOSPC`/`ENOMEM` when memory is short.
     pub fn store(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
         let huge = self.make_huge(at..at + bytes.len() as u64);
-        let stored = self.write(at, bytes);
-        // Only a mapping: the pages are the file's.
-        huge.and_then(|huge| zap(std::iter::once(huge)).err()).map_or(stored, Err)
+        self.write(at, bytes)?;
+        // Out of the mapping alone: the pages are the file's.
+        zap(huge.into_iter())
     }
 
     /// Has huge pages made for what of a range can be on such. Where there are none to be had, or ordinary pages are there already, those will do. The

@@ -14,9 +14,10 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
 
 use crate::check;
+use crate::file::open_again;
 use crate::forward::Blocked;
 
 // Of the kernel's asm-generic/fcntl.h.
@@ -97,10 +98,9 @@ impl FileLease {
     /// `EAGAIN` if anybody has it open for writing; `EACCES` if it is another user's and this process lacks CAP_LEASE, or can't be opened anew;
     /// `EINVAL`, `ENOLCK` or `EOPNOTSUPP` where the file system gives no leases.
     pub fn take(file: BorrowedFd<'_>, listener: Listener) -> io::Result<Self> {
-        let link = format!("/proc/self/fd/{}", file.as_raw_fd());
         // Not to wait for a lease of somebody else's.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-        Self::set_on(rustix::fs::open(link, flags, Mode::empty())?, libc::F_RDLCK, listener)
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        Self::set_on(open_again(file, flags)?, libc::F_RDLCK, listener)
     }
 
     /// Takes a lease for writing on the very open file description of `file`, a regular file that is open for reading and writing, and by it alone:

@@ -197,12 +197,11 @@ impl Kernel for Host {
             }
         }
         let pagemap = self.pagemap(spec.writable)?;
-        let large = (spec.lent && !spec.writable)
-            .then(|| SharedFrames::new_large(spec.capacity, Arc::clone(&uffd), Arc::clone(&pagemap)));
-        let frames = match large {
-            Some(Ok(frames)) => Ok(frames),
-            // What they ask for is not everybody's to have.
-            Some(Err(_)) | None => SharedFrames::new(spec.capacity, spec.writable, uffd, pagemap),
+        // What these ask for is not everybody's to have: others will do.
+        let large = || SharedFrames::new_large(spec.capacity, Arc::clone(&uffd), Arc::clone(&pagemap)).ok();
+        let frames = match spec.lent.then(large).flatten() {
+            Some(large) => Ok(large),
+            None => SharedFrames::new(spec.capacity, spec.writable, uffd, pagemap),
         };
         let frames = frames.map_err(|e| Error::Unsupported {
             feature: "address space and a memfd for the mapping",

@@ -5,11 +5,12 @@
 //! the pager has its own copy.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
 
-use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
+use mapwright_sys::file::open_again;
+use rustix::fs::{FileType, OFlags, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
 use rustix::process::{Resource, getrlimit};
 
@@ -88,10 +89,8 @@ impl OwnFile {
 /// # Errors
 /// `ENOSPC` if not; what open(2) says.
 pub(super) fn check_room(file: BorrowedFd<'_>) -> io::Result<()> {
-    let link = format!("/proc/self/fd/{}", file.as_raw_fd());
     // Not the program's own, of which this would be the position; nor to wait for a lease of somebody else's.
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-    let other = rustix::fs::open(link, flags, Mode::empty())?;
+    let other = open_again(file, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
     let stat = rustix::fs::fstat(&other)?;
     let len = u64::try_from(stat.st_size).unwrap_or(0);
     // A store by a map has no such limit, and the server's write would end it (SIGXFSZ).
