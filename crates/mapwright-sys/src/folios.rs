@@ -44,7 +44,8 @@ impl Folios {
         static LAST: AtomicU64 = AtomicU64::new(0);
         let mounts = mounts()?;
         // Of a process, and of its children: the mounts are theirs too. It is shown as that of a memfd is.
-        let name = format!("memfd:mapwright-{}-{}", std::process::id(), LAST.fetch_add(1, Ordering::Relaxed));
+        let name =
+            format!("memfd:mapwright-frames-{}-{}", std::process::id(), LAST.fetch_add(1, Ordering::Relaxed));
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let file = openat(&mounts.writable, &name, flags, Mode::RUSR | Mode::WUSR)?;
         let readable = openat(&mounts.readable, &name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());

@@ -118,8 +118,7 @@ impl Area {
             b"[heap]" => Kind::Heap,
             b"[stack]" => Kind::Stack,
             _ if is("[vdso") || is("[vvar") || is("[vsyscall") => Kind::Kernel,
-            b"/memfd:mapwright (deleted)" => Kind::PagerFrames,
-            _ if is("/memfd:mapwright-") && !is("/memfd:mapwright-lost") => Kind::PagerFrames,
+            _ if is("/memfd:mapwright ") || is("/memfd:mapwright-frames-") => Kind::PagerFrames,
             _ if is("/memfd:") => Kind::Memfd,
             _ if is("/dev/shm/") || is("/SYSV") || is("/dev/zero (deleted)") || is("[anon_shmem") => {
                 Kind::SharedMemory
