@@ -43,6 +43,14 @@ pub struct SharedFrames {
     writable: bool,
 }
 
+/// Whether this process can have frames on huge pages.
+///
+/// # Errors
+/// As for [`SharedFrames::new_large`].
+pub fn can_be_large() -> io::Result<()> {
+    Folios::new().map(drop)
+}
+
 /// What frames on huge pages have.
 struct Large {
     /// What is lent.
@@ -93,7 +101,7 @@ impl SharedFrames {
         Ok(Self { memfd, large, plain, checked, making_checked, uffd, pagemap, claims, writable })
     }
 
-    /// Whether whole 2 MiB that are stored at once are on huge pages.
+    /// Whether these are on huge pages where whole 2 MiB are stored at once.
     pub fn is_large(&self) -> bool {
         self.large.is_some()
     }

@@ -82,17 +82,26 @@ static void walk_in_threads(const uint64_t *map, unsigned seed) {
     for (unsigned thread = 0; thread < THREADS; thread++) CHECK(pthread_join(threads[thread], NULL) == 0);
 }
 
+/* Each goes twice through its map; who writes does so while all of them are at it, and before any of them has ended. */
 static void in_processes(int writes) {
     pid_t children[PROCESSES];
+    int begun[2], written[2];
+    char byte = 0;
+    CHECK(pipe(begun) == 0 && pipe(written) == 0);
     for (unsigned process = 0; process < PROCESSES; process++)
         if ((children[process] = fork()) == 0) {
+            CHECK(close(written[1]) == 0);
             uint64_t *map = map_file(PROT_READ, process ? MAP_SHARED : MAP_PRIVATE);
-            for (unsigned round = 0; round < 2; round++) walk_in_threads(map, process * THREADS + round * 4);
+            page_is(map, 0);
+            CHECK(write(begun[1], &byte, 1) == 1);
+            walk_in_threads(map, process * THREADS);
+            CHECK(read(written[0], &byte, 1) == 0); /* the end of it */
+            walk_in_threads(map, process * THREADS + 4);
             CHECK(munmap(map, len) == 0);
             _exit(0);
         }
-    if (writes) { /* what is there already, while all of them read */
-        usleep(100000);
+    if (writes) { /* what is there already */
+        for (unsigned process = 0; process < PROCESSES; process++) CHECK(read(begun[0], &byte, 1) == 1);
         int fd = open(path, O_RDWR);
         uint64_t part[WORDS];
         for (size_t page = 3; page + 1 < pages; page += pages / 50) {
@@ -101,10 +110,16 @@ static void in_processes(int writes) {
         }
         CHECK(fd >= 0 && close(fd) == 0);
     }
+    CHECK(close(written[1]) == 0);
     for (unsigned process = 0; process < PROCESSES; process++) {
         int status;
         CHECK(waitpid(children[process], &status, 0) == children[process] && status == 0);
     }
+}
+
+static void in_order(void) {
+    const uint64_t *map = map_file(PROT_READ, MAP_SHARED);
+    for (size_t page = 0; page < pages; page++) page_is(map, page);
 }
 
 /* Of a private map some pages are the program's own. */
@@ -138,6 +153,7 @@ int main(int count, char **arguments) {
     if (strcmp(what, "make") == 0) write_file();
     else if (strcmp(what, "readers") == 0) in_processes(0);
     else if (strcmp(what, "writer") == 0) in_processes(1);
+    else if (strcmp(what, "order") == 0) in_order();
     else if (strcmp(what, "copies") == 0) copies();
     else if (strcmp(what, "calls") == 0) calls();
     else return 2;
