@@ -109,7 +109,9 @@ fn users_without_rights_are_served_what_they_may_be() {
     assert!(file["maps"] == 0 && file["kernel"].to_string().contains("F_SETLEASE"), "{:#}", ran.report);
     let doctor = text(&as_nobody(dir.path(), true, &[], &["doctor"]).unwrap().stdout);
     assert!(
-        doctor.contains("what they map of files is served") && doctor.contains("no CAP_LEASE"),
+        doctor.contains("what they map of files is served")
+            && doctor.contains("no CAP_LEASE")
+            && doctor.contains("are on pages of 4 KiB: "),
         "{doctor}"
     );
     // And with the right to leases.
