@@ -13,11 +13,13 @@ use crate::{files, links, tidy};
 
 /// Most time for a step, in seconds: several times what it takes on two slow cores.
 const STEP_SECONDS: u64 = 900;
+/// The same, of all tests.
+const TESTS_SECONDS: u64 = 2700;
 /// Most time for a run of a program, in seconds, what is left to build included.
 const RUN_SECONDS: u64 = 180;
 /// How long the stress test runs, in seconds.
 const STRESS_SECONDS: &str = "60";
-/// Seeds that each test of the simulator tries.
+/// Seeds that each test of the simulator tries at least.
 const SIM_SEEDS: &str = "2000";
 /// States of the disk after a power failure that are drawn at least.
 const CRASH_STATES: &str = "300000";
@@ -126,6 +128,11 @@ impl Step {
         self
     }
 
+    fn within(mut self, seconds: u64) -> Self {
+        self.limit = Duration::from_secs(seconds);
+        self
+    }
+
     fn and(mut self, argument: impl Into<String>) -> Self {
         self.arguments.push(argument.into());
         self
@@ -141,14 +148,15 @@ fn steps(scratch: &Scratch) -> Vec<Step> {
         cargo("clippy", "clippy --workspace --all-targets -- -D warnings"),
         // By itself, so that the limit of the next step is for what runs.
         cargo("tests, built", "test --workspace --lib --bins --tests --no-run"),
-        tests("tests", "--workspace --lib --bins --tests --no-fail-fast"),
-        tests("documentation examples", "--workspace --doc"),
-        cargo("documentation", "doc --workspace --no-deps").with("RUSTDOCFLAGS", "-D warnings"),
-        tests("stress", "-p mapwright --test stress").with("MAPWRIGHT_STRESS_SECONDS", STRESS_SECONDS),
-        tests("simulator, many seeds", "-p mapwright-sim --tests")
+        // All in one step, so that nothing is built twice, as it is where packages are selected.
+        tests("tests", "--workspace --lib --bins --tests --no-fail-fast")
+            .within(TESTS_SECONDS)
+            .with("MAPWRIGHT_STRESS_SECONDS", STRESS_SECONDS)
             .with("MAPWRIGHT_SIM_SEEDS", SIM_SEEDS)
             .with("MAPWRIGHT_CRASH_STATES", CRASH_STATES)
             .with("MAPWRIGHT_FUZZ_ROUNDS", FUZZ_ROUNDS),
+        tests("documentation examples", "--workspace --doc"),
+        cargo("documentation", "doc --workspace --no-deps").with("RUSTDOCFLAGS", "-D warnings"),
         cargo(
             "compare, smoke run",
             "run --quiet -- compare --write --rounds 1 --seconds-per-round 0.1 --quiet --limit 1M",
@@ -160,7 +168,7 @@ fn steps(scratch: &Scratch) -> Vec<Step> {
         example("example: sort in place", "sort_in_place -- --mib 8 --budget-mib 2"),
         example("example: look up an index", "index_lookup -- --records 100000 --lookups 2000"),
         example("example: asynchronous server", "async_server -- --self-test"),
-        cargo("benchmarks build", "bench --workspace --no-run"),
+        cargo("benchmarks build", "bench --workspace --no-run --profile dev"),
         // Built and not only checked: assembly is read when code is generated.
         cargo(
             "AArch64, the library",
@@ -187,7 +195,7 @@ impl Step {
     }
 
     fn run(&self, root: &Path, tally: &mut Tally) -> Result<(), String> {
-        if let Some(what) = self.missing_test(root).or_else(|| self.missing_target()) {
+        if let Some(what) = self.missing_target() {
             tally.ignored += 1;
             println!("left out: there is no {what}");
             return Ok(());
@@ -216,15 +224,6 @@ impl Step {
         let at = self.arguments.iter().position(|argument| argument == "--target")?;
         let target = self.arguments.get(at + 1)?;
         library_of(target).is_none().then(|| format!("library for {target}: rustup target add {target}"))
-    }
-
-    /// A test binary that this step names and that is not there.
-    fn missing_test(&self, root: &Path) -> Option<String> {
-        let at = self.arguments.iter().position(|argument| argument == "--test")?;
-        let package = self.arguments.iter().position(|argument| argument == "-p")?;
-        let path =
-            format!("crates/{}/tests/{}.rs", self.arguments.get(package + 1)?, self.arguments.get(at + 1)?);
-        (!root.join(&path).exists()).then_some(path)
     }
 }
 
@@ -357,11 +356,5 @@ mod tests {
     fn a_target_that_is_not_there_is_noticed() {
         assert!(cargo("x", "build --target no-such-machine").missing_target().is_some());
         assert_eq!(cargo("x", "build").missing_target(), None);
-    }
-
-    #[test]
-    fn a_test_that_is_not_there_is_noticed() {
-        assert!(tests("x", "-p mapwright --test gone").missing_test(&files::root()).is_some());
-        assert_eq!(tests("x", "-p mapwright --test smoke").missing_test(&files::root()), None);
     }
 }

@@ -175,8 +175,8 @@ impl Simulation {
         scheduler::run(seed, options, move |core| body(&SimHandle::new(core)))
     }
 
-    /// Runs `body` once for each of the seeds `0..count`; `MAPWRIGHT_SIM_SEEDS` in the environment replaces the count, and
-    /// `MAPWRIGHT_SIM_SEED` runs that one seed only.
+    /// Runs `body` once for each of the seeds `0..count`; `MAPWRIGHT_SIM_SEEDS` in the environment asks for at least so
+    /// many, and `MAPWRIGHT_SIM_SEED` for that one seed only.
     ///
     /// # Panics
     /// As `run`, at the first seed that fails; when a variable is not a number.
@@ -187,7 +187,7 @@ impl Simulation {
         };
         let seeds = match number("MAPWRIGHT_SIM_SEED") {
             Some(seed) => seed..seed + 1,
-            None => 0..number("MAPWRIGHT_SIM_SEEDS").unwrap_or(count),
+            None => 0..number("MAPWRIGHT_SIM_SEEDS").unwrap_or(0).max(count),
         };
         for seed in seeds {
             let body = body.clone();

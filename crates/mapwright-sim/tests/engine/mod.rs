@@ -34,7 +34,7 @@ pub fn frame_limit(budget: u64) -> u64 {
     budget - (budget / 8).max(PAGE)
 }
 
-/// The seeds to run: `MAPWRIGHT_SIM_SEED` is that one only, `MAPWRIGHT_SIM_SEEDS` replaces the count.
+/// The seeds to run: `MAPWRIGHT_SIM_SEED` is that one only, `MAPWRIGHT_SIM_SEEDS` asks for at least so many.
 pub fn seeds(count: u64) -> std::ops::Range<u64> {
     let number = |name| {
         let text = std::env::var(name).ok()?;
@@ -42,7 +42,7 @@ pub fn seeds(count: u64) -> std::ops::Range<u64> {
     };
     match number("MAPWRIGHT_SIM_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("MAPWRIGHT_SIM_SEEDS").unwrap_or(count),
+        None => 0..number("MAPWRIGHT_SIM_SEEDS").unwrap_or(0).max(count),
     }
 }
 
