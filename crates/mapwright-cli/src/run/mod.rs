@@ -29,6 +29,8 @@ use crate::text;
 
 /// The shim, as the build script made it.
 const SHIM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libmapwright_shim.so"));
+/// How often the kernel is asked to seal it.
+const TRIES_TO_SEAL: u32 = 20;
 /// Signals that are passed on.
 const PASSED_ON: [i32; 6] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2];
 /// Exit codes of shells, for what could not be run.
@@ -240,8 +242,21 @@ fn shim() -> io::Result<OwnedFd> {
         let written = rustix::io::write(&fd, rest)?;
         rest = &rest[written..];
     }
-    fcntl_add_seals(&fd, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+    seal(&fd)?;
     Ok(fd)
+}
+
+/// Seals a file that nobody maps. The kernel may have its pages in hand all the same, to move them or to see who uses them, and then waits 150 ms
+/// before it says EBUSY (`memfd_wait_for_pins`).
+fn seal(fd: &OwnedFd) -> io::Result<()> {
+    let all = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+    for _ in 1..TRIES_TO_SEAL {
+        match fcntl_add_seals(fd, all) {
+            Err(rustix::io::Errno::BUSY) => {}
+            sealed => return Ok(sealed?),
+        }
+    }
+    Ok(fcntl_add_seals(fd, all)?)
 }
 
 /// An eighth of the machine's memory, in bytes.
