@@ -22,6 +22,7 @@ use mapwright_measure::failure::{Failure, Result};
 use mapwright_measure::size;
 use mapwright_sys::forward::{Blocked, end_by, stop_by};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2};
 
@@ -30,7 +31,7 @@ use crate::text;
 /// The shim, as the build script made it.
 const SHIM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libmapwright_shim.so"));
 /// How often the kernel is asked to seal it.
-const TRIES_TO_SEAL: u32 = 20;
+const TRIES_TO_SEAL: usize = 20;
 /// Signals that are passed on.
 const PASSED_ON: [i32; 6] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2];
 /// Exit codes of shells, for what could not be run.
@@ -250,13 +251,8 @@ fn shim() -> io::Result<OwnedFd> {
 /// before it says EBUSY (`memfd_wait_for_pins`).
 fn seal(fd: &OwnedFd) -> io::Result<()> {
     let all = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
-    for _ in 1..TRIES_TO_SEAL {
-        match fcntl_add_seals(fd, all) {
-            Err(rustix::io::Errno::BUSY) => {}
-            sealed => return Ok(sealed?),
-        }
-    }
-    Ok(fcntl_add_seals(fd, all)?)
+    let mut tries = std::iter::repeat_with(|| fcntl_add_seals(fd, all)).take(TRIES_TO_SEAL);
+    Ok(tries.find(|sealed| *sealed != Err(Errno::BUSY)).unwrap_or(Err(Errno::BUSY))?)
 }
 
 /// An eighth of the machine's memory, in bytes.
