@@ -53,6 +53,7 @@ mod state;
 mod store;
 mod trace;
 
+use std::ops::Range;
 use std::time::Duration;
 
 pub use handle::{Bus, JoinHandle, SimHandle};
@@ -175,23 +176,29 @@ impl Simulation {
         scheduler::run(seed, options, move |core| body(&SimHandle::new(core)))
     }
 
-    /// Runs `body` once for each of the seeds `0..count`; `MAPWRIGHT_SIM_SEEDS` in the environment asks for at least so
-    /// many, and `MAPWRIGHT_SIM_SEED` for that one seed only.
+    /// Runs `body` once for each of [`seeds`].
     ///
     /// # Panics
-    /// As `run`, at the first seed that fails; when a variable is not a number.
+    /// As `run`, at the first seed that fails; as `seeds`.
     pub fn run_seeds(count: u64, options: &Options, body: impl Fn(&SimHandle) + Clone + Send + 'static) {
-        let number = |name| {
-            let text = std::env::var(name).ok()?;
-            Some(text.parse().unwrap_or_else(|_| panic!("{name}={text}: expected a number")))
-        };
-        let seeds = match number("MAPWRIGHT_SIM_SEED") {
-            Some(seed) => seed..seed + 1,
-            None => 0..number("MAPWRIGHT_SIM_SEEDS").unwrap_or(0).max(count),
-        };
-        for seed in seeds {
+        for seed in seeds(count) {
             let body = body.clone();
             Self::run(seed, options, move |sim| body(sim));
         }
+    }
+}
+
+/// The seeds to run: `0..count`. In the environment `MAPWRIGHT_SIM_SEEDS` asks for at least so many, and `MAPWRIGHT_SIM_SEED` for that one only.
+///
+/// # Panics
+/// When a variable is not a number.
+pub fn seeds(count: u64) -> Range<u64> {
+    let number = |name| {
+        let text = std::env::var(name).ok()?;
+        Some(text.parse::<u64>().unwrap_or_else(|_| panic!("{name}={text}: expected a number")))
+    };
+    match number("MAPWRIGHT_SIM_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("MAPWRIGHT_SIM_SEEDS").unwrap_or(0).max(count),
     }
 }

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use engine::atomic::{self, Kind};
-use engine::{for_each, seeds, try_seed};
+use engine::{for_each, try_seed};
 use mapwright::engine::sabotage::{Sabotage as Engine, choose as break_engine};
 use mapwright::journal::sabotage::{Sabotage as Journal, choose as break_journal};
-use mapwright_sim::Options;
+use mapwright_sim::{Options, seeds};
 
 /// A fifth of the seeds that others run: each of these looks at some hundred states of the disk.
 fn some_seeds(count: u64) -> std::ops::Range<u64> {

@@ -18,7 +18,7 @@ use mapwright::engine::file::{File, FileSpec, Keep};
 use mapwright::engine::kernel::{FaultMode, FrameKind, Kernel};
 use mapwright::engine::read_ahead::Advice;
 use mapwright::engine::{Engine, Handle};
-use mapwright_sim::{Failure, Options, Report, Rng, SimHandle, SimKernel, SimStore, Simulation};
+use mapwright_sim::{Failure, Options, Report, Rng, SimHandle, SimKernel, SimStore, Simulation, seeds};
 
 pub const PAGE: u64 = 4096;
 pub const EIO: i32 = 5;
@@ -32,18 +32,6 @@ pub fn pick<T: Copy>(rng: &mut Rng, from: &[T]) -> T {
 /// What frames may take of a budget: all but the buffers.
 pub fn frame_limit(budget: u64) -> u64 {
     budget - (budget / 8).max(PAGE)
-}
-
-/// The seeds to run: `MAPWRIGHT_SIM_SEED` is that one only, `MAPWRIGHT_SIM_SEEDS` asks for at least so many.
-pub fn seeds(count: u64) -> std::ops::Range<u64> {
-    let number = |name| {
-        let text = std::env::var(name).ok()?;
-        Some(text.parse::<u64>().unwrap_or_else(|_| panic!("{name}={text}: expected a number")))
-    };
-    match number("MAPWRIGHT_SIM_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("MAPWRIGHT_SIM_SEEDS").unwrap_or(0).max(count),
-    }
 }
 
 /// Runs `body` for one seed. It tells what frames may take by the counter it is given: they never go above it.
