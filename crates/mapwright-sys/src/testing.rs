@@ -47,6 +47,14 @@ fn promise_no_new_privileges() -> io::Result<()> {
     Ok(())
 }
 
+/// Whether a thread of this process, named as gettid(2) does, is in a call that waits for a futex. (futex(2) is also what wakes.)
+pub fn waits_for_a_futex(thread: i32) -> bool {
+    let waits = [libc::SYS_futex, libc::SYS_futex_waitv];
+    let call = std::fs::read_to_string(format!("/proc/self/task/{thread}/syscall")).unwrap_or_default();
+    let number = call.split_ascii_whitespace().next().and_then(|number| number.parse().ok()); // or that it runs
+    number.is_some_and(|number| waits.contains(&number))
+}
+
 /// The system calls of io_uring.
 pub const IO_URING: [libc::c_long; 3] =
     [libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register];

@@ -118,6 +118,7 @@ mod tests {
     use super::Waiting;
     use crate::PAGE_SIZE;
     use crate::shared::Words;
+    use crate::testing::waits_for_a_futex;
 
     #[test]
     fn a_change_of_either_word_ends_the_sleep() {
@@ -128,12 +129,18 @@ mod tests {
         for woken in [3, 4] {
             let since = Instant::now();
             std::thread::scope(|scope| {
-                scope.spawn(|| {
+                let (tell, told) = std::sync::mpsc::channel();
+                let words = &words;
+                scope.spawn(move || {
+                    tell.send(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
                     while words.word(woken).load(Ordering::SeqCst) == 0 {
                         words.wait(watch(3), Some(watch(4)), Duration::from_secs(30));
                     }
                 });
-                std::thread::sleep(Duration::from_millis(20));
+                let sleeper = told.recv().unwrap();
+                while !waits_for_a_futex(sleeper) {
+                    std::thread::yield_now();
+                }
                 words.word(woken).store(1, Ordering::SeqCst);
                 words.wake(woken, 1);
             });

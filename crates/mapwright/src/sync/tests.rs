@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use mapwright_sys::shared::Words;
-use mapwright_sys::testing::{Fork, in_its_own_process};
+use mapwright_sys::testing::{Fork, in_its_own_process, waits_for_a_futex};
 
 use super::mutex::SLEEPERS;
 use super::plan::{PRESENCES, PROCESSES, RING_HEAD};
@@ -132,12 +132,18 @@ fn a_sleeper_is_woken_by_a_death() {
     }
     assert!(all.mutex.lock_timeout(Duration::from_millis(30)).unwrap().is_none());
     std::thread::scope(|scope| {
-        let sleeper = scope.spawn(|| {
+        let (tell, told) = std::sync::mpsc::channel();
+        let mutex = &all.mutex;
+        let sleeper = scope.spawn(move || {
+            tell.send(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
             let since = Instant::now();
-            let is_orphaned = all.mutex.lock().unwrap().is_orphaned();
+            let is_orphaned = mutex.lock().unwrap().is_orphaned();
             (is_orphaned, since.elapsed())
         });
-        std::thread::sleep(Duration::from_millis(30));
+        let thread = told.recv_timeout(SOON).unwrap();
+        while !(sleeper.is_finished() || waits_for_a_futex(thread)) {
+            std::thread::yield_now();
+        }
         child.kill();
         let (is_orphaned, after) = sleeper.join().unwrap();
         assert!(is_orphaned && after < SOON / 2, "{after:?}");
@@ -158,14 +164,13 @@ fn who_gives_up_leaves_nobody_asleep() {
         let (tell, told) = std::sync::mpsc::channel();
         let mutex = &all.mutex;
         let wait = move || {
-            tell.send(rustix::thread::gettid().as_raw_nonzero()).unwrap();
+            tell.send(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
             // Less than the time after which sleepers look by themselves.
             mutex.lock_timeout(Duration::from_millis(80)).unwrap().is_none()
         };
         let waiter = scope.spawn(wait);
-        let stat = format!("/proc/self/task/{}/stat", told.recv_timeout(SOON).unwrap());
-        let sleeps = || std::fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") S "));
-        while !(waiter.is_finished() || knows_of_sleepers() && sleeps()) {
+        let thread = told.recv_timeout(SOON).unwrap();
+        while !(waiter.is_finished() || knows_of_sleepers() && waits_for_a_futex(thread)) {
             std::thread::yield_now();
         }
         word.fetch_and(!u64::from(SLEEPERS), Ordering::SeqCst); // unlocked, and locked by another
